@@ -1,0 +1,46 @@
+"""What goes wrong, by whose hand it is put right: the caller of an optimizer, or the user of the lab.
+
+Every message quotes the value, the allowed set and the remedy. The optimizer's exceptions also
+subclass what ``torch.optim`` raises in the same place, so that existing handlers keep working.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SvagError(Exception):
+    """Base class of every error that svag raises on purpose."""
+
+
+class InvalidOption(SvagError, ValueError):
+    """An option has a value outside its set, or two options contradict each other."""
+
+
+class UnknownOption(SvagError, TypeError):
+    """A keyword that this optimizer does not have."""
+
+
+class SparseGradient(SvagError, RuntimeError):
+    """A sparse gradient reached an optimizer that needs dense ones."""
+
+
+class UnknownName(SvagError, ValueError):
+    """A problem or a method that nothing is registered under."""
+
+
+class ProblemError(SvagError, ValueError):
+    """A user's own problem could not be found, loaded or built."""
+
+
+class DataError(SvagError, OSError):
+    """A data set is missing, cannot be fetched, or is not the file it should be."""
+
+
+class RecordError(SvagError, OSError):
+    """Records cannot be read, or nothing can be written where they should go."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the closest known name, or nothing."""
+    close = get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
