@@ -1,4 +1,4 @@
-"""What goes wrong, by whose hand it is put right: the caller of an optimizer, or the user of the lab.
+"""What the caller of an optimizer or the user of the lab can put right.
 
 Every message quotes the value, the allowed set and the remedy. The optimizer's exceptions also
 subclass what ``torch.optim`` raises in the same place, so that existing handlers keep working.

@@ -54,7 +54,7 @@ class Data:
         for split in (self.train, self.test):
             for tensor in (split.inputs, split.targets):
                 digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-                digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+                digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
 

@@ -1,0 +1,1 @@
+"""The same rule on different substrates."""

@@ -1,0 +1,179 @@
+"""The rule in torch operations: any device and dtype, differentiable, compilable.
+
+Read :func:`_update` first: gradient -> moments -> variance -> factor -> update, in this order.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from svag.optim import moments
+from svag.optim.arithmetic import MANY, ONE, Arithmetic, Operand, Scalar
+from svag.optim.factors import FACTORS, raw_relative_variance, relative_variance
+from svag.optim.rule import Bucket, Row, Rule
+
+_HALF = (torch.bfloat16, torch.float16)
+
+# Measured on two cores: below _SMALL elements calls cost more than arithmetic; _PIECE is where
+# both threads of torch get enough to do and M-SVAG's five temporaries stay in cache.
+_SMALL = 4096
+_PIECE = 65536
+
+
+def apply(rule: Rule, bucket: Bucket, *, foreach: bool | None) -> None:
+    """Take one step with every tensor of a bucket, in place; gradients are left untouched.
+
+    Complex tensors are treated as pairs of reals. Half-precision tensors are computed in float32
+    and rounded once, when they are written back.
+
+    Args:
+        rule: the update.
+        bucket: tensors of one device, dtype and step.
+        foreach: operate on lists (True), tensor by tensor (False), or as is faster (None).
+    """
+    rows = bucket.rows
+    if rows[0].param.is_complex():
+        rows = [_map(torch.view_as_real, row) for row in rows]
+    if rows[0].param.dtype not in _HALF:
+        _step(rule, bucket.step, rows, foreach)
+        return
+    computed = [_map(Tensor.float, row) for row in rows]
+    _step(rule, bucket.step, computed, foreach)
+    for row, result in zip(rows, computed, strict=True):
+        for stored, tensor in zip(row, result, strict=True):
+            if stored is not None and stored is not row.grad:
+                stored.copy_(tensor)
+
+
+def _step(rule: Rule, step: Scalar, rows: list[Row], foreach: bool | None) -> None:
+    """Update small tensors as one list, large ones one by one, in pieces that fit a cache."""
+    if foreach is None and rows[0].param.device.type == "cpu":
+        listed = [row for row in rows if row.param.numel() <= _SMALL]
+        single = [row for row in rows if row.param.numel() > _SMALL]
+    else:
+        listed, single = (rows, []) if foreach or foreach is None else ([], rows)
+    dtype = rows[0].param.dtype
+    if listed:
+        columns = zip(*listed, strict=True)
+        operands = (None if column[0] is None else list(column) for column in columns)
+        _update(MANY, rule, step, Row(*operands), dtype)
+    for row in single:
+        for piece in _pieces(row):
+            _update(ONE, rule, step, piece, dtype)
+
+
+def _pieces(row: Row) -> Iterable[Row]:
+    """Cut a large row into views of equal places, so that temporaries stay in cache.
+
+    Left whole: what autograd follows, and what is not contiguous throughout.
+    """
+    tensors = [tensor for tensor in row if tensor is not None]
+    if (
+        row.param.numel() <= _PIECE
+        or row.param.device.type != "cpu"
+        or torch.is_grad_enabled()
+        or not all(tensor.is_contiguous() for tensor in tensors)
+    ):
+        return [row]
+    count = len(row.param.view(-1).split(_PIECE))
+    columns = (
+        [None] * count if tensor is None else tensor.detach().view(-1).split(_PIECE)
+        for tensor in row
+    )
+    return itertools.starmap(Row, zip(*columns, strict=True))
+
+
+def _map(function: Callable[[Tensor], Tensor], row: Row) -> Row:
+    return Row(*(None if tensor is None else function(tensor) for tensor in row))
+
+
+def _update(ops: Arithmetic, rule: Rule, step: Scalar, operands: Row, dtype: torch.dtype) -> None:
+    anatomy = rule.anatomy
+    param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq = operands
+    if rule.maximize:
+        grad = ops.neg(grad)
+    if rule.weight_decay != 0 and not rule.decoupled:
+        grad = ops.add(grad, param, alpha=rule.weight_decay)
+    elif rule.weight_decay != 0:
+        ops.mul_(param, 1 - rule.lr * rule.weight_decay)
+
+    variance = None
+    if anatomy.adapted and not anatomy.raw:
+        variance = _corrected_variance(ops, rule, step, grad, exp_avg, exp_avg_sq)
+    if exp_avg is not None:
+        moments.average_(ops, exp_avg, grad, rule.beta)
+    if exp_avg_sq is not None:
+        moments.average_square_(ops, exp_avg_sq, grad, rule.beta2)
+    if max_exp_avg_sq is not None:
+        exp_avg_sq = ops.copy_(max_exp_avg_sq, ops.maximum(max_exp_avg_sq, exp_avg_sq))
+
+    if anatomy.adapted and anatomy.raw:
+        denominator = _raw_denominator(ops, rule, step, exp_avg_sq)
+        if anatomy.direction == "momentum" and anatomy.sign and anatomy.factor == "sqrt":
+            # Eq. (7) backwards: sign(m) * |m|/(sqrt(v) + eps) is Adam's m/(sqrt(v) + eps).
+            step_size = rule.lr / moments.debiasing(rule.beta, step)
+            _descend(ops, param, exp_avg, step_size, over=denominator)
+            return
+        mean = ops.div(exp_avg, moments.debiasing(rule.beta, step))
+        eta_sq = raw_relative_variance(ops, denominator, mean)
+    elif variance is not None:
+        mean = ops.div(exp_avg, moments.debiasing(rule.beta, step))
+        eta_sq = relative_variance(ops, variance, mean, dtype)
+        if isinstance(step, Tensor):
+            eta_sq = eta_sq.masked_fill(step == 1, 0)
+    else:
+        eta_sq = None
+
+    direction, step_size = grad, rule.lr
+    if anatomy.direction == "momentum":
+        direction = exp_avg
+        if not anatomy.sign:
+            step_size = rule.lr / moments.debiasing(rule.beta, step)
+    if anatomy.sign:
+        direction = ops.sign(direction)
+    if eta_sq is not None:
+        direction = ops.mul_(FACTORS[anatomy.factor](ops, eta_sq), direction)
+    _descend(ops, param, direction, step_size)
+
+
+def _corrected_variance(
+    ops: Arithmetic,
+    rule: Rule,
+    step: Scalar,
+    grad: Operand,
+    exp_avg: Operand,
+    exp_avg_sq: Operand,
+) -> Operand | None:
+    """Variance of the direction: s for the gradient, rho s for its average; None if gamma = 1."""
+    if moments.has_variance(rule.beta, step) is False:
+        return None
+    variance = moments.gradient_variance(ops, grad, exp_avg, exp_avg_sq, rule.beta, step)
+    if rule.anatomy.direction == "momentum":
+        variance = ops.mul_(variance, moments.rho(rule.beta, step))
+    return variance
+
+
+def _raw_denominator(ops: Arithmetic, rule: Rule, step: Scalar, exp_avg_sq: Operand) -> Operand:
+    """Adam's sqrt(v) + eps, v debiased (Eq. 6)."""
+    root = ops.div_(ops.sqrt(exp_avg_sq), moments.debiasing(rule.beta2, step) ** 0.5)
+    return ops.add_(root, rule.eps)
+
+
+def _descend(
+    ops: Arithmetic,
+    param: Operand,
+    direction: Operand,
+    lr: Scalar,
+    *,
+    over: Operand | None = None,
+) -> None:
+    """Subtract lr * direction, or lr * direction / over, from the parameter."""
+    if isinstance(lr, Tensor):
+        direction = ops.mul(direction, lr)
+        ops.sub_(param, direction if over is None else ops.div(direction, over))
+    elif over is None:
+        ops.add_(param, direction, alpha=-lr)
+    else:
+        ops.addcdiv_(param, direction, over, value=-lr)

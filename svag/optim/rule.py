@@ -1,0 +1,56 @@
+"""What an engine is handed: the rule with its switches set, and the tensors it applies to."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from svag.anatomy import Anatomy
+from svag.optim.arithmetic import Operand, Scalar
+
+
+class Rule(NamedTuple):
+    """One parameter group's update, every option decided.
+
+    Attributes:
+        anatomy: direction and factor.
+        lr: step size, float or 0-dimensional tensor.
+        beta: decay of the first moment, and of the second unless the anatomy is raw.
+        beta2: decay of the second moment.
+        eps: added to sqrt(v) in raw rows.
+        weight_decay: coefficient lambda.
+        decoupled: shrink the parameter by lr * lambda instead of adding lambda * parameter to
+            the gradient.
+        maximize: follow the negated gradient.
+    """
+
+    anatomy: Anatomy
+    lr: Scalar
+    beta: Scalar
+    beta2: Scalar
+    eps: float
+    weight_decay: float
+    decoupled: bool
+    maximize: bool
+
+
+class Row(NamedTuple):
+    """One parameter with its gradient and buffers; None where the anatomy has no such buffer.
+
+    Inside an engine a row may also hold lists of tensors (:mod:`svag.optim.arithmetic`).
+    """
+
+    param: Operand
+    grad: Operand
+    exp_avg: Operand | None = None
+    exp_avg_sq: Operand | None = None
+    max_exp_avg_sq: Operand | None = None
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Rows of one device, dtype and step.
+
+    ``step`` is the number of the step being taken, from 1: a float, or one tensor if traced.
+    """
+
+    step: Scalar
+    rows: list[Row] = field(default_factory=list)
