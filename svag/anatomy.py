@@ -115,6 +115,7 @@ class Method:
         optimizer: the class of ``svag`` that implements it.
         anatomy: its direction and factor.
         lr: its default step size.
+        betas: its default decays: none, one for all averages, or Adam's two.
     """
 
     key: str
@@ -122,17 +123,18 @@ class Method:
     optimizer: str
     anatomy: Anatomy
     lr: float
+    betas: tuple[float, ...] = ()
 
 
 _ROWS = (
     Method("sgd", "SGD", "SGD", Anatomy(), 0.1),
-    Method("m-sgd", "M-SGD", "MSGD", Anatomy("momentum"), 0.1),
+    Method("m-sgd", "M-SGD", "MSGD", Anatomy("momentum"), 0.1, (0.9,)),
     Method("ssd", "SSD", "SSD", Anatomy(sign=True), 1e-3),
-    Method("m-ssd", "M-SSD", "MSSD", Anatomy("momentum", sign=True), 1e-3),
-    Method("svag", "SVAG", "SVAG", Anatomy("gradient", factor="svag"), 0.1),
-    Method("m-svag", "M-SVAG", "MSVAG", Anatomy("momentum", factor="svag"), 0.1),
-    Method("adam", "Adam", "Adam", Anatomy("momentum", True, "sqrt", "raw"), 1e-3),
-    Method("adam-star", "Adam*", "AdamStar", Anatomy("momentum", True, "sqrt"), 1e-3),
+    Method("m-ssd", "M-SSD", "MSSD", Anatomy("momentum", sign=True), 1e-3, (0.9,)),
+    Method("svag", "SVAG", "SVAG", Anatomy("gradient", factor="svag"), 0.1, (0.9,)),
+    Method("m-svag", "M-SVAG", "MSVAG", Anatomy("momentum", factor="svag"), 0.1, (0.9,)),
+    Method("adam", "Adam", "Adam", Anatomy("momentum", True, "sqrt", "raw"), 1e-3, (0.9, 0.999)),
+    Method("adam-star", "Adam*", "AdamStar", Anatomy("momentum", True, "sqrt"), 1e-3, (0.9,)),
 )
 
 METHODS: Final[Mapping[str, Method]] = MappingProxyType({row.key: row for row in _ROWS})

@@ -65,7 +65,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Fraction of ``outputs`` (..., classes) whose largest entry is at the target's index."""
-    return (outputs.argmax(-1) == targets).float().mean()
+    return (outputs.argmax(-1) == targets).double().mean()
 
 
 def constant(step: int, steps: int) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from svag.optim import moments
 from svag.optim.arithmetic import MANY, ONE, Arithmetic, Operand, Scalar
-from svag.optim.factors import FACTORS, raw_relative_variance, relative_variance
+from svag.optim.factors import FACTORS, dispersion, raw_dispersion
 from svag.optim.rule import Bucket, Row, Rule
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -110,21 +110,21 @@ def _update(ops: Arithmetic, rule: Rule, step: Scalar, operands: Row, dtype: tor
         exp_avg_sq = ops.copy_(max_exp_avg_sq, ops.maximum(max_exp_avg_sq, exp_avg_sq))
 
     if anatomy.adapted and anatomy.raw:
-        denominator = _raw_denominator(ops, rule, step, exp_avg_sq)
+        denominator = _raw_denominator(ops, rule, step, exp_avg_sq, dtype)
         if anatomy.direction == "momentum" and anatomy.sign and anatomy.factor == "sqrt":
             # Eq. (7) backwards: sign(m) * |m|/(sqrt(v) + eps) is Adam's m/(sqrt(v) + eps).
             step_size = rule.lr / moments.debiasing(rule.beta, step)
             _descend(ops, param, exp_avg, step_size, over=denominator)
             return
         mean = ops.div(exp_avg, moments.debiasing(rule.beta, step))
-        eta_sq = raw_relative_variance(ops, denominator, mean)
+        spread = raw_dispersion(ops, denominator, mean)
     elif variance is not None:
         mean = ops.div(exp_avg, moments.debiasing(rule.beta, step))
-        eta_sq = relative_variance(ops, variance, mean, dtype)
+        spread = dispersion(ops, variance, mean, dtype)
         if isinstance(step, Tensor):
-            eta_sq = eta_sq.masked_fill(step == 1, 0)
+            spread = spread.masked_fill(step == 1, 1)
     else:
-        eta_sq = None
+        spread = None
 
     direction, step_size = grad, rule.lr
     if anatomy.direction == "momentum":
@@ -133,8 +133,8 @@ def _update(ops: Arithmetic, rule: Rule, step: Scalar, operands: Row, dtype: tor
             step_size = rule.lr / moments.debiasing(rule.beta, step)
     if anatomy.sign:
         direction = ops.sign(direction)
-    if eta_sq is not None:
-        direction = ops.mul_(FACTORS[anatomy.factor](ops, eta_sq), direction)
+    if spread is not None:
+        direction = ops.mul_(FACTORS[anatomy.factor](ops, spread), direction)
     _descend(ops, param, direction, step_size)
 
 
@@ -155,9 +155,13 @@ def _corrected_variance(
     return variance
 
 
-def _raw_denominator(ops: Arithmetic, rule: Rule, step: Scalar, exp_avg_sq: Operand) -> Operand:
-    """Adam's sqrt(v) + eps, v debiased (Eq. 6)."""
+def _raw_denominator(
+    ops: Arithmetic, rule: Rule, step: Scalar, exp_avg_sq: Operand, dtype: torch.dtype
+) -> Operand:
+    """Adam's sqrt(v) + eps, v debiased (Eq. 6); never 0, so that m = v = 0 does not move."""
     root = ops.div_(ops.sqrt(exp_avg_sq), moments.debiasing(rule.beta2, step) ** 0.5)
+    if rule.eps == 0:
+        return ops.clamp_min_(root, torch.finfo(dtype).tiny ** 0.5)
     return ops.add_(root, rule.eps)
 
 

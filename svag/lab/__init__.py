@@ -1,0 +1,1 @@
+"""The paper's benchmark protocol: problems x methods -> records -> analysis."""

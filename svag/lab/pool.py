@@ -1,0 +1,183 @@
+"""Executes runs: one after the other here, or side by side in processes of this machine.
+
+An executor takes runs and reports what becomes of them; what a run found out is in its record.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple, Protocol
+
+import torch
+
+from svag import problems
+from svag.lab.records import Recorder, Run, path_of, read
+from svag.lab.train import train
+from svag.problems import Data, Problem
+
+
+class Event(NamedTuple):
+    """Progress of a run: steps taken so far, and whether it has ended."""
+
+    run: Run
+    step: int
+    ended: bool
+
+
+class Executor(Protocol):
+    """What carries a plan out."""
+
+    def submit(self, run: Run) -> None:
+        """Accept a run, to be carried out when there is room."""
+
+    def events(self) -> Iterator[Event]:
+        """Yield progress until every submitted run has ended; runs may be submitted meanwhile."""
+
+    def close(self) -> None:
+        """Stop; a run in flight is recorded as interrupted."""
+
+
+class Here:
+    """Carries runs out in this process, one after the other."""
+
+    def __init__(self, problem: Problem, data: Data, directory: Path) -> None:
+        self._problem, self._data, self._directory = problem, data, directory
+        self._waiting: deque[Run] = deque()
+
+    def submit(self, run: Run) -> None:
+        """Put a run at the end of the queue."""
+        self._waiting.append(run)
+
+    def events(self) -> Iterator[Event]:
+        """Carry out one run after the other; progress within a run is reported with its end."""
+        while self._waiting:
+            run = self._waiting.popleft()
+            yield Event(run, 0, ended=False)
+            train(self._problem, self._data, run, self._directory)
+            yield Event(run, run.steps, ended=True)
+
+    def close(self) -> None:
+        """Nothing is left running between two events."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker finds its problem and its data, and where it records."""
+
+    spec: str
+    data_dir: Path | None
+    directory: Path
+
+
+class Pool:
+    """Carries runs out in ``workers`` processes, which share the cores evenly.
+
+    A worker that dies takes one run with it, which ends in status ``error``, and is replaced.
+    """
+
+    def __init__(self, place: Place, workers: int) -> None:
+        self._place = place
+        self._workers = workers
+        self._context = multiprocessing.get_context("spawn")
+        self._waiting: deque[Run] = deque()
+        self._busy: dict[Connection, tuple[BaseProcess, Run]] = {}
+        self._idle: list[tuple[Connection, BaseProcess]] = []
+
+    def submit(self, run: Run) -> None:
+        """Hand a run to an idle or a new worker, or queue it."""
+        self._waiting.append(run)
+        self._dispatch()
+
+    def events(self) -> Iterator[Event]:
+        """Yield what the workers report, as it comes in."""
+        while self._busy:
+            for connection in wait(list(self._busy)):
+                assert isinstance(connection, Connection)
+                process, run = self._busy[connection]
+                try:
+                    event = connection.recv()
+                except EOFError:
+                    event = self._bury(connection, process, run)
+                if event.ended:
+                    self._busy.pop(connection, None)
+                    if process.is_alive():
+                        self._idle.append((connection, process))
+                    self._dispatch()
+                yield event
+
+    def close(self) -> None:
+        """End all workers; each closes its record first."""
+        processes = [process for process, _ in self._busy.values()]
+        processes += [process for _, process in self._idle]
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join(timeout=10)
+            process.kill()
+
+    def _dispatch(self) -> None:
+        while self._waiting and len(self._busy) < self._workers:
+            connection, process = self._idle.pop() if self._idle else self._hire()
+            run = self._waiting.popleft()
+            connection.send(run)
+            self._busy[connection] = (process, run)
+
+    def _hire(self) -> tuple[Connection, BaseProcess]:
+        ours, theirs = self._context.Pipe()
+        threads = max(1, (os.cpu_count() or 1) // self._workers)
+        process = self._context.Process(
+            target=_work, args=(theirs, self._place, threads), daemon=True
+        )
+        process.start()
+        theirs.close()
+        return ours, process
+
+    def _bury(self, connection: Connection, process: BaseProcess, run: Run) -> Event:
+        connection.close()
+        process.join()
+        record = read(path_of(self._place.directory, run))
+        if record is None or record.end is None:
+            with Recorder(self._place.directory, run) as recorder:
+                message = f"the worker process died (exit code {process.exitcode})"
+                recorder.end("error", message=message)
+        return Event(run, 0, ended=True)
+
+
+def _work(connection: Connection, place: Place, threads: int) -> None:
+    """Serve runs until told to stop: by SIGTERM, or by the end of the process that hired us."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _interrupt)
+    threading.Thread(target=_watch_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    try:
+        problem = problems.get(place.spec)
+        data = problem.load(place.data_dir)
+        while True:
+            run: Run = connection.recv()
+
+            def report(step: int, run: Run = run) -> None:
+                connection.send(Event(run, step, ended=False))
+
+            train(problem, data, run, place.directory, progress=report)
+            connection.send(Event(run, run.steps, ended=True))
+    except (KeyboardInterrupt, EOFError, BrokenPipeError):
+        return
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _watch_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

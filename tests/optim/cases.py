@@ -1,0 +1,131 @@
+"""The one table of cases that drives every cross-cutting optimizer test.
+
+A case states its anatomy by hand, as the supplement's table does, so that a wrong row of
+``svag.METHODS`` or a wrong class is seen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from reference import Step, run
+
+import svag
+from svag import Anatomy
+
+BETAS = (0.0, 0.5, 0.9, 0.99, 0.999)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method or a recombination; ``kind`` None means it is built through ``Dissected``."""
+
+    name: str
+    anatomy: Anatomy
+    kind: type[torch.optim.Optimizer] | None = None
+    amsgrad: bool = False
+
+    @property
+    def raw(self) -> bool:
+        return self.anatomy.relative_variance == "raw"
+
+    @property
+    def averages(self) -> bool:
+        """Whether any moving average is kept, i.e. whether there is a beta to choose."""
+        return self.anatomy.direction == "momentum" or self.anatomy.factor != "none"
+
+    @property
+    def lr(self) -> float:
+        return 1e-3 if self.anatomy.sign else 0.1
+
+    def decay(self, beta: float, beta2: float = 0.999) -> dict[str, Any]:
+        """The options, for optimizer and reference alike, that say how gradients are averaged."""
+        if self.raw:
+            return {"betas": (beta, beta2), "amsgrad": self.amsgrad}
+        return {"beta": beta} if self.averages else {}
+
+    def build(self, params: Any, **options: Any) -> torch.optim.Optimizer:
+        if self.kind is not None:
+            return self.kind(params, **options)
+        return svag.Dissected(params, anatomy=self.anatomy, **options)
+
+    def reference(self, gradients: Any, theta: Any, **options: Any) -> list[Step | None]:
+        return list(run(self.anatomy, gradients, theta, **options))
+
+
+METHODS = (
+    Case("sgd", Anatomy("gradient"), svag.SGD),
+    Case("m-sgd", Anatomy("momentum"), svag.MSGD),
+    Case("ssd", Anatomy("gradient", sign=True), svag.SSD),
+    Case("m-ssd", Anatomy("momentum", sign=True), svag.MSSD),
+    Case("svag", Anatomy("gradient", factor="svag"), svag.SVAG),
+    Case("m-svag", Anatomy("momentum", factor="svag"), svag.MSVAG),
+    Case("adam", Anatomy("momentum", True, "sqrt", "raw"), svag.Adam),
+    Case("adam-star", Anatomy("momentum", True, "sqrt"), svag.AdamStar),
+)
+
+RECOMBINATIONS = (
+    # the exact Gaussian factor, and variance-adapted sign descent
+    Case("m-ssd-erf", Anatomy("momentum", True, "erf")),
+    Case("ssd-sqrt", Anatomy("gradient", True, "sqrt")),
+    Case("ssd-erf", Anatomy("gradient", True, "erf")),
+    # factors that Lemma 1 makes for the other kind of direction
+    Case("sgd-sqrt", Anatomy("gradient", False, "sqrt")),
+    Case("m-sgd-sqrt", Anatomy("momentum", False, "sqrt")),
+    Case("sgd-erf", Anatomy("gradient", False, "erf")),
+    Case("m-sgd-erf", Anatomy("momentum", False, "erf")),
+    Case("ssd-svag", Anatomy("gradient", True, "svag")),
+    Case("m-ssd-svag", Anatomy("momentum", True, "svag")),
+    # the raw relative variance, Adam's
+    Case("adam-amsgrad", Anatomy("momentum", True, "sqrt", "raw"), svag.Adam, amsgrad=True),
+    Case("raw-m-ssd-svag", Anatomy("momentum", True, "svag", "raw")),
+    Case("raw-m-ssd-erf", Anatomy("momentum", True, "erf", "raw")),
+    Case("raw-ssd-sqrt", Anatomy("gradient", True, "sqrt", "raw")),
+    Case("raw-ssd-svag", Anatomy("gradient", True, "svag", "raw")),
+    Case("raw-ssd-erf", Anatomy("gradient", True, "erf", "raw")),
+    Case("raw-m-sgd-svag", Anatomy("momentum", False, "svag", "raw")),
+    Case("raw-m-sgd-sqrt", Anatomy("momentum", False, "sqrt", "raw")),
+    Case("raw-m-sgd-erf", Anatomy("momentum", False, "erf", "raw")),
+    Case("raw-sgd-svag", Anatomy("gradient", False, "svag", "raw")),
+    Case("raw-sgd-sqrt", Anatomy("gradient", False, "sqrt", "raw")),
+    Case("raw-sgd-erf", Anatomy("gradient", False, "erf", "raw")),
+)
+
+CASES = METHODS + RECOMBINATIONS
+CORRECTED = tuple(case for case in CASES if not case.raw)
+
+
+def by_name(cases: Sequence[Case]) -> pytest.MarkDecorator:
+    """Parametrize a test over cases."""
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+
+
+def named(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)
+
+
+def descend(
+    optimizer: torch.optim.Optimizer,
+    params: Sequence[torch.Tensor],
+    gradients: Sequence[Sequence[torch.Tensor | None]],
+) -> list[list[NDArray[np.float64]]]:
+    """Step through ``gradients[t][i]``; the parameters after each step, flat and in float64."""
+    history = []
+    for step in gradients:
+        for param, gradient in zip(params, step, strict=True):
+            param.grad = None if gradient is None else gradient.clone()
+        optimizer.step()
+        history.append([flat(param) for param in params])
+    return history
+
+
+def flat(tensor: torch.Tensor) -> NDArray[np.float64]:
+    """A float64 copy of the entries in logical order; complex entries as pairs of reals."""
+    tensor = tensor.detach()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return tensor.to(torch.float64).reshape(-1).numpy().copy()
