@@ -139,6 +139,9 @@ _ROWS = (
 
 METHODS: Final[Mapping[str, Method]] = MappingProxyType({row.key: row for row in _ROWS})
 
+PAPER_METHODS: Final = ("m-sgd", "m-ssd", "m-svag", "adam")
+"""The four that the paper compares, one for each cell of its Figure 1."""
+
 
 def method(key: str) -> Method:
     """Look a method up by its key.

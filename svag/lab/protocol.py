@@ -15,15 +15,13 @@ from svag.anatomy import METHODS
 from svag.errors import InvalidOption
 from svag.lab import records
 from svag.lab.pool import Event, Executor
-from svag.lab.records import Record, Run, Select
+from svag.lab.records import SEARCH_SEED, Record, Run, Select
 from svag.problems import Data, Problem
 
 Budget = Literal["quick", "paper"]
 Plan: TypeAlias = Generator[list[Run], dict[str, Record], None]
 
-PAPER_METHODS = ("m-sgd", "m-ssd", "m-svag", "adam")
 SEEDS: Mapping[Budget, int] = {"quick": 5, "paper": 10}
-SEARCH_SEED = 0
 
 _EVALUATIONS = 20
 _PATIENCE = 2
@@ -106,14 +104,6 @@ def grid(index: int) -> float:
     return float(f"{3 if index % 2 else 1}e{index // 2}")
 
 
-def figure_of_merit(record: Record) -> float:
-    """Final accuracy that step sizes are chosen by; -inf for a run that did not get there."""
-    if record.status != "done" or record.end is None:
-        return float("-inf")
-    key = "validation_accuracy" if record.run["select"] == "validation" else "test_accuracy"
-    return float(record.end[key])
-
-
 def carry_out(
     plans: Mapping[str, Plan],
     executor: Executor,
@@ -188,7 +178,7 @@ def _search(run: Run, start: int) -> Generator[list[Run], dict[str, Record], flo
             if record.status == "error":
                 return None
             best = max(merits.values(), default=float("-inf"))
-            merits[index] = figure_of_merit(record)
+            merits[index] = record.merit
             if merits[index] > best:
                 worse = 0
             elif best > float("-inf"):

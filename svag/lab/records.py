@@ -28,6 +28,9 @@ Select = Literal["test", "validation"]
 FINISHED: tuple[Status, ...] = ("done", "diverged")
 """Statuses of runs that are not run again."""
 
+SEARCH_SEED = 0
+"""Seed of the runs that search for a step size; replications have 1, 2, ..."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -87,6 +90,13 @@ class Record:
     def finished(self) -> bool:
         """Whether there is nothing left to do."""
         return self.status in FINISHED
+
+    @property
+    def merit(self) -> float:
+        """Final accuracy that step sizes are chosen by; -inf for a run that did not get there."""
+        if self.end is None or self.status != "done":
+            return -math.inf
+        return float(self.end[f"{self.run['select']}_accuracy"])
 
 
 class Recorder:

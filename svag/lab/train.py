@@ -177,10 +177,9 @@ def _means(problem: Problem, model: nn.Module, split: Split) -> tuple[float, flo
     parts = zip(split.inputs.split(_EVAL_BATCH), split.targets.split(_EVAL_BATCH), strict=True)
     for inputs, targets in parts:
         outputs = model(inputs)
-        weight = len(inputs) / len(split)
-        loss += weight * problem.loss(outputs, targets).item()
-        accuracy += weight * float(problem.accuracy(outputs, targets))
-    return loss, accuracy
+        loss += len(inputs) * problem.loss(outputs, targets).item()
+        accuracy += len(inputs) * float(problem.accuracy(outputs, targets))
+    return loss / len(split), accuracy / len(split)
 
 
 def _since(started: float) -> float:
