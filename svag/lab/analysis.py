@@ -6,6 +6,8 @@ on the final training loss and test accuracy y of the four cells, are
     sign:         mean over both adaptations of y[sign] - y[no sign]
     adaptation:   mean over both directions of  y[adapted] - y[not adapted]
     interaction:  half of (adaptation's effect with the sign - its effect without)
+
+and adaptation's effect with and without the sign each by itself.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +23,6 @@ from svag.lab.records import SEARCH_SEED, Record
 
 Figure = Literal["train_loss", "test_loss", "test_accuracy"]
 FIGURES: tuple[Figure, ...] = ("train_loss", "test_loss", "test_accuracy")
-EFFECTS = ("sign", "adaptation", "interaction")
 
 Cell: TypeAlias = tuple[bool, bool]
 """(sign, adapted)."""
@@ -30,6 +31,15 @@ Array: TypeAlias = NDArray[np.float64]
 
 _STUDY = ("problem", "version", "data", "steps", "batch_size", "eval_every", "select")
 _RESAMPLES = 10_000
+_CELLS: tuple[Cell, ...] = ((False, False), (False, True), (True, False), (True, True))
+EFFECTS: Mapping[str, Array] = {
+    "sign": np.array([-0.5, -0.5, 0.5, 0.5]),
+    "adaptation": np.array([-0.5, 0.5, -0.5, 0.5]),
+    "interaction": np.array([0.5, -0.5, -0.5, 0.5]),
+    "adaptation without sign": np.array([-1.0, 1.0, 0.0, 0.0]),
+    "adaptation with sign": np.array([0.0, 0.0, -1.0, 1.0]),
+}
+"""Effects by name, as weights of the four cells' means."""
 
 
 @dataclass(frozen=True)
@@ -240,21 +250,13 @@ def _effects(results: Mapping[Cell, MethodResult]) -> dict[Figure, dict[str, Eff
     effects: dict[Figure, dict[str, Effect]] = {}
     for figure in FIGURES:
         effects[figure] = {}
-        for name, weights in zip(EFFECTS, _CONTRASTS, strict=True):
+        for name, weights in EFFECTS.items():
             interval = None
             if resampled is not None:
                 low, high = np.percentile(resampled[figure] @ weights, [2.5, 97.5])
                 interval = (float(low), float(high))
             effects[figure][name] = Effect(float(means[figure] @ weights), interval)
     return effects
-
-
-_CELLS: tuple[Cell, ...] = ((False, False), (False, True), (True, False), (True, True))
-_CONTRASTS = (
-    np.array([-0.5, -0.5, 0.5, 0.5]),
-    np.array([-0.5, 0.5, -0.5, 0.5]),
-    np.array([0.5, -0.5, -0.5, 0.5]),
-)
 
 
 def _resampled(results: Mapping[Cell, MethodResult]) -> dict[Figure, Array] | None:
