@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from svag.anatomy import METHODS, PAPER_METHODS
 from svag.errors import RecordError
-from svag.lab.records import SEARCH_SEED, Record
+from svag.lab.records import SEARCH_SEED, STUDY, Record
 
 Figure = Literal["train_loss", "test_loss", "test_accuracy"]
 FIGURES: tuple[Figure, ...] = ("train_loss", "test_loss", "test_accuracy")
@@ -29,7 +29,6 @@ Cell: TypeAlias = tuple[bool, bool]
 
 Array: TypeAlias = NDArray[np.float64]
 
-_STUDY = ("problem", "version", "data", "steps", "batch_size", "eval_every", "select")
 _RESAMPLES = 10_000
 _CELLS: tuple[Cell, ...] = ((False, False), (False, True), (True, False), (True, True))
 EFFECTS: Mapping[str, Array] = {
@@ -153,7 +152,7 @@ def analyse(records: Iterable[Record], **wanted: object) -> Analysis:
     studies: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         if all(record.run.get(key) == value for key, value in wanted.items()):
-            studies.setdefault(tuple(record.run.get(key) for key in _STUDY), []).append(record)
+            studies.setdefault(tuple(record.run.get(key) for key in STUDY), []).append(record)
     ranked = sorted(studies.items(), key=lambda item: len(item[1]), reverse=True)
     for setting, runs in ranked:
         methods = {}
@@ -164,7 +163,7 @@ def analyse(records: Iterable[Record], **wanted: object) -> Analysis:
         if methods:
             cells = _cells(methods)
             return Analysis(
-                settings=dict(zip(_STUDY, setting, strict=True)),
+                settings=dict(zip(STUDY, setting, strict=True)),
                 versions=_versions(runs),
                 methods=methods,
                 cells=cells,

@@ -159,7 +159,7 @@ def _work(connection: Connection, place: Place, threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         problem = problems.get(place.spec)
-        data = problem.load(place.data_dir)
+        data = problems.load(problem, place.data_dir)
         while True:
             run: Run = connection.recv()
 

@@ -15,7 +15,7 @@ from svag.anatomy import METHODS
 from svag.errors import InvalidOption
 from svag.lab import records
 from svag.lab.pool import Event, Executor
-from svag.lab.records import SEARCH_SEED, Record, Run, Select
+from svag.lab.records import SEARCH_SEED, STUDY, Record, Run, Select
 from svag.problems import Data, Problem
 
 Budget = Literal["quick", "paper"]
@@ -80,6 +80,11 @@ def template(problem: Problem, data: Data, study: Study) -> Run:
     )
 
 
+def shared_settings(base: Run) -> dict[str, object]:
+    """Return the settings that tell this study's records from those of others."""
+    return {key: getattr(base, key) for key in STUDY}
+
+
 def plan(base: Run, key: str, study: Study) -> Plan:
     """Plan one method's runs: the search, unless its step size is settled, and the replications."""
     row = METHODS[key]
@@ -108,7 +113,7 @@ def carry_out(
     plans: Mapping[str, Plan],
     executor: Executor,
     directory: Path,
-    observe: Callable[[Event], None] = lambda event: None,
+    observe: Callable[[Event, Record | None], None] = lambda event, record: None,
 ) -> list[Record]:
     """Carry out the plans of several methods at once; runs recorded earlier are not repeated.
 
@@ -116,7 +121,7 @@ def carry_out(
         plans: one for each method.
         executor: carries out what is not yet recorded.
         directory: where records are kept.
-        observe: told of every beginning, progress and end.
+        observe: told of every beginning, progress and end, and the record of what has ended.
 
     Returns:
         The records of all runs that the plans asked for.
@@ -145,19 +150,21 @@ def carry_out(
                 record = records.find(directory, run)
                 if record is not None and record.finished:
                     settle(key, run, record)
-                    observe(Event(run, run.steps, ended=True))
+                    observe(Event(run, run.steps, ended=True), record)
                 else:
                     executor.submit(run)
 
     for key in plans:
         advance(key, first=True)
     for event in executor.events():
-        if event.ended:
-            record = records.find(directory, event.run)
-            assert record is not None
-            settle(owners[event.run.id], event.run, record)
-        observe(event)
-        if event.ended and not waiting[owners[event.run.id]]:
+        if not event.ended:
+            observe(event, None)
+            continue
+        ended = records.find(directory, event.run)
+        assert ended is not None
+        settle(owners[event.run.id], event.run, ended)
+        observe(event, ended)
+        if not waiting[owners[event.run.id]]:
             advance(owners[event.run.id])
     return list(collected.values())
 

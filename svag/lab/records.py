@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -30,6 +31,9 @@ FINISHED: tuple[Status, ...] = ("done", "diverged")
 
 SEARCH_SEED = 0
 """Seed of the runs that search for a step size; replications have 1, 2, ..."""
+
+STUDY = ("problem", "version", "data", "steps", "batch_size", "eval_every", "select")
+"""Fields of a run that are alike throughout a study."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +150,23 @@ class Recorder:
         }
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+
+def prepare(directory: Path) -> None:
+    """Make a folder ready to record in, before any work is done for it.
+
+    Raises:
+        RecordError: nothing can be written there.
+    """
+    folder = directory / "records"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RecordError(
+            f"cannot write to {folder}: {error.strerror}; choose another folder with --out"
+        ) from error
 
 
 def path_of(directory: Path, run: Run) -> Path:

@@ -1,7 +1,7 @@
 """Learning tasks: the contract, the built-in ones, and the way to a user's own."""
 
 from svag.problems.problem import Data, Problem, Split, accuracy, constant, cross_entropy
-from svag.problems.registry import PROBLEMS, get
+from svag.problems.registry import PROBLEMS, get, load
 
 __all__ = [
     "PROBLEMS",
@@ -12,4 +12,5 @@ __all__ = [
     "constant",
     "cross_entropy",
     "get",
+    "load",
 ]

@@ -11,8 +11,8 @@ from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from svag.errors import ProblemError, UnknownName, nearest
-from svag.problems.problem import Problem
+from svag.errors import ProblemError, SvagError, UnknownName, nearest
+from svag.problems.problem import Data, Problem
 
 PROBLEMS: dict[str, str] = {
     "digits": "svag.problems.vision:digits",
@@ -55,6 +55,28 @@ def get(spec: str) -> Problem:
         return problem
     source = Path(str(module.__file__)).read_bytes()
     return replace(problem, version=hashlib.sha256(source).hexdigest()[:12])
+
+
+def load(problem: Problem, data_dir: Path | None = None) -> Data:
+    """Load a problem's data; an error that its function raises is told apart from svag's own.
+
+    Raises:
+        DataError: a data set is missing or damaged.
+        ProblemError: the problem's own function failed.
+    """
+    try:
+        data = problem.load(data_dir)
+    except SvagError:
+        raise
+    except Exception as error:
+        what = f"the data of {problem.name!r} could not be loaded"
+        raise _raised(error, None, what) from error
+    if not isinstance(data, Data):
+        raise ProblemError(
+            f"the load function of {problem.name!r} returned {type(data).__name__} instead of "
+            "svag.problems.Data"
+        )
+    return data
 
 
 class _Source(SourceFileLoader):

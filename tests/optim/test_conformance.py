@@ -31,7 +31,7 @@ def start_at_random():
     """Of size 1/2 to 3/2 and of the mean gradient's sign, so that decay pulls where it pulls.
 
     Against it, coupled decay would bring g + wd theta to zero, and sign descent about its zero is
-    chaotic: in the oracle itself a start changed by 1e-15 ends 1e-10 elsewhere, within 100 steps.
+    chaotic: in the oracle itself a start changed by 1e-15 ends 5e-10 elsewhere, within 100 steps.
     """
     size = np.random.default_rng(1).uniform(0.5, 1.5, DIMENSION)
     return (np.where(GRADIENTS.mean(axis=0) < 0, -size, size)).astype(np.float32)
@@ -120,6 +120,22 @@ def test_raw_factors_far_above_one(case: Case, dtype):
     theta = run_torch(build, start, dtype, gradients)[-1]
     expected = case.reference(gradients, start, **options)[-1].theta
     np.testing.assert_allclose(theta, expected, rtol=BOUND[dtype] / 10)
+
+
+@pytest.mark.parametrize("beta", [0.999, 0.9999])
+@by_name(CASES)
+def test_the_start_is_debiased_to_rounding(case: Case, beta):
+    """1 - beta^n by subtraction is off by 65 eps at beta = 0.999, n = 2, and 1132 at 0.9999.
+
+    expm1(n log beta) is right to one eps.
+    """
+    gradients = np.ones((4, 8)) * np.linspace(0.5, 8.0, 8)
+    options = {"lr": case.lr, **case.decay(beta, beta)}
+    build, start = (lambda params: case.build(params, **options)), np.zeros(8)
+    history = run_torch(build, start, torch.float64, gradients)
+    references = case.reference(gradients, start, **options)
+    for theta, reference in zip(history, references, strict=True):
+        np.testing.assert_allclose(theta, reference.theta, rtol=16 * np.finfo(np.float64).eps)
 
 
 @both_precisions

@@ -1,0 +1,22 @@
+"""Entry point of the ``svag`` command."""
+
+import sys
+
+from svag.errors import SvagError
+
+
+def main() -> None:
+    """Run the command line; expected errors end in one line and exit code 2."""
+    try:
+        from svag.cli import app
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: the svag command needs {error.name}; pip install 'svag[lab]'")
+    try:
+        app()
+    except SvagError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

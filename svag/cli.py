@@ -1,0 +1,207 @@
+"""The ``svag`` command: parse, call, print."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from svag.anatomy import METHODS, PAPER_METHODS, method
+from svag.errors import InvalidOption, SvagError
+
+app = typer.Typer(
+    help="Adam taken apart: does its sign or its variance adaptation help, on your own problem?",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bench = typer.Typer(help="Measure what svag costs, against peers in the same process.")
+app.add_typer(bench, name="bench", no_args_is_help=True)
+
+Problem = Annotated[
+    str,
+    typer.Argument(
+        help="A name (see `svag problems`), path/to/file.py:function or module:function."
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of original data files; else $SVAG_DATA, else a download."),
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps of every run.")]
+
+
+@app.command()
+def compare(
+    problem: Problem,
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated keys (see `svag methods`).")
+    ] = ",".join(PAPER_METHODS),
+    lr: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METHOD=VALUE", help="A settled step size, not searched for."),
+    ] = None,
+    budget: Annotated[
+        Literal["quick", "paper"],
+        typer.Option(help="quick: shorter runs, 5 seeds; paper: full length, 10 seeds."),
+    ] = "quick",
+    steps: Steps = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Replications of every method.")] = None,
+    select: Annotated[
+        Literal["test", "validation"],
+        typer.Option(
+            help="Choose step sizes by test accuracy, as the paper does, or by validation."
+        ),
+    ] = "test",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes to run side by side; one a core by default."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of records and report; runs/PROBLEM by default.")
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Tune and train the methods on a problem, and report which half of Adam did the work.
+
+    For each method a step size is searched for on the grid 1, 3 x 10^k, then the best is
+    replicated with other seeds. Runs are recorded as they go: a second call, or one after
+    Ctrl-C, goes on from what is there.
+
+    Exit codes: 0 done (a run that diverged is a result), 1 a run ended in error, 2 unusable
+    input, 130 Ctrl-C.
+    """
+    from svag import problems
+    from svag.lab import pool, protocol, records
+    from svag.progress import RunProgress
+
+    task = problems.get(problem)
+    study = protocol.Study(
+        methods=tuple(dict.fromkeys(method(key.strip()).key for key in methods.split(","))),
+        steps=steps or (task.steps if budget == "paper" else task.quick_steps),
+        seeds=seeds or protocol.SEEDS[budget],
+        lrs=_step_sizes(lr or []),
+        select=select,
+    )
+    directory = out or Path("runs") / task.name
+    records.prepare(directory)
+    data = problems.load(task, data_dir)
+    base = protocol.template(task, data, study)
+    workers = workers or os.cpu_count() or 1
+    executor: pool.Executor = pool.Here(task, data, directory)
+    if workers > 1:
+        executor = pool.Pool(pool.Place(problem, data_dir, directory), workers)
+    console = Console(stderr=True)
+    console.print(
+        f"{task.name}: {', '.join(METHODS[key].name for key in study.methods)}; {study.steps} "
+        f"steps a run, {study.seeds} seeds, {workers} worker{'s' * (workers > 1)}; records in "
+        f"{directory}",
+        highlight=False,
+    )
+    try:
+        with RunProgress(console, protocol.expected_runs(study)) as progress:
+            plans = {key: protocol.plan(base, key, study) for key in study.methods}
+            carried_out = protocol.carry_out(plans, executor, directory, progress.observe)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on from here")
+        raise typer.Exit(130) from None
+    finally:
+        executor.close()
+    failed = [record for record in carried_out if record.status == "error"]
+    if not all(record.status == "error" for record in carried_out):
+        _report(directory, console, **protocol.shared_settings(base))
+    for message in {str((record.end or {}).get("message")) for record in failed}:
+        console.print(f"error in {len(failed)} of {len(carried_out)} runs: {message}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(help="A folder that `svag compare` filled.")],
+    problem: Annotated[
+        str | None, typer.Option(help="Of several studies, that of a problem.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Of several studies, that of a length.")] = None,
+) -> None:
+    """Make the report again from the records of a folder; nothing is trained."""
+    wanted = {"problem": problem, "steps": steps}
+    _report(directory, Console(stderr=True), **{k: v for k, v in wanted.items() if v is not None})
+
+
+@app.command("problems")
+def list_problems() -> None:
+    """List the problems that have names."""
+    from svag import problems
+
+    table = Table("problem", "what it is", "batch", "steps (quick)", box=None, pad_edge=False)
+    for name in problems.PROBLEMS:
+        task = problems.get(name)
+        lengths = f"{task.steps} ({task.quick_steps})"
+        table.add_row(name, task.description, str(task.batch_size), lengths)
+    Console().print(table)
+
+
+@app.command("methods")
+def list_methods() -> None:
+    """Show the table of methods: theta <- theta - lr * (direction * factor)."""
+    columns = ("key", "method", "sign", "adapted", "update", "state", "lr", "class")
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in METHODS.values():
+        anatomy = row.anatomy
+        table.add_row(
+            row.key,
+            row.name,
+            "yes" if anatomy.sign else "-",
+            "yes" if anatomy.adapted else "-",
+            str(anatomy),
+            ", ".join(anatomy.buffers) or "-",
+            f"{row.lr:g}",
+            f"svag.{row.optimizer}",
+        )
+    Console(width=max(120, Console().width)).print(table, highlight=False)
+
+
+@bench.command("runner")
+def bench_runner(
+    problem: Problem = "fmnist-2c2d",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each timing.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved pairs of timings.")] = 15,
+    data_dir: DataDir = None,
+) -> None:
+    """Time the training loop against a hand-written one, evaluations aside."""
+    from svag import problems
+    from svag.bench import runner
+
+    task = problems.get(problem)
+    print(runner.measure(task, problems.load(task, data_dir), steps=steps, rounds=rounds))
+
+
+def _report(directory: Path, console: Console, **wanted: object) -> None:
+    from svag import report as reports
+    from svag.lab import records
+    from svag.lab.analysis import analyse
+    from svag.lab.verdict import verdict
+
+    analysis = analyse(records.load(directory), **wanted)
+    page = reports.write(analysis, directory)
+    print(verdict(analysis))
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def _step_sizes(options: list[str]) -> dict[str, float]:
+    lrs = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        try:
+            lrs[method(key.strip()).key] = float(value)
+        except ValueError as error:
+            if isinstance(error, SvagError):
+                raise
+            raise InvalidOption(
+                f"--lr {option}: give METHOD=VALUE with a number, e.g. --lr adam=1e-3"
+            ) from None
+    return lrs

@@ -1,0 +1,92 @@
+"""What a person sees while runs are carried out: a line for each that ends, and the time left."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from svag.anatomy import METHODS
+from svag.lab.pool import Event
+from svag.lab.records import Record, Run
+
+
+class RunProgress:
+    """Shows runs as they end, and how long those to come should take.
+
+    Args:
+        console: where to print.
+        expected: number of runs, a guess where a search is among them.
+    """
+
+    def __init__(self, console: Console, expected: int) -> None:
+        self._console = console
+        self._expected = expected
+        self._started = time.monotonic()
+        self._ended = self._reused = 0
+        self._partial: dict[str, float] = {}
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=1.0, left="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def observe(self, event: Event, record: Record | None) -> None:
+        """Take note of an event; ``record`` is the run's own if it has ended."""
+        begun = self._partial.pop(event.run.id, None)
+        if not event.ended:
+            self._partial[event.run.id] = event.step / event.run.steps
+        elif record is not None:
+            self._reused += begun is None
+            self._ended += begun is not None
+            self._console.print(_line(event.run, record, reused=begun is None), highlight=False)
+        self._show()
+
+    def _show(self) -> None:
+        done = self._ended + sum(self._partial.values())
+        total = max(self._expected - self._reused, self._ended + len(self._partial))
+        left = "estimating the time left"
+        if self._ended:
+            seconds = (time.monotonic() - self._started) / done * (total - done)
+            left = f"about {_duration(seconds)} left"
+        self._bar.update(
+            self._task,
+            description=f"{self._ended + self._reused} runs done",
+            completed=done / total if total else 1.0,
+            left=left,
+        )
+
+
+def _line(run: Run, record: Record, *, reused: bool) -> str:
+    end = record.end or {}
+    accuracy = end.get("test_accuracy")
+    if record.status == "error":
+        outcome = f"error: {end.get('message', '')}"
+    elif record.status == "done" and accuracy is not None:
+        outcome = f"test accuracy {100 * accuracy:6.2f} %"
+    else:
+        outcome = record.status
+    note = "  (recorded earlier)" if reused else ""
+    return f"{METHODS[run.method].name:<7} lr {run.lr:<8g} seed {run.seed:<3} {outcome}{note}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

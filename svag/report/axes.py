@@ -1,0 +1,74 @@
+"""What part of a curve an axis shows, so that late differences can be seen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from svag.lab.analysis import Analysis, Array, Curve, Figure
+
+_CALLS_FOR_LOG = 10.0
+_SETTLED = 0.25
+_STARTED = 0.05
+_ROOM = 0.06
+_NARROWEST = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Limits of a vertical axis, in units of the figure, and whether it is logarithmic."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+def axis(curves: Sequence[Curve], figure: Figure) -> Axis:
+    """Choose limits: a loss whose means span a factor of ten is logarithmic and shown whole.
+
+    Otherwise the beginning may leave the axis: all before a quarter of the run for accuracies,
+    the first twentieth for losses.
+    """
+    means = _finite(np.concatenate([curve.mean.ravel() for curve in curves] or [np.empty(0)]))
+    if not means.size:
+        return Axis(0.0, 1.0)
+    if figure != "test_accuracy" and means.min() > 0:
+        ratio = float(means.max() / means.min())
+        if ratio > _CALLS_FOR_LOG:
+            room = ratio**_ROOM
+            return Axis(float(means.min() / room), float(means.max() * room), log=True)
+    since = _SETTLED if figure == "test_accuracy" else _STARTED
+    shown = np.concatenate([_late(curve, since) for curve in curves])
+    shown = shown if shown.size else means
+    low, high = float(shown.min()), float(shown.max())
+    room = _ROOM * max(high - low, _NARROWEST)
+    if figure == "test_accuracy":
+        return Axis(max(low - room, -room), min(high + room, 1 + room / 2))
+    return Axis(low - room, high + room)
+
+
+def band(curve: Curve, axis: Axis) -> tuple[Array, Array]:
+    """One standard deviation around the mean, kept on a logarithmic axis."""
+    low, high = curve.mean - curve.sd, curve.mean + curve.sd
+    return (np.maximum(low, axis.low / 2) if axis.log else low), high
+
+
+def drawn(analysis: Analysis, figure: Figure) -> dict[str, Curve]:
+    """Curves by method, of those with a finished run."""
+    return {
+        key: result.curves[figure]
+        for key, result in analysis.methods.items()
+        if result.replications
+    }
+
+
+def _late(curve: Curve, since: float) -> Array:
+    if not curve.steps.size:
+        return np.empty(0)
+    late = curve.steps >= since * curve.steps[-1]
+    low, high = curve.mean - curve.sd, curve.mean + curve.sd
+    return _finite(np.concatenate([low[late], high[late]]))
+
+
+def _finite(values: Array) -> Array:
+    return values[np.isfinite(values)]

@@ -1,0 +1,115 @@
+"""How methods look and how numbers read, in the figure and on the page alike.
+
+Colour tells the sign (warm) from no sign (cool), the line variance-adapted (solid) from not
+(broken); methods outside the paper's four are thinner. Pairs that share a line stay apart under
+simulated colour blindness.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal
+
+from svag.lab.analysis import Effect, Figure, Spread
+
+Dash = Literal["solid", "dash", "dot"]
+MINUS: Final = "\N{MINUS SIGN}"
+NONE: Final = "\N{EN DASH}"
+
+_NBSP = "\N{NO-BREAK SPACE}"
+_MOST_DECIMALS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """A method's line: its colour, its dashes (by Plotly's names) and its width in points."""
+
+    color: str
+    dash: Dash
+    width: float = 1.9
+
+
+STYLES: Final[Mapping[str, Style]] = MappingProxyType(
+    {
+        "sgd": Style("#3aa59a", "dot", 1.4),
+        "m-sgd": Style("#4a9fe0", "dash"),
+        "ssd": Style("#b3871a", "dot", 1.4),
+        "m-ssd": Style("#e58a1a", "dash"),
+        "svag": Style("#0f7a6c", "solid", 1.2),
+        "m-svag": Style("#2166c4", "solid"),
+        "adam": Style("#cf3a1c", "solid"),
+        "adam-star": Style("#e07aa8", "solid", 1.2),
+    }
+)
+
+BAND_OPACITY: Final = 0.16
+
+
+def number(value: float, decimals: int, *, signed: bool = False) -> str:
+    """Write a number with a true minus sign; one that would read 0 but is not, in powers of ten."""
+    if not math.isfinite(value):
+        return NONE
+    plus = "+" if signed else ""
+    text = f"{value:{plus}.{decimals}f}"
+    if float(text) == 0:
+        tiny = abs(value) > 10.0 ** -(decimals + 6)
+        text = f"{value:{plus}.1e}" if tiny else f"{0.0:{plus}.{decimals}f}"
+    return text.replace("-", MINUS)
+
+
+def spread(value: Spread, figure: Figure, decimals: int) -> str:
+    """Write mean and standard deviation, the mean alone where there is no deviation."""
+    scale, unit = _scale(figure, "%")
+    mean = number(scale * value.mean, decimals)
+    if not math.isfinite(value.mean):
+        return mean
+    sd = f" ±{_NBSP}{number(scale * value.sd, decimals)}" if math.isfinite(value.sd) else ""
+    return mean + sd + unit
+
+
+def effect(value: Effect, figure: Figure, decimals: int) -> str:
+    """Write an effect, of accuracies in percentage points."""
+    scale, unit = _scale(figure, "pp")
+    return number(scale * value.estimate, decimals, signed=True) + unit
+
+
+def interval(value: Effect, figure: Figure, decimals: int) -> str:
+    """Write an effect's interval; nothing where there is none."""
+    if value.interval is None:
+        return ""
+    scale, _ = _scale(figure, "")
+    low, high = (number(scale * bound, decimals, signed=True) for bound in value.interval)
+    return f"[{low},{_NBSP}{high}]"
+
+
+def decimals(spreads: Iterable[Spread], figure: Figure) -> int:
+    """Choose a column's decimals: two digits of its smallest deviation; accuracies have two."""
+    if figure == "test_accuracy":
+        return 2
+    present = [value for value in spreads if math.isfinite(value.mean) and value.mean]
+    sizes = [value.sd / 10 for value in present if math.isfinite(value.sd) and value.sd]
+    sizes = sizes or [abs(value.mean) / 1000 for value in present]
+    if not sizes:
+        return 3
+    return min(max(-math.floor(math.log10(min(sizes))), 3), _MOST_DECIMALS)
+
+
+def step_size(lr: float) -> str:
+    """Write a step size as one would type it."""
+    return f"{lr:g}"
+
+
+def count(n: int, noun: str) -> str:
+    """Write ``1 seed``, ``2 seeds``."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
+def listed(names: Iterable[str], word: str = "and") -> str:
+    """Write ``a``, ``a and b``, ``a, b and c``."""
+    *most, last = names
+    return f"{', '.join(most)} {word} {last}" if most else last
+
+
+def _scale(figure: Figure, unit: str) -> tuple[float, str]:
+    return (100.0, f"{_NBSP}{unit}") if figure == "test_accuracy" else (1.0, "")
