@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-import svag
+from svag import optim
 from svag.anatomy import method
 from svag.lab.records import Recorder, Run, Status
 from svag.problems import Data, Problem, Split
@@ -133,7 +133,7 @@ class Session:
 
 def optimizer_of(problem: Problem, model: nn.Module, key: str, lr: float) -> Optimizer:
     """Build a method's optimizer; the problem's weight decay goes to weights, not to biases."""
-    make: Callable[..., Optimizer] = getattr(svag, method(key).optimizer)
+    make: Callable[..., Optimizer] = getattr(optim, method(key).optimizer)
     if problem.weight_decay == 0:
         return make(model.parameters(), lr=lr)
     weights = [p for p in model.parameters() if p.ndim >= 2]

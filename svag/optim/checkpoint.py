@@ -1,27 +1,31 @@
 """Another method's state in this method's terms."""
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-from svag.anatomy import METHODS
+from svag.anatomy import METHODS, Anatomy
 from svag.optim.moments import debiasing
-
-if TYPE_CHECKING:
-    from svag.optim.optimizer import Dissected
 
 _TORCH_ADAM = str(METHODS["adam"].anatomy)
 
 
-def translate(state_dict: dict[str, Any], optimizer: "Dissected") -> dict[str, Any]:
-    """Return ``state_dict`` as it is if it is of the optimizer's anatomy, else translated.
+def translate(
+    state_dict: dict[str, Any], anatomy: Anatomy, groups: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return ``state_dict`` as it is if it is of this anatomy, else in its terms, with a warning.
 
     What is kept, rescaled or begun anew: :meth:`svag.Dissected.load_state_dict`.
+
+    Args:
+        state_dict: of any optimizer of the family, or of ``torch.optim.Adam``.
+        anatomy: of the optimizer that takes the state over.
+        groups: that optimizer's parameter groups, whose options stay.
     """
-    saved_groups, groups = state_dict["param_groups"], optimizer.param_groups
+    saved_groups = state_dict["param_groups"]
     saved = {_anatomy(group) for group in saved_groups}
-    own = str(optimizer.anatomy)
+    own = str(anatomy)
     if saved <= {own} or len(saved_groups) != len(groups):
         return state_dict  # torch reports a wrong number of groups
     warnings.warn(
@@ -40,8 +44,8 @@ def translate(state_dict: dict[str, Any], optimizer: "Dissected") -> dict[str, A
             entry = _rescaled(
                 state_dict["state"].get(index, {}), _betas(saved_group), _betas(group)
             )
-            if optimizer.anatomy.buffers and entry:
-                state[index] = {name: entry[name] for name in ("step", *optimizer.anatomy.buffers)}
+            if anatomy.buffers and entry:
+                state[index] = {name: entry[name] for name in ("step", *anatomy.buffers)}
     return {**state_dict, "state": state, "param_groups": new_groups}
 
 

@@ -4,6 +4,8 @@ Steps count from 1 here, as ``state["step"]`` does; the paper's t is ``step - 1`
 float, or a 0-dimensional tensor where it must stay on the device or in the graph.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,8 +13,16 @@ from svag.optim.arithmetic import Arithmetic, Operand, Scalar
 
 
 def debiasing(beta: Scalar, step: Scalar) -> Scalar:
-    """Total weight of the gradients in a moving average, 1 - beta^step (Eqs. 4 and 5)."""
-    return 1 - beta**step
+    """Total weight of the gradients in a moving average, 1 - beta^step (Eqs. 4 and 5).
+
+    By expm1, since the difference loses a thousand times the round-off at beta = 0.999.
+    """
+    if isinstance(beta, Tensor):
+        return -torch.expm1(step * torch.log(beta))
+    if beta == 0:
+        return 1.0
+    exponent = step * math.log(beta)
+    return -torch.expm1(exponent) if isinstance(exponent, Tensor) else -math.expm1(exponent)
 
 
 def rho(beta: Scalar, step: Scalar) -> Scalar:
@@ -22,8 +32,8 @@ def rho(beta: Scalar, step: Scalar) -> Scalar:
     It is 1 at the first step (the paper's §4.4 says 0 in error) and tends to
     (1 - beta)/(1 + beta); 1/rho is the effective number of gradients averaged.
     """
-    decay = beta**step
-    return (1 - beta) * (1 + decay) / ((1 + beta) * (1 - decay))
+    weight = debiasing(beta, step)
+    return (1 - beta) * (2 - weight) / ((1 + beta) * weight)
 
 
 def has_variance(beta: float, step: Scalar) -> bool | Tensor:

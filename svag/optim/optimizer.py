@@ -128,7 +128,7 @@ class Dissected(Optimizer):
         parameter without ``exp_avg`` starts afresh. With ``exp_avg`` but no ``exp_avg_sq``, v
         starts at m^2, which is zero variance.
         """
-        super().load_state_dict(checkpoint.translate(state_dict, self))
+        super().load_state_dict(checkpoint.translate(state_dict, self.anatomy, self.param_groups))
 
     @overload
     def step(self, closure: None = None) -> None: ...

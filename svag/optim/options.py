@@ -65,9 +65,9 @@ def defaults(
     given = {"beta": beta, "betas": betas, "eps": eps, "amsgrad": amsgrad or None}
     for key, value in given.items():
         if value is not None and key not in _own(anatomy):
-            raise InvalidOption(
-                f"{key}={value!r} has no meaning for {name}, {anatomy}; "
-                f"it takes {', '.join(_own(anatomy))}"
+            raise UnknownOption(
+                f"{name}() got an unexpected keyword argument {key!r}: {key}={value!r} has no "
+                f"meaning for {anatomy}; it takes {', '.join(_own(anatomy))}"
             )
     own: dict[str, Any] = {"lr": lr, "anatomy": str(anatomy)}
     if "beta" in _own(anatomy):

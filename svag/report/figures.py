@@ -60,11 +60,9 @@ def _draw(analysis: Analysis) -> Canvas:
     canvas = Canvas(figsize=_SIZE, facecolor="white")
     FigureCanvasAgg(canvas)
     left, right = canvas.subplots(1, 2)
-    canvas.subplots_adjust(left=0.065, right=0.905, top=0.80, bottom=0.115, wspace=0.36)
+    canvas.subplots_adjust(left=0.065, right=0.912, top=0.80, bottom=0.115, wspace=0.40)
     settings = analysis.settings
-    canvas.text(
-        0.065, 0.935, str(settings["problem"]), fontsize=13, fontweight="bold", color=_INK
-    )
+    canvas.text(0.065, 0.935, str(settings["problem"]), fontsize=13, fontweight="bold", color=_INK)
     canvas.text(
         0.065,
         0.885,
@@ -112,7 +110,7 @@ def _scales(axes: Axes, shown: Axis, figure: Figure) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if few else (1,)))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
-        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     scale = 100 if figure == "test_accuracy" else 1
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{scale * value:.6g}"))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -134,7 +134,7 @@ def _update(ops: Arithmetic, rule: Rule, step: Scalar, operands: Row, dtype: tor
     if anatomy.sign:
         direction = ops.sign(direction)
     if spread is not None:
-        direction = ops.mul_(FACTORS[anatomy.factor](ops, spread), direction)
+        direction = ops.mul(FACTORS[anatomy.factor](ops, spread), direction)
     _descend(ops, param, direction, step_size)
 
 

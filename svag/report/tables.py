@@ -1,0 +1,121 @@
+"""What the page's tables hold, as text; every number comes from the analysis."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from svag.anatomy import METHODS
+from svag.lab.analysis import FIGURES, Analysis, Cell, Effect, Figure, MethodResult
+from svag.report import style
+
+ROWS: Mapping[bool, str] = {False: "No sign", True: "Sign"}
+COLUMNS: Mapping[bool, str] = {False: "Not adapted", True: "Variance-adapted"}
+HEADLINES: tuple[Figure, ...] = ("test_accuracy", "train_loss")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A method's results as text: figures by ``final`` or ``best`` and name."""
+
+    key: str
+    name: str
+    sign: bool
+    adapted: bool
+    update: str
+    beta: str
+    lr: str
+    final: Mapping[Figure, str]
+    best: Mapping[Figure, str]
+    n: int
+    diverged: int
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """An effect as text, and whether its interval excludes 0."""
+
+    value: str
+    interval: str
+    counts: bool
+
+
+def rows(analysis: Analysis) -> dict[str, Row]:
+    """Write every method's results, with equal decimals down each column."""
+    results = analysis.methods
+    final = {f: style.decimals([r.final[f] for r in results.values()], f) for f in FIGURES}
+    best = {f: style.decimals([r.best[f] for r in results.values()], f) for f in FIGURES}
+    return {
+        key: Row(
+            key=key,
+            name=METHODS[key].name,
+            sign=METHODS[key].anatomy.sign,
+            adapted=METHODS[key].anatomy.adapted,
+            update=str(METHODS[key].anatomy),
+            beta=_betas(result),
+            lr=style.step_size(result.lr),
+            final={f: style.spread(result.final[f], f, final[f]) for f in FIGURES},
+            best={f: style.spread(result.best[f], f, best[f]) for f in FIGURES},
+            n=len(result.replications),
+            diverged=result.diverged,
+        )
+        for key, result in results.items()
+    }
+
+
+def square(analysis: Analysis) -> Mapping[Cell, str]:
+    """Give the keys of the methods in Figure 1's four cells; nothing if one is missing."""
+    return analysis.cells if analysis.effects else {}
+
+
+def margins(analysis: Analysis) -> dict[str, dict[Figure, Margin]]:
+    """Write the effects by name and figure; none if a cell is missing."""
+    if not analysis.effects:
+        return {}
+    digits = {
+        f: style.decimals([analysis.methods[key].final[f] for key in analysis.cells.values()], f)
+        for f in HEADLINES
+    }
+    return {
+        name: {f: _margin(analysis.effects[f][name], f, digits[f]) for f in HEADLINES}
+        for name in analysis.effects["train_loss"]
+    }
+
+
+def missing(analysis: Analysis) -> list[str]:
+    """Say which of Figure 1's cells no method with a finished run stands in."""
+    filled = {r.cell for r in analysis.methods.values() if r.replications}
+    texts = []
+    for sign in ROWS:
+        for adapted in COLUMNS:
+            if (sign, adapted) in filled:
+                continue
+            names = [
+                row.name
+                for row in METHODS.values()
+                if (row.anatomy.sign, row.anatomy.adapted) == (sign, adapted)
+            ]
+            texts.append(
+                f"{ROWS[sign].lower()}, {COLUMNS[adapted].lower()}: "
+                f"{style.listed(names, 'or')}{_why(analysis, (sign, adapted))}"
+            )
+    return texts
+
+
+def _why(analysis: Analysis, cell: Cell) -> str:
+    lost = [METHODS[key].name for key, r in analysis.methods.items() if r.cell == cell]
+    return f" (every replication of {style.listed(lost)} diverged)" if lost else ""
+
+
+def _margin(effect: Effect, figure: Figure, decimals: int) -> Margin:
+    return Margin(
+        style.effect(effect, figure, decimals),
+        style.interval(effect, figure, decimals),
+        effect.direction != 0,
+    )
+
+
+def _betas(result: MethodResult) -> str:
+    if not result.replications:
+        return ", ".join(f"{beta:g}" for beta in METHODS[result.key].betas) or style.NONE
+    run = result.replications[0].run
+    betas = [run.get("beta"), run.get("beta2")]
+    return ", ".join(f"{beta:g}" for beta in betas if beta is not None) or style.NONE

@@ -1,0 +1,110 @@
+"""Who may import whom: every module imports only what stands above it in this list."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import svag
+
+ROOT = Path(svag.__file__).parent
+
+FLOORS = (
+    ("svag.errors",),
+    ("svag.anatomy",),
+    ("svag.optim.arithmetic",),
+    ("svag.optim.moments", "svag.optim.rule"),
+    ("svag.optim.factors", "svag.optim.checkpoint", "svag.optim.options"),
+    ("svag.optim.engines", "svag.optim.engines.eager"),
+    ("svag.optim.optimizer",),
+    ("svag.optim.methods",),
+    ("svag.optim",),
+    ("svag.problems.problem", "svag.problems.data", "svag.problems.models"),
+    ("svag.problems.vision", "svag.problems.text", "svag.problems.registry"),
+    ("svag.problems",),
+    ("svag.lab", "svag.lab.records"),
+    ("svag.lab.analysis",),
+    ("svag.lab.verdict",),
+    ("svag.report.style",),
+    ("svag.report.axes",),
+    ("svag.report.figures", "svag.report.charts"),
+    ("svag.report.page",),
+    ("svag.report",),
+    ("svag.lab.train",),
+    ("svag.lab.pool",),
+    ("svag.lab.protocol",),
+    ("svag.progress", "svag.bench", "svag.bench.runner"),
+    ("svag.cli",),
+    ("svag.__main__",),
+)
+
+APART = {
+    "svag.optim": ("svag.problems", "svag.lab", "svag.report"),
+    "svag.problems": ("svag.optim", "svag.lab", "svag.report"),
+    "svag.lab.analysis": ("svag.lab.train", "svag.lab.pool", "svag.problems", "torch"),
+    "svag.report": ("svag.lab.train", "svag.lab.pool", "svag.problems", "svag.optim", "torch"),
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in ROOT.rglob("*.py")}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = names & MODULES.keys()
+            found |= modules
+            if len(modules) < len(names):
+                found.add(node.module)
+    return found
+
+
+def test_every_module_has_its_floor() -> None:
+    listed = [name for floor in FLOORS for name in floor]
+    assert sorted(listed) == sorted(set(listed))
+    assert set(listed) | {"svag"} == MODULES.keys()
+
+
+def test_imports_go_downwards_only() -> None:
+    floor_of = {name: n for n, floor in enumerate(FLOORS) for name in floor}
+    for name in floor_of:
+        for imported in imports(MODULES[name]) & floor_of.keys():
+            assert floor_of[imported] < floor_of[name], f"{name} imports {imported}"
+
+
+def test_what_is_apart_stays_apart() -> None:
+    for name, strangers in APART.items():
+        inside = [m for m in MODULES if m == name or m.startswith(f"{name}.")]
+        for module in inside:
+            for imported in imports(MODULES[module]):
+                for stranger in strangers:
+                    assert imported != stranger, f"{module} imports {imported}"
+                    assert not imported.startswith(f"{stranger}."), f"{module} imports {imported}"
+
+
+def test_public_names_are_there_and_no_others() -> None:
+    for name in svag.__all__:
+        assert getattr(svag, name) is not None
+    assert set(svag.__all__) == {
+        "__version__", "METHODS", "Anatomy", "Dissected",
+        "SGD", "MSGD", "SSD", "MSSD", "SVAG", "MSVAG", "Adam", "AdamStar",
+    }  # fmt: skip
+    for key, row in svag.METHODS.items():
+        assert key == row.key
+        assert issubclass(getattr(svag, row.optimizer), svag.Dissected)
+
+
+def test_importing_svag_imports_nothing_heavy() -> None:
+    code = "import sys, svag; print([m for m in ('torch', 'numpy', 'typer') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
