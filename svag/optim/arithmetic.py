@@ -20,7 +20,11 @@ Scalar: TypeAlias = Any
 
 
 class Arithmetic(NamedTuple):
-    """Elementwise operations; a trailing underscore writes into the first operand."""
+    """Elementwise operations; a trailing underscore writes into the first operand.
+
+    What autograd keeps for the backward pass must not be written into: the results of ``sqrt``,
+    ``rsqrt_`` and ``reciprocal_``, and the operands of products.
+    """
 
     neg: Callable[..., Operand]
     add: Callable[..., Operand]
@@ -37,7 +41,7 @@ class Arithmetic(NamedTuple):
     sqrt: Callable[..., Operand]
     rsqrt_: Callable[..., Operand]
     reciprocal_: Callable[..., Operand]
-    erf_: Callable[..., Operand]
+    erf: Callable[..., Operand]
     sign: Callable[..., Operand]
     clamp_min_: Callable[..., Operand]
     maximum: Callable[..., Operand]

@@ -55,7 +55,7 @@ def erf(ops: Arithmetic, dispersion: Operand) -> Operand:
     clamp keeps its derivative finite at r = 0, and is what a negative raw r meets.
     """
     eta_sq = ops.clamp_min_(ops.add_(dispersion, -1), 1e-3)
-    return ops.erf_(ops.rsqrt_(ops.mul_(eta_sq, 2)))
+    return ops.erf(ops.rsqrt_(ops.mul_(eta_sq, 2)))
 
 
 FACTORS: Final[Mapping[Factor, Callable[[Arithmetic, Operand], Operand]]] = {

@@ -159,7 +159,7 @@ def _raw_denominator(
     ops: Arithmetic, rule: Rule, step: Scalar, exp_avg_sq: Operand, dtype: torch.dtype
 ) -> Operand:
     """Adam's sqrt(v) + eps, v debiased (Eq. 6); never 0, so that m = v = 0 does not move."""
-    root = ops.div_(ops.sqrt(exp_avg_sq), moments.debiasing(rule.beta2, step) ** 0.5)
+    root = ops.div(ops.sqrt(exp_avg_sq), moments.debiasing(rule.beta2, step) ** 0.5)
     if rule.eps == 0:
         return ops.clamp_min_(root, torch.finfo(dtype).tiny ** 0.5)
     return ops.add_(root, rule.eps)
