@@ -15,6 +15,7 @@ from svag.report.style import BAND_OPACITY, STYLES, step_size
 Chart: TypeAlias = dict[str, Any]
 
 _SIGNIFICANT = 6
+_CHOSEN = {False: 18, True: 12}  # of two methods' marks in one place, both are seen
 
 
 def curves(analysis: Analysis, figure: Figure) -> Chart:
@@ -76,7 +77,12 @@ def sensitivity(analysis: Analysis) -> Chart | None:
     return {
         "data": traces,
         "layout": {
-            "xaxis": {"title": {"text": "Step size"}, "type": "log", "exponentformat": "power"},
+            "xaxis": {
+                "title": {"text": "Step size"},
+                "type": "log",
+                "exponentformat": "power",
+                "dtick": 1,
+            },
             "yaxis": {
                 "title": {"text": "Final test accuracy (%)"},
                 "range": [-4, 103],
@@ -91,6 +97,7 @@ def _searched(key: str, result: MethodResult) -> list[Chart]:
     done = [trial for trial in result.trials if "test_accuracy" in trial.figures]
     done = [trial for trial in done if trial.status == "done"]
     lost = [trial for trial in result.trials if trial.status == "diverged"]
+    adapted = METHODS[key].anatomy.adapted
     name, color = METHODS[key].name, STYLES[key].color
     accuracies = [100 * trial.figures["test_accuracy"] for trial in done]
     chosen = [trial.lr == result.lr for trial in done]
@@ -101,8 +108,9 @@ def _searched(key: str, result: MethodResult) -> list[Chart]:
         "line": _line(key),
         "marker": {
             "color": color,
-            "size": [13 if own else 6 for own in chosen],
-            "symbol": ["diamond" if own else "circle" for own in chosen],
+            "size": [_CHOSEN[adapted] if own else 6 for own in chosen],
+            "symbol": ["diamond-open" if own else "circle" for own in chosen],
+            "line": {"width": 2},
         },
         "text": ["chosen" if own else "" for own in chosen],
         "hovertemplate": f"{name}, lr %{{x:g}}: %{{y:.2f}} % %{{text}}<extra></extra>",

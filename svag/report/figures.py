@@ -20,6 +20,8 @@ PANELS: tuple[tuple[Figure, str], ...] = (
     ("test_accuracy", "Test accuracy (%)"),
 )
 
+KEY = "Warm colours: with the sign; cool: without. Solid: variance-adapted; broken: not."
+
 _SIZE = (10.0, 4.3)
 _DPI = 200
 _INK, _MUTED, _GRID = "#1a1d21", "#5b626b", "#e3e6ea"
@@ -66,8 +68,7 @@ def _draw(analysis: Analysis) -> Canvas:
     canvas.text(
         0.065,
         0.885,
-        f"{caption(analysis)} Warm colours: with the sign; cool: without. "
-        "Solid: variance-adapted; broken: not.",
+        f"{caption(analysis)} {KEY}",
         fontsize=8.5,
         color=_MUTED,
     )

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from svag.anatomy import METHODS
 from svag.lab.analysis import Analysis
 from svag.lab.verdict import observations, verdict
 from svag.report import charts, style, tables
-from svag.report.figures import caption
+from svag.report.figures import KEY, caption
 
 _DASHES = {"solid": "", "dash": "7 3", "dot": "2 2.5"}
 
@@ -32,9 +32,10 @@ def page(analysis: Analysis, directory: Path) -> None:
     (directory / "report.html").write_text(text, encoding="utf-8")
 
 
-def typeset(text: str) -> str:
-    """Give numbers in a sentence true minus signs."""
-    return re.sub(r"(?<![\w.-])-(?=\d)", style.MINUS, text)
+def typeset(text: str) -> Markup:
+    """Give a sentence's numbers true minus signs, and set its intervals apart."""
+    text = str(escape(re.sub(r"(?<![\w.-])-(?=\d)", style.MINUS, text)))
+    return Markup(re.sub(r"\[[^\]\w]*\d[^\]]*\]", r'<span class="interval">\g<0></span>', text))
 
 
 def command(analysis: Analysis, directory: Path) -> str:
@@ -54,11 +55,14 @@ def _content(analysis: Analysis, directory: Path) -> dict[str, Any]:
     drawn = _charts(analysis)
     effects = analysis.effects.get("train_loss", {})
     return {
-        "verdict": verdict(analysis),
+        "verdict": re.split(r"(?<=\.)\s+(?=[A-Z])", verdict(analysis)),
         "settings": analysis.settings,
-        "versions": {name: style.listed(found) for name, found in analysis.versions.items() if found},
+        "versions": {
+            name: style.listed(found) for name, found in analysis.versions.items() if found
+        },
         "summary": _summary(analysis),
         "caption": caption(analysis),
+        "key": KEY,
         "titles": {"rows": tables.ROWS, "columns": tables.COLUMNS},
         "square": tables.square(analysis),
         "margins": tables.margins(analysis),

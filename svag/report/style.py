@@ -80,7 +80,7 @@ def interval(value: Effect, figure: Figure, decimals: int) -> str:
         return ""
     scale, _ = _scale(figure, "")
     low, high = (number(scale * bound, decimals, signed=True) for bound in value.interval)
-    return f"[{low},{_NBSP}{high}]"
+    return f"[{low}, {high}]"
 
 
 def decimals(spreads: Iterable[Spread], figure: Figure) -> int:
