@@ -180,6 +180,30 @@ def bench_runner(
     print(runner.measure(task, problems.load(task, data_dir), steps=steps, rounds=rounds))
 
 
+@bench.command("step")
+def bench_step(
+    rounds: Annotated[int, typer.Option(min=1, help="Steps of every optimizer.")] = 30,
+) -> None:
+    """Time an optimizer's step against the better of torch's non-fused Adams."""
+    from svag.bench import step
+
+    table = Table(
+        "parameters",
+        *(f"{name}\nms" for name in step.PEERS),
+        *(f"{name}\nms (ratio)" for name in step.OURS),
+        box=None,
+        pad_edge=False,
+    )
+    for layout, shapes in step.layouts().items():
+        timing = step.measure(layout, shapes, rounds=rounds)
+        peers = (f"{timing.milliseconds[name]:.3f}" for name in step.PEERS)
+        ours = (
+            f"{timing.milliseconds[name]:.3f} ({timing.ratios[name]:.2f})" for name in step.OURS
+        )
+        table.add_row(layout, *peers, *ours)
+    Console(width=max(130, Console().width)).print(table, highlight=False)
+
+
 def _report(directory: Path, console: Console, **wanted: object) -> None:
     from svag import report as reports
     from svag.lab import records

@@ -33,7 +33,7 @@ FLOORS = (
     ("svag.lab.train",),
     ("svag.lab.pool",),
     ("svag.lab.protocol",),
-    ("svag.progress", "svag.bench", "svag.bench.runner"),
+    ("svag.progress", "svag.bench", "svag.bench.runner", "svag.bench.step"),
     ("svag.cli",),
     ("svag.__main__",),
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-import svag
+from svag import optim
 from svag.lab.protocol import Study, plan, template
 from svag.lab.train import Session
 from svag.problems import Data, Problem
@@ -56,7 +56,7 @@ def measure(problem: Problem, data: Data, *, steps: int, rounds: int) -> Overhea
 def _by_hand(problem: Problem, data: Data, steps: int) -> Callable[[], None]:
     torch.manual_seed(1)
     model = problem.model()
-    optimizer = svag.MSGD(model.parameters(), lr=1e-3)
+    optimizer = optim.MSGD(model.parameters(), lr=1e-3)
     inputs, targets = data.train.inputs, data.train.targets
 
     def loop() -> None:

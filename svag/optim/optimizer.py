@@ -196,7 +196,7 @@ class Dissected(Optimizer):
             key = next(unique) if traced else (param.device, param.dtype, step)
             if group["differentiable"]:
                 state.update({name: state[name].clone() for name in buffers})
-            row = Row(param, param.grad, **{name: state[name] for name in buffers})
+            row = Row(param, param.grad, *[state[name] for name in buffers])
             buckets.setdefault(key, Bucket(step)).rows.append(row)
         return buckets.values()
 

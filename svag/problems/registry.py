@@ -38,8 +38,8 @@ def get(spec: str) -> Problem:
         ProblemError: the file, module or function is missing, raises, or returns something else.
 
     Example:
-        >>> get("digits").batch_size
-        64
+        >>> get("digits").name
+        'digits'
     """
     target = PROBLEMS.get(spec, spec)
     place, colon, function = target.rpartition(":")

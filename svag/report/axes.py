@@ -24,7 +24,7 @@ class Axis:
 
 
 def axis(curves: Sequence[Curve], figure: Figure) -> Axis:
-    """Choose limits: a loss whose means span a factor of ten is logarithmic and shown whole.
+    """Choose limits: a loss that falls tenfold after its start is logarithmic and shown whole.
 
     Otherwise the beginning may leave the axis: all before a quarter of the run for accuracies,
     the first twentieth for losses.
@@ -33,9 +33,11 @@ def axis(curves: Sequence[Curve], figure: Figure) -> Axis:
     if not means.size:
         return Axis(0.0, 1.0)
     if figure != "test_accuracy" and means.min() > 0:
-        ratio = float(means.max() / means.min())
-        if ratio > _CALLS_FOR_LOG:
-            room = ratio**_ROOM
+        started = _finite(
+            np.concatenate([c.mean[c.steps >= _STARTED * c.steps[-1]] for c in curves])
+        )
+        if started.size and started.max() / started.min() > _CALLS_FOR_LOG:
+            room = float(means.max() / means.min()) ** _ROOM
             return Axis(float(means.min() / room), float(means.max() * room), log=True)
     since = _SETTLED if figure == "test_accuracy" else _STARTED
     shown = np.concatenate([_late(curve, since) for curve in curves])

@@ -15,6 +15,7 @@ from svag.report.style import BAND_OPACITY, STYLES, step_size
 Chart: TypeAlias = dict[str, Any]
 
 _SIGNIFICANT = 6
+_BELOW = 3.5  # per cent between the rows of crosses below 0
 _CHOSEN = {False: 18, True: 12}  # of two methods' marks in one place, both are seen
 
 
@@ -48,18 +49,14 @@ def curves(analysis: Analysis, figure: Figure) -> Chart:
             "hovertemplate": f"%{unit}{sd}",
         }
         traces += [{**trace, **_named(key)} for trace in ([line] if single else [around, line])]
-    low, high = (
-        (math.log10(shown.low), math.log10(shown.high))
-        if shown.log
-        else (scale * shown.low, scale * shown.high)
-    )
+    limits = [scale * shown.low, scale * shown.high]
     return {
         "data": traces,
         "layout": {
             "xaxis": {"title": {"text": "Step"}, "range": [0, analysis.settings["steps"]]},
             "yaxis": {
                 "type": "log" if shown.log else "linear",
-                "range": [low, high],
+                "range": [math.log10(limit) for limit in limits] if shown.log else limits,
                 "title": {"text": "Test accuracy (%)" if percent else "Training loss"},
             },
             "hovermode": "x unified",
@@ -72,8 +69,17 @@ def sensitivity(analysis: Analysis) -> Chart | None:
     if not any(result.trials for result in analysis.methods.values()):
         return None
     traces: list[Chart] = []
+    reached = [
+        100 * trial.figures["test_accuracy"]
+        for result in analysis.methods.values()
+        for trial in result.trials
+        if "test_accuracy" in trial.figures
+    ]
+    highest, lowest = max(reached, default=100.0), 0.0
     for key, result in analysis.methods.items():
-        traces += [{**trace, **_named(key)} for trace in _searched(key, result)]
+        if any(trial.status == "diverged" for trial in result.trials):
+            lowest -= _BELOW
+        traces += [{**trace, **_named(key)} for trace in _searched(key, result, lowest)]
     return {
         "data": traces,
         "layout": {
@@ -85,7 +91,8 @@ def sensitivity(analysis: Analysis) -> Chart | None:
             },
             "yaxis": {
                 "title": {"text": "Final test accuracy (%)"},
-                "range": [-4, 103],
+                "range": [lowest - _BELOW, 1.06 * highest],
+                "tickvals": list(range(0, 101, 20 if highest > 60 else 10)),
                 "zeroline": False,
             },
             "hovermode": "closest",
@@ -93,7 +100,7 @@ def sensitivity(analysis: Analysis) -> Chart | None:
     }
 
 
-def _searched(key: str, result: MethodResult) -> list[Chart]:
+def _searched(key: str, result: MethodResult, lowest: float) -> list[Chart]:
     done = [trial for trial in result.trials if "test_accuracy" in trial.figures]
     done = [trial for trial in done if trial.status == "done"]
     lost = [trial for trial in result.trials if trial.status == "diverged"]
@@ -108,16 +115,17 @@ def _searched(key: str, result: MethodResult) -> list[Chart]:
         "line": _line(key),
         "marker": {
             "color": color,
+            "opacity": 1,
             "size": [_CHOSEN[adapted] if own else 6 for own in chosen],
             "symbol": ["diamond-open" if own else "circle" for own in chosen],
-            "line": {"width": 2},
+            "line": {"color": color, "width": [2 if own else 0 for own in chosen]},
         },
         "text": ["chosen" if own else "" for own in chosen],
         "hovertemplate": f"{name}, lr %{{x:g}}: %{{y:.2f}} % %{{text}}<extra></extra>",
     }
     crosses = {
         "x": [trial.lr for trial in lost],
-        "y": [0] * len(lost),
+        "y": [lowest] * len(lost),
         "mode": "markers",
         "marker": {"color": color, "size": 9, "symbol": "x"},
         "hovertemplate": f"{name}, lr %{{x:g}}: diverged<extra></extra>",

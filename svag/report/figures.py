@@ -26,19 +26,14 @@ _SIZE = (10.0, 4.3)
 _DPI = 200
 _INK, _MUTED, _GRID = "#1a1d21", "#5b626b", "#e3e6ea"
 _LINES = {"solid": "-", "dash": (0, (4.5, 1.6)), "dot": (0, (1.2, 1.3))}
-_SETTINGS = {
-    "svg.hashsalt": "svag",
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.unicode_minus": True,
-}
 
 
 def figure5(analysis: Analysis, directory: Path) -> None:
     """Draw ``figure5.png`` and ``figure5.svg``, the same bytes for the same analysis."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_SETTINGS)
+        matplotlib.rc("svg", hashsalt="svag")
+        matplotlib.rc("font", size=9.5)
         canvas = _draw(analysis)
         canvas.savefig(directory / "figure5.png", dpi=_DPI, metadata={"Software": None})
         canvas.savefig(directory / "figure5.svg", metadata={"Date": None, "Creator": None})
@@ -62,9 +57,17 @@ def _draw(analysis: Analysis) -> Canvas:
     canvas = Canvas(figsize=_SIZE, facecolor="white")
     FigureCanvasAgg(canvas)
     left, right = canvas.subplots(1, 2)
-    canvas.subplots_adjust(left=0.065, right=0.912, top=0.80, bottom=0.115, wspace=0.40)
+    canvas.subplots_adjust(left=0.065, right=0.908, top=0.80, bottom=0.115, wspace=0.40)
     settings = analysis.settings
-    canvas.text(0.065, 0.935, str(settings["problem"]), fontsize=13, fontweight="bold", color=_INK)
+    canvas.text(
+        0.065,
+        0.935,
+        str(settings["problem"]),
+        fontsize=13,
+        fontweight="bold",
+        color=_INK,
+        parse_math=False,
+    )
     canvas.text(
         0.065,
         0.885,
@@ -136,7 +139,7 @@ def _height(value: float, shown: Axis) -> float:
 def _label(axes: Axes, ends: dict[str, float]) -> None:
     """Name every line at its right end, apart from one another, with a leader to the end."""
     keys = sorted(ends, key=lambda key: ends[key])
-    places = spaced([ends[key] for key in keys], gap=0.062)
+    places = spaced([ends[key] for key in keys], gap=0.058)
     for key, place in zip(keys, places, strict=True):
         style = STYLES[key]
         axes.plot(

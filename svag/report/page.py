@@ -67,6 +67,7 @@ def _content(analysis: Analysis, directory: Path) -> dict[str, Any]:
         "square": tables.square(analysis),
         "margins": tables.margins(analysis),
         "missing": tables.missing(analysis),
+        "lost": any(not r.replications for r in analysis.methods.values()),
         "rows": tables.rows(analysis),
         "dashes": _DASHES,
         "styles": style.STYLES,

@@ -18,7 +18,7 @@ MINUS: Final = "\N{MINUS SIGN}"
 NONE: Final = "\N{EN DASH}"
 
 _NBSP = "\N{NO-BREAK SPACE}"
-_MOST_DECIMALS = 6
+_MOST_DECIMALS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ STYLES: Final[Mapping[str, Style]] = MappingProxyType(
         "m-sgd": Style("#4a9fe0", "dash"),
         "ssd": Style("#b3871a", "dot", 1.4),
         "m-ssd": Style("#e58a1a", "dash"),
-        "svag": Style("#0f7a6c", "solid", 1.2),
+        "svag": Style("#14867a", "solid", 1.3),
         "m-svag": Style("#2166c4", "solid"),
         "adam": Style("#cf3a1c", "solid"),
-        "adam-star": Style("#e07aa8", "solid", 1.2),
+        "adam-star": Style("#e07aa8", "solid", 1.3),
     }
 )
 

@@ -41,8 +41,7 @@ class Margin:
 def rows(analysis: Analysis) -> dict[str, Row]:
     """Write every method's results, with equal decimals down each column."""
     results = analysis.methods
-    final = {f: style.decimals([r.final[f] for r in results.values()], f) for f in FIGURES}
-    best = {f: style.decimals([r.best[f] for r in results.values()], f) for f in FIGURES}
+    digits = {f: style.decimals([r.final[f] for r in results.values()], f) for f in FIGURES}
     return {
         key: Row(
             key=key,
@@ -52,8 +51,8 @@ def rows(analysis: Analysis) -> dict[str, Row]:
             update=str(METHODS[key].anatomy),
             beta=_betas(result),
             lr=style.step_size(result.lr),
-            final={f: style.spread(result.final[f], f, final[f]) for f in FIGURES},
-            best={f: style.spread(result.best[f], f, best[f]) for f in FIGURES},
+            final={f: style.spread(result.final[f], f, digits[f]) for f in FIGURES},
+            best={f: style.spread(result.best[f], f, digits[f]) for f in FIGURES},
             n=len(result.replications),
             diverged=result.diverged,
         )

@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from svag.anatomy import METHODS
 from svag.optim import moments
 from svag.optim.arithmetic import MANY, ONE, Arithmetic, Operand, Scalar
 from svag.optim.factors import FACTORS, dispersion, raw_dispersion
 from svag.optim.rule import Bucket, Row, Rule
 
+_ADAM = METHODS["adam"].anatomy
 _HALF = (torch.bfloat16, torch.float16)
 
-# Measured on two cores: below _SMALL elements calls cost more than arithmetic; _PIECE is where
-# both threads of torch get enough to do and M-SVAG's five temporaries stay in cache.
+# Measured on two cores. Below _SMALL elements calls cost more than arithmetic. With the corrected
+# variance's five temporaries, memory that does not stay in cache costs more than the rest, so there
+# _PIECE elements are updated at a time; Adam and the unadapted methods are faster whole.
 _SMALL = 4096
 _PIECE = 65536
 
@@ -59,8 +62,9 @@ def _step(rule: Rule, step: Scalar, rows: list[Row], foreach: bool | None) -> No
         columns = zip(*listed, strict=True)
         operands = (None if column[0] is None else list(column) for column in columns)
         _update(MANY, rule, step, Row(*operands), dtype)
+    corrected = rule.anatomy.adapted and not rule.anatomy.raw
     for row in single:
-        for piece in _pieces(row):
+        for piece in _pieces(row) if corrected else (row,):
             _update(ONE, rule, step, piece, dtype)
 
 
@@ -109,22 +113,21 @@ def _update(ops: Arithmetic, rule: Rule, step: Scalar, operands: Row, dtype: tor
     if max_exp_avg_sq is not None:
         exp_avg_sq = ops.copy_(max_exp_avg_sq, ops.maximum(max_exp_avg_sq, exp_avg_sq))
 
+    spread = None
     if anatomy.adapted and anatomy.raw:
-        denominator = _raw_denominator(ops, rule, step, exp_avg_sq, dtype)
-        if anatomy.direction == "momentum" and anatomy.sign and anatomy.factor == "sqrt":
-            # Eq. (7) backwards: sign(m) * |m|/(sqrt(v) + eps) is Adam's m/(sqrt(v) + eps).
-            step_size = rule.lr / moments.debiasing(rule.beta, step)
-            _descend(ops, param, exp_avg, step_size, over=denominator)
+        root_weight = moments.debiasing(rule.beta2, step) ** 0.5
+        denominator = _raw_denominator(ops, rule, root_weight, exp_avg_sq, dtype)
+        weight = moments.debiasing(rule.beta, step) / root_weight
+        if anatomy == _ADAM:
+            # Eq. (7) backwards: sign(m) * |m|/(sqrt(v) + eps) is m/(sqrt(v) + eps).
+            _descend(ops, param, exp_avg, rule.lr / weight, over=denominator)
             return
-        mean = ops.div(exp_avg, moments.debiasing(rule.beta, step))
-        spread = raw_dispersion(ops, denominator, mean)
+        spread = raw_dispersion(ops, denominator, ops.div(exp_avg, weight))
     elif variance is not None:
         mean = ops.div(exp_avg, moments.debiasing(rule.beta, step))
         spread = dispersion(ops, variance, mean, dtype)
         if isinstance(step, Tensor):
             spread = spread.masked_fill(step == 1, 1)
-    else:
-        spread = None
 
     direction, step_size = grad, rule.lr
     if anatomy.direction == "momentum":
@@ -156,13 +159,18 @@ def _corrected_variance(
 
 
 def _raw_denominator(
-    ops: Arithmetic, rule: Rule, step: Scalar, exp_avg_sq: Operand, dtype: torch.dtype
+    ops: Arithmetic, rule: Rule, weight: Scalar, exp_avg_sq: Operand, dtype: torch.dtype
 ) -> Operand:
-    """Adam's sqrt(v) + eps, v debiased (Eq. 6); never 0, so that m = v = 0 does not move."""
-    root = ops.div(ops.sqrt(exp_avg_sq), moments.debiasing(rule.beta2, step) ** 0.5)
+    """Adam's sqrt(v) + eps (Eq. 6) times ``weight``, which makes sqrt(v~) of sqrt(v).
+
+    Never 0, so that m = v = 0 does not move.
+    """
+    root = ops.sqrt(exp_avg_sq)
+    if torch.is_grad_enabled():
+        root = ops.add(root, 0)  # autograd has kept the root
     if rule.eps == 0:
         return ops.clamp_min_(root, torch.finfo(dtype).tiny ** 0.5)
-    return ops.add_(root, rule.eps)
+    return ops.add_(root, rule.eps * weight)
 
 
 def _descend(

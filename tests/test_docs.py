@@ -1,0 +1,59 @@
+"""What the documents show works: examples in docstrings and in the README, files in examples/."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import svag
+from svag import METHODS
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(m.name for m in pkgutil.walk_packages(svag.__path__, "svag."))
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
+def test_docstring_examples(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_every_method_has_an_example_and_its_equation() -> None:
+    finder = doctest.DocTestFinder(recurse=False)
+    for row in METHODS.values():
+        make = getattr(svag, row.optimizer)
+        assert any(test.examples for test in finder.find(make)), row.optimizer
+        assert "theta <- theta - lr *" in make.__doc__
+
+
+@pytest.mark.parametrize(
+    "block", re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+)
+def test_readme_python(block: str) -> None:
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_readme_lists_the_table_as_it_is() -> None:
+    rows = re.findall(
+        r"^\| `([a-z-]+)` \| `(\w+)` \|.*\| ([\d.]+) \|$", (ROOT / "README.md").read_text(), re.M
+    )
+    assert rows == [(row.key, row.optimizer, f"{row.lr:g}") for row in METHODS.values()]
+
+
+def test_readme_commands_exist() -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+    text = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"^    make (\w+)", text, re.M)) == {"demo", "test"} <= set(targets)
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert re.findall(r"^make .*$", ci, re.M) == ["make test"]
+
+
+def test_training_example_learns() -> None:
+    script = ROOT / "examples" / "train_msvag.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    accuracy = float(re.search(r"([\d.]+)%", done.stdout).group(1))  # type: ignore[union-attr]
+    assert accuracy > 95
