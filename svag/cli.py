@@ -87,29 +87,29 @@ def compare(
         select=select,
     )
     directory = out or Path("runs") / task.name
-    records.prepare(directory)
-    data = problems.load(task, data_dir)
-    base = protocol.template(task, data, study)
-    workers = workers or os.cpu_count() or 1
-    executor: pool.Executor = pool.Here(task, data, directory)
-    if workers > 1:
-        executor = pool.Pool(pool.Place(problem, data_dir, directory), workers)
     console = Console(stderr=True)
-    console.print(
-        f"{task.name}: {', '.join(METHODS[key].name for key in study.methods)}; {study.steps} "
-        f"steps a run, {study.seeds} seeds, {workers} worker{'s' * (workers > 1)}; records in "
-        f"{directory}",
-        highlight=False,
-    )
-    try:
-        with RunProgress(console, protocol.expected_runs(study)) as progress:
-            plans = {key: protocol.plan(base, key, study) for key in study.methods}
-            carried_out = protocol.carry_out(plans, executor, directory, progress.observe)
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from here")
-        raise typer.Exit(130) from None
-    finally:
-        executor.close()
+    with records.claim(directory):
+        data = problems.load(task, data_dir)
+        base = protocol.template(task, data, study)
+        workers = workers or os.cpu_count() or 1
+        executor: pool.Executor = pool.Here(task, data, directory)
+        if workers > 1:
+            executor = pool.Pool(pool.Place(problem, data_dir, directory), workers)
+        console.print(
+            f"{task.name}: {', '.join(METHODS[key].name for key in study.methods)}; "
+            f"{study.steps} steps a run, {study.seeds} seeds, "
+            f"{workers} worker{'s' * (workers > 1)}; records in {directory}",
+            highlight=False,
+        )
+        try:
+            with RunProgress(console, protocol.expected_runs(study)) as progress:
+                plans = {key: protocol.plan(base, key, study) for key in study.methods}
+                carried_out = protocol.carry_out(plans, executor, directory, progress.observe)
+        except KeyboardInterrupt:
+            console.print("interrupted; the same command goes on from here")
+            raise typer.Exit(130) from None
+        finally:
+            executor.close()
     failed = [record for record in carried_out if record.status == "error"]
     if not all(record.status == "error" for record in carried_out):
         _report(directory, console, **protocol.shared_settings(base))

@@ -26,7 +26,7 @@ FLOORS = (
     ("svag.lab.analysis",),
     ("svag.lab.verdict",),
     ("svag.report.style",),
-    ("svag.report.axes",),
+    ("svag.report.axes", "svag.report.tables"),
     ("svag.report.figures", "svag.report.charts"),
     ("svag.report.page",),
     ("svag.report",),

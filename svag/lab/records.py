@@ -6,14 +6,15 @@ file can hold several attempts; the last ``run`` line starts the one that counts
 machines merge by copying, since equal names hold equal runs.
 """
 
+import fcntl
 import hashlib
 import json
 import math
 import os
 import platform
 import subprocess
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata
@@ -152,21 +153,32 @@ class Recorder:
         self._file.flush()
 
 
-def prepare(directory: Path) -> None:
-    """Make a folder ready to record in, before any work is done for it.
+@contextmanager
+def claim(directory: Path) -> Iterator[None]:
+    """Make a folder ready to record in, and keep other processes from recording in it meanwhile.
+
+    The claim ends with the process, however that ends.
 
     Raises:
-        RecordError: nothing can be written there.
+        RecordError: nothing can be written there, or another process has claimed it.
     """
     folder = directory / "records"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        lock = (folder / ".lock").open("a")
     except OSError as error:
         raise RecordError(
             f"cannot write to {folder}: {error.strerror}; choose another folder with --out"
         ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RecordError(
+                f"another process is recording in {folder}; wait for it, or choose another folder "
+                "with --out (records of both can be copied together afterwards)"
+            ) from error
+        yield
 
 
 def path_of(directory: Path, run: Run) -> Path:
