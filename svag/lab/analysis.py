@@ -74,7 +74,7 @@ class MethodResult:
 
     Attributes:
         key: the method.
-        lr: the step size that was replicated.
+        lr: the step size that was replicated; NaN if the search found none that is stable.
         replications: its finished runs.
         diverged: how many further runs diverged; they are in no mean.
         final: figures at the end of the runs.
@@ -160,7 +160,7 @@ def analyse(records: Iterable[Record], **wanted: object) -> Analysis:
             result = _method_result(key, [r for r in runs if r.run["method"] == key])
             if result is not None:
                 methods[key] = result
-        if methods:
+        if any(result.replications or result.diverged for result in methods.values()):
             cells = _cells(methods)
             return Analysis(
                 settings=dict(zip(STUDY, setting, strict=True)),
@@ -182,18 +182,23 @@ def _method_result(key: str, records: Sequence[Record]) -> MethodResult | None:
     for record in records:
         if record.run["seed"] != SEARCH_SEED and record.finished:
             repeated.setdefault(record.run["lr"], []).append(record)
-    if not repeated:
+    if not repeated and not search:
         return None
     merits = {r.run["lr"]: r.merit for r in search}
-    lr = max(repeated, key=lambda lr: (merits.get(lr, -np.inf), len(repeated[lr]), lr))
-    runs = sorted((r for r in repeated[lr] if r.status == "done"), key=lambda r: int(r.run["seed"]))
+    lr = max(
+        repeated,
+        key=lambda lr: (merits.get(lr, -np.inf), len(repeated[lr]), lr),
+        default=np.nan,
+    )
+    replications = sorted(repeated.get(lr, []), key=lambda r: int(r.run["seed"]))
+    runs = [r for r in replications if r.status == "done"]
     ends = [r.end or {} for r in runs]
     trials = [Trial(r.run["lr"], r.status, _figures(r.end or {})) for r in search]
     return MethodResult(
         key=key,
         lr=lr,
         replications=runs,
-        diverged=len(repeated[lr]) - len(runs),
+        diverged=len(replications) - len(runs),
         final={f: _spread([end[f] for end in ends]) for f in FIGURES},
         best={f: _spread([_best(f, r) for r in runs]) for f in FIGURES},
         curves={f: _curve(f, runs) for f in FIGURES},
@@ -226,7 +231,8 @@ def _curve(figure: Figure, records: Sequence[Record]) -> Curve:
             if line[figure] is not None:
                 values[row, place[int(line["step"])]] = line[figure]
     sd = values.std(axis=0, ddof=1) if len(records) > 1 else np.zeros(len(steps))
-    return Curve(np.array(steps, float), values.mean(axis=0) if len(records) else values, sd)
+    mean = values.mean(axis=0) if len(records) else np.zeros(0)
+    return Curve(np.array(steps, float), mean, sd)
 
 
 def _cells(methods: Mapping[str, MethodResult]) -> dict[Cell, str]:
@@ -286,5 +292,5 @@ def _resampled(results: Mapping[Cell, MethodResult]) -> dict[Figure, Array] | No
 
 
 def _versions(records: Sequence[Record]) -> dict[str, list[str]]:
-    names = ("svag", "torch", "numpy", "python", "machine", "commit")
+    names = ("svag", "torch", "numpy", "python", "machine", "commit", "source")
     return {name: sorted({str(r.run[name]) for r in records if r.run.get(name)}) for name in names}

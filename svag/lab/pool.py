@@ -145,7 +145,7 @@ class Pool:
         process.join()
         record = read(path_of(self._place.directory, run))
         if record is None or record.end is None:
-            with Recorder(self._place.directory, run) as recorder:
+            with Recorder(self._place.directory, run, source=self._place.spec) as recorder:
                 message = f"the worker process died (exit code {process.exitcode})"
                 recorder.end("error", message=message)
         return Event(run, 0, ended=True)

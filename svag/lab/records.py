@@ -107,11 +107,16 @@ class Record:
 class Recorder:
     """Writes the lines of one attempt at a run, each as soon as it is known.
 
+    Args:
+        directory: its folder ``records`` receives the file.
+        run: what is being run.
+        source: what the problem was asked for by; noted only.
+
     Raises:
         RecordError: the folder or the file cannot be written.
     """
 
-    def __init__(self, directory: Path, run: Run) -> None:
+    def __init__(self, directory: Path, run: Run, *, source: str | None = None) -> None:
         path = path_of(directory, run)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +128,7 @@ class Recorder:
             ) from error
         if torn:
             self._file.write("\n")
-        self._write("run", {**asdict(run), **environment()})
+        self._write("run", {**asdict(run), **environment(), "source": source})
 
     def eval(self, step: int, **figures: float) -> None:
         """Note the figures after ``step`` steps."""

@@ -47,7 +47,7 @@ def train(
         KeyboardInterrupt: passed on after the record has been closed as interrupted.
         RecordError: the record cannot be written.
     """
-    with Recorder(directory, run) as recorder:
+    with Recorder(directory, run, source=problem.source) as recorder:
         started = time.perf_counter()
         figures: Figures = {}
         try:

@@ -36,8 +36,8 @@ def verdict(analysis: Analysis) -> str:
     accuracy, loss = (_decision(analysis, f) for f in ("test_accuracy", "train_loss"))
     also = "also " if accuracy == loss else ""
     return (
-        f"On {problem} {accuracy}: {_spoken(analysis, 'test_accuracy')}. "
-        f"In the training loss {also}{loss}: {_spoken(analysis, 'train_loss')}."
+        f"On {problem} {accuracy}: {_spoken(analysis, 'test_accuracy', accuracy)}. "
+        f"In the training loss {also}{loss}: {_spoken(analysis, 'train_loss', loss)}."
     )
 
 
@@ -68,22 +68,25 @@ def _decision(analysis: Analysis, figure: Figure) -> str:
     return "both halves of Adam count"
 
 
-def _spoken(analysis: Analysis, figure: Figure) -> str:
+def _spoken(analysis: Analysis, figure: Figure, decision: str) -> str:
+    """Give both effects, the larger first; ``it`` where the decision has just named it."""
     effects = analysis.effects[figure]
     first, second = sorted(_HALVES, key=lambda half: abs(effects[half].estimate), reverse=True)
+    subject = "it" if decision.startswith(_HALVES[first]) else _HALVES[first]
     what = "final test accuracy" if figure == "test_accuracy" else "final training loss"
     return (
-        f"{_HALVES[first]} changes the {what} by {_amount(effects[first], figure)}, "
+        f"{subject} changes the {what} by {_amount(effects[first], figure)}, "
         f"{_HALVES[second]} by {_amount(effects[second], figure)}"
     )
 
 
 def _amount(effect: Effect, figure: Figure) -> str:
-    scale, unit, digits = (100, " points", 2) if figure == "test_accuracy" else (1, "", 4)
-    text = f"{scale * effect.estimate:+.{digits}f}{unit}"
+    """Write an effect with its interval: points to two decimals, losses to three digits."""
+    scale, unit, digits = (100, " points", ".2f") if figure == "test_accuracy" else (1, "", ".3g")
+    text = f"{scale * effect.estimate:+{digits}}{unit}"
     if effect.interval is None:
         return text
-    low, high = (f"{scale * bound:+.{digits}f}" for bound in effect.interval)
+    low, high = (f"{scale * bound:+{digits}}" for bound in effect.interval)
     return f"{text} [{low}, {high}]"
 
 
@@ -122,11 +125,12 @@ def _adaptation_helps(analysis: Analysis) -> Observation:
             f"{adapted} against {base}: {_amount(accuracy, 'test_accuracy')} of test accuracy, "
             f"{_amount(loss, 'train_loss')} of training loss"
         )
-    outcome: Outcome = "does not hold" if -1 in outcomes else "holds"
-    single = analysis.effects["train_loss"]["adaptation"].interval is None
+    outcome: Outcome = "not decided"
+    if -1 in outcomes or 1 in outcomes:
+        outcome = "does not hold" if -1 in outcomes else "holds"
     return Observation(
         "Variance adaptation helps: adapted methods do at least as well as their base methods.",
-        "not decided" if single else outcome,
+        outcome,
         "; ".join(parts) + ".",
     )
 

@@ -91,6 +91,7 @@ class Problem:
         weight_decay: lambda of the L2 term ``lambda/2 |w|^2`` on parameters of two or more
             dimensions (weights, not biases or normalisation).
         version: raise it when a change makes earlier records incomparable.
+        source: what it was asked for by; filled in by :func:`svag.problems.get`.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Problem:
     schedule: Callable[[int, int], float] = constant
     weight_decay: float = 0.0
     version: str = "1"
+    source: str | None = None
 
     def __post_init__(self) -> None:
         for field in ("batch_size", "steps", "quick_steps"):

@@ -52,9 +52,9 @@ def get(spec: str) -> Problem:
     module = _from_file(Path(place), spec) if place.endswith(".py") else _from_module(place, spec)
     problem = _call(module, function, spec)
     if target in PROBLEMS.values():
-        return problem
-    source = Path(str(module.__file__)).read_bytes()
-    return replace(problem, version=hashlib.sha256(source).hexdigest()[:12])
+        return replace(problem, source=spec)
+    code = Path(str(module.__file__)).read_bytes()
+    return replace(problem, source=spec, version=hashlib.sha256(code).hexdigest()[:12])
 
 
 def load(problem: Problem, data_dir: Path | None = None) -> Data:

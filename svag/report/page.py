@@ -41,7 +41,8 @@ def typeset(text: str) -> Markup:
 def command(analysis: Analysis, directory: Path) -> str:
     """Write the command that makes these runs, or goes on from those there are."""
     settings, methods = analysis.settings, analysis.methods
-    words = ["svag", "compare", str(settings["problem"]), "--methods", ",".join(methods)]
+    sources = analysis.versions["source"] or [str(settings["problem"])]
+    words = ["svag", "compare", sources[0], "--methods", ",".join(methods)]
     for key, result in methods.items():
         if not result.trials:
             words += ["--lr", f"{key}={result.lr!r}"]

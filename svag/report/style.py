@@ -97,7 +97,7 @@ def decimals(spreads: Iterable[Spread], figure: Figure) -> int:
 
 def step_size(lr: float) -> str:
     """Write a step size as one would type it."""
-    return f"{lr:g}"
+    return f"{lr:g}" if math.isfinite(lr) else NONE
 
 
 def count(n: int, noun: str) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 
 from svag.errors import RecordError
 from svag.lab import records
-from svag.lab.records import Recorder, Run, find, load, path_of, prepare, read
+from svag.lab.records import Recorder, Run, claim, find, load, path_of, read
 from svag.lab.train import train
 
 OTHER = {
@@ -290,7 +290,7 @@ def test_a_folder_below_a_file_can_be_neither_read_nor_written(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     for below in (file, file / "sub"):
-        for act in (prepare, lambda folder: Recorder(folder, RUN)):
+        for act in (lambda folder: claim(folder).__enter__(), lambda folder: Recorder(folder, RUN)):
             with pytest.raises(RecordError, match=r"^cannot write .*--out$") as caught:
                 act(below)
             assert str(below / "records") in str(caught.value)
@@ -308,10 +308,24 @@ def test_a_folder_in_the_place_of_a_file(tmp_path):
             act()
 
 
-def test_preparing_a_folder_leaves_nothing_but_the_folder(tmp_path):
-    prepare(tmp_path / "a" / "b")
-    prepare(tmp_path / "a" / "b")
-    assert [path.name for path in (tmp_path / "a" / "b").rglob("*")] == ["records"]
+def test_a_claimed_folder_is_there_and_holds_no_record(tmp_path):
+    with claim(tmp_path / "a" / "b"), pytest.raises(RecordError, match="no records"):
+        load(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b" / "records").is_dir()
+
+
+def test_a_folder_is_claimed_once_at_a_time(tmp_path):
+    with claim(tmp_path):
+        with claim(tmp_path / "another"):
+            pass
+        with pytest.raises(RecordError, match="another process is recording in .*--out"):
+            claim(tmp_path).__enter__()
+        attempt(tmp_path, RUN)
+        assert len(load(tmp_path)) == 1
+    with pytest.raises(ZeroDivisionError), claim(tmp_path):
+        raise ZeroDivisionError
+    with claim(tmp_path):
+        pass
 
 
 def test_a_full_disk_is_a_record_error(tmp_path):
