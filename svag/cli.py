@@ -100,6 +100,7 @@ def compare(
             f"{study.steps} steps a run, {study.seeds} seeds, "
             f"{workers} worker{'s' * (workers > 1)}; records in {directory}",
             highlight=False,
+            soft_wrap=True,
         )
         try:
             with RunProgress(console, protocol.expected_runs(study)) as progress:

@@ -55,7 +55,8 @@ class RunProgress:
         elif record is not None:
             self._reused += begun is None
             self._ended += begun is not None
-            self._console.print(_line(event.run, record, reused=begun is None), highlight=False)
+            line = _line(event.run, record, reused=begun is None)
+            self._console.print(line, highlight=False, soft_wrap=True)
         self._show()
 
     def _show(self) -> None:

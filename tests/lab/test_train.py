@@ -5,10 +5,10 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from lab.made import classification, points, run_of
 from torch import nn
 
 import svag
+from lab.made import classification, points, run_of
 from svag.lab.records import find, path_of
 from svag.lab.train import BLOW_UP, Session, batches, optimizer_of, train
 from svag.problems import Data, Problem, Split
