@@ -2,8 +2,18 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("dev"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    from measured import WORST
+
+    if WORST:
+        terminalreporter.section("worst figures")
+    for name, (value, bound) in sorted(WORST.items()):
+        terminalreporter.line(f"{name}: {value:.2e} (bound {bound:.0e})")

@@ -7,6 +7,7 @@ The error of each coordinate is |theta - ref| / max(|ref_i|, max|ref| / 100), at
 import numpy as np
 import pytest
 import torch
+from measured import assert_within
 from reference import error, moving_average
 
 from svag import METHODS as TABLE
@@ -48,9 +49,10 @@ def run_torch(build, start, dtype, gradients=GRADIENTS):
     return [theta for (theta,) in descend(build([param]), [param], steps)]
 
 
-def assert_conforms(history, references, bound):
+def assert_conforms(what, dtype, history, references, bound=None):
     errors = {t: error(history[t - 1], references[t - 1].theta) for t in REPORTED}
-    assert max(errors.values()) <= bound, errors
+    name = f"conformance, {what}, {dtype}"
+    assert_within(name, max(errors.values()), bound or BOUND[dtype], errors)
 
 
 @pytest.mark.parametrize("beta", [beta for beta in BETAS if beta])
@@ -80,7 +82,8 @@ def test_the_table_is_complete():
 def test_displacement(case: Case, beta, dtype):
     options = {"lr": case.lr, **case.decay(beta)}
     history = run_torch(lambda params: case.build(params, **options), start_at_zero(), dtype)
-    assert_conforms(history, case.reference(GRADIENTS, start_at_zero(), **options), BOUND[dtype])
+    references = case.reference(GRADIENTS, start_at_zero(), **options)
+    assert_conforms("displacement", dtype, history, references)
 
 
 @both_precisions
@@ -91,7 +94,7 @@ def test_defaults(case: Case, dtype):
         pytest.skip("amsgrad is not a default")
     history = run_torch(case.build, start_at_zero(), dtype)
     references = case.reference(GRADIENTS, start_at_zero(), lr=case.lr)
-    assert_conforms(history, references, BOUND[dtype])
+    assert_conforms("defaults", dtype, history, references)
 
 
 @pytest.mark.parametrize("decoupled", [False, True], ids=["coupled", "decoupled"])
@@ -103,7 +106,9 @@ def test_weight_decay_from_a_random_start(case: Case, beta, dtype, decoupled):
     options = {"lr": case.lr, **case.decay(beta), **decay}
     history = run_torch(lambda params: case.build(params, **options), start_at_random(), dtype)
     references = case.reference(GRADIENTS, start_at_random(), **options)
-    assert_conforms(history, references, {torch.float32: 1e-4, torch.float64: 1e-12}[dtype])
+    kind = f"{'decoupled' if decoupled else 'coupled'} weight decay"
+    bound = {torch.float32: 1e-4, torch.float64: 1e-12}[dtype]
+    assert_conforms(kind, dtype, history, references, bound)
 
 
 @both_precisions
@@ -164,7 +169,7 @@ def test_two_groups_of_different_options(case: Case, dtype):
     for i, (piece, options) in enumerate(zip(pieces, groups, strict=True)):
         start = start_at_zero()[piece.ravel()]
         references = case.reference(GRADIENTS[:, piece.ravel()], start, **options)
-        assert_conforms([thetas[i] for thetas in history], references, BOUND[dtype])
+        assert_conforms("groups", dtype, [thetas[i] for thetas in history], references)
 
 
 @both_precisions
@@ -177,7 +182,7 @@ def test_complex_parameters_are_pairs_of_reals(case: Case, dtype):
     options = {"lr": case.lr, **case.decay(0.9)}
     history = descend(case.build([param], **options), [param], [[paired(g)] for g in GRADIENTS])
     references = case.reference(GRADIENTS, start_at_zero(), **options)
-    assert_conforms([theta for (theta,) in history], references, BOUND[dtype])
+    assert_conforms("complex", dtype, [theta for (theta,) in history], references)
 
 
 ADAM_OPTIONS = (
@@ -205,4 +210,5 @@ def test_adam_is_torchs(options, decoupled, dtype, start):
     )
     theirs = run_torch(lambda params: torchs(params, **options), start(), dtype)
     errors = {t: error(ours[t - 1], theirs[t - 1]) for t in REPORTED}
-    assert max(errors.values()) <= BOUND[dtype], errors
+    name = f"{'AdamW' if decoupled else 'Adam'} against torch, {dtype}"
+    assert_within(name, max(errors.values()), BOUND[dtype], errors)
