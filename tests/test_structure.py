@@ -24,7 +24,7 @@ FLOORS = (
     ("svag.problems",),
     ("svag.lab", "svag.lab.records"),
     ("svag.lab.analysis",),
-    ("svag.lab.verdict",),
+    ("svag.lab.verdict", "svag.lab.published"),
     ("svag.report.style",),
     ("svag.report.axes", "svag.report.tables"),
     ("svag.report.figures", "svag.report.charts"),

@@ -70,6 +70,7 @@ def _content(analysis: Analysis, directory: Path) -> dict[str, Any]:
         "missing": tables.missing(analysis),
         "lost": any(not r.replications for r in analysis.methods.values()),
         "rows": tables.rows(analysis),
+        "published": tables.published(analysis),
         "dashes": _DASHES,
         "styles": style.STYLES,
         "charts": drawn,

@@ -1,10 +1,12 @@
 """What the page's tables hold, as text; every number comes from the analysis."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from svag.anatomy import METHODS
-from svag.lab.analysis import FIGURES, Analysis, Cell, Effect, Figure, MethodResult
+from svag.lab.analysis import FIGURES, Analysis, Cell, Effect, Figure, MethodResult, Spread
+from svag.lab.published import beside, order
 from svag.report import style
 
 ROWS: Mapping[bool, str] = {False: "No sign", True: "Sign"}
@@ -97,6 +99,36 @@ def missing(analysis: Analysis) -> list[str]:
                 f"{style.listed(names, 'or')}{_why(analysis, (sign, adapted))}"
             )
     return texts
+
+
+def published(analysis: Analysis) -> Mapping[str, object] | None:
+    """Put final test accuracies beside published ones, and both in order; None if none are."""
+    known = beside(analysis)
+    if known is None:
+        return None
+    here = {
+        key: analysis.methods[key].final["test_accuracy"]
+        for key in known.test_accuracy
+        if key in analysis.methods and analysis.methods[key].replications
+    }
+    theirs = {key: known.test_accuracy[key] for key in here}
+    return {
+        "source": known.source,
+        "rows": [
+            (
+                METHODS[key].name,
+                style.spread(value, "test_accuracy", 2),
+                style.spread(Spread(theirs[key], math.nan, 1), "test_accuracy", 1),
+            )
+            for key, value in here.items()
+        ],
+        "here": _chain(order({key: value.mean for key, value in here.items()})),
+        "theirs": _chain(order(theirs)),
+    }
+
+
+def _chain(keys: Iterable[str]) -> str:
+    return " > ".join(METHODS[key].name for key in keys)
 
 
 def _why(analysis: Analysis, cell: Cell) -> str:
