@@ -61,7 +61,7 @@ class Anatomy:
         _one_of("factor", self.factor, get_args(Factor))
         _one_of("relative_variance", self.relative_variance, get_args(RelativeVariance))
         _one_of("variance", self.variance, get_args(Variance))
-        if self.adapted and self.raw and self.variance == "within-batch":
+        if self.raw and self.variance == "within-batch":
             raise InvalidOption(
                 "relative_variance='raw' is (v - m^2)/m^2 of moving averages, which a mini-batch "
                 f"cannot feed (variance={self.variance!r}); use relative_variance='corrected' or "
@@ -75,8 +75,8 @@ class Anatomy:
 
     @property
     def raw(self) -> bool:
-        """Whether the relative variance is Adam's."""
-        return self.relative_variance == "raw"
+        """Whether the update is adapted by Adam's relative variance."""
+        return self.adapted and self.relative_variance == "raw"
 
     @property
     def buffers(self) -> tuple[str, ...]:

@@ -103,4 +103,5 @@ def as_scalar(value: float | Tensor, *, traced: bool) -> Scalar:
         return float(value)
     if not traced:
         return value.item()
-    return value if value.device.type == "mps" else value.to(torch.float64)
+    scalar = value.reshape(())
+    return scalar if scalar.device.type == "mps" else scalar.to(torch.float64)

@@ -34,10 +34,17 @@ class Dissected(Optimizer):
 
     At the first step (t = 0), and at ``beta=0``, the averages hold one gradient and no variance:
     gamma = 1. A coordinate with m = v = 0 does not move; sign(0) = 0. There is no epsilon except
-    in raw rows. Where g^2 underflows (float32: |g| below about 1e-19; float16 state: below 2e-4)
-    no variance is seen and gamma = 1; where it overflows (float32: |g| above about 1e18; float16
-    state: above 256) gamma = 0 until the state is reset. A square beyond the range never makes
-    NaN of a finite gradient.
+    in raw rows.
+
+    The dtype of the state bounds what it can average. Where (1 - beta) g^2 underflows (at
+    beta = 0.9, |g| below 4e-19 in float32 and 8e-4 in float16) no variance is seen: corrected
+    rows have gamma = 1, raw rows divide by eps. Where it overflows (|g| above 1e19 in float32,
+    8e2 in float16) gamma = 0 until the state is reset. Neither makes a NaN of a finite gradient;
+    a NaN gradient makes the parameter NaN in every row, with the sign too. In float16 averages
+    with beta = 0.999 lose increments to rounding as well; bfloat16 has float32's range.
+
+    Learning rate schedulers work; those that cycle momentum need ``cycle_momentum=False`` where
+    there are no ``betas``.
 
     Args:
         params: tensors, (name, tensor) pairs, or groups with their own options.
@@ -113,8 +120,10 @@ class Dissected(Optimizer):
 
         Raises:
             InvalidOption: an option of the group is outside its set.
+            UnknownOption: the group has an option that this optimizer has not.
         """
         if isinstance(param_group, dict):
+            options.check_names(param_group, self.defaults, type(self).__name__)
             options.check({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
@@ -126,7 +135,7 @@ class Dissected(Optimizer):
         warning, only what was averaged is taken: this optimizer keeps its own options, the
         averages are rescaled to its betas' debiasing, so that m and v are what they were, and a
         parameter without ``exp_avg`` starts afresh. With ``exp_avg`` but no ``exp_avg_sq``, v
-        starts at m^2, which is zero variance.
+        starts at m^2, which is zero variance. Pre-hooks see what has been taken.
         """
         super().load_state_dict(checkpoint.translate(state_dict, self.anatomy, self.param_groups))
 
@@ -163,14 +172,15 @@ class Dissected(Optimizer):
             return
         traced = bool(group["capturable"]) or torch.compiler.is_compiling()
         betas = group.get("betas") or (group.get("beta", 0.0),) * 2
-        beta, beta2 = (as_scalar(beta, traced=traced) for beta in betas)
+        followed = traced or bool(group["differentiable"])
+        beta, beta2 = (as_scalar(beta, traced=followed) for beta in betas)
         rule = Rule(
             anatomy=self.anatomy,
-            lr=as_scalar(group["lr"], traced=traced or group["differentiable"]),
+            lr=as_scalar(group["lr"], traced=followed),
             beta=beta,
             beta2=beta2,
             eps=group.get("eps", 0.0),
-            weight_decay=group["weight_decay"],
+            weight_decay=as_scalar(group["weight_decay"], traced=followed),
             decoupled=group["decoupled_weight_decay"],
             maximize=group["maximize"],
         )
@@ -196,7 +206,7 @@ class Dissected(Optimizer):
             key = next(unique) if traced else (param.device, param.dtype, step)
             if group["differentiable"]:
                 state.update({name: state[name].clone() for name in buffers})
-            row = Row(param, param.grad, *[state[name] for name in buffers])
+            row = Row(param, param.grad, **{name: state[name] for name in buffers})
             buckets.setdefault(key, Bucket(step)).rows.append(row)
         return buckets.values()
 

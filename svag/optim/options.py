@@ -1,6 +1,7 @@
 """Options of a parameter group: their defaults, and the checks that every group passes."""
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Final, TypedDict
 
 from torch import Tensor
@@ -38,6 +39,7 @@ _COMMON: Final[Options] = {
     "capturable": False,
     "differentiable": False,
 }
+_EVERY: Final = ("lr", "beta", "betas", "eps", "amsgrad", "anatomy", *_COMMON)
 
 
 def defaults(
@@ -85,22 +87,43 @@ def _own(anatomy: Anatomy) -> tuple[str, ...]:
     return ("lr", "beta") if anatomy.buffers else ("lr",)
 
 
+def check_names(group: Mapping[str, Any], known: Mapping[str, Any], name: str) -> None:
+    """Refuse a group's option that this optimizer has not: another row's, or one misspelt.
+
+    Other keys pass, as in torch: schedulers and training scripts keep notes in groups.
+
+    Raises:
+        UnknownOption: a TypeError.
+    """
+    own = [key for key in known if key != "anatomy"]
+    for key in group:
+        foreign = key in _EVERY and key not in known
+        misspelt = key not in known and key not in _EVERY and nearest(key, _EVERY, cutoff=0.85)
+        if foreign or misspelt or key == "anatomy":
+            raise UnknownOption(
+                f"a parameter group has {key!r}, which {name} does not take per group; it takes "
+                f"{', '.join(own)}.{nearest(key, own)}"
+            )
+
+
 def check(group: Mapping[str, Any]) -> None:
     """Refuse a group's options where they are outside their sets or contradict each other.
 
     Raises:
         InvalidOption: a ValueError that begins with the words torch has for the case.
     """
-    _check_number(group, "lr", "learning rate", group["lr"])
+    _check_number("lr", "learning rate", group["lr"])
     betas = group.get("betas", (group["beta"],) if "beta" in group else ())
+    if "betas" in group and not (isinstance(betas, tuple | list) and len(betas) == 2):
+        raise InvalidOption(f"Invalid betas: {betas!r}; give two decays, e.g. (0.9, 0.999)")
     for index, beta in enumerate(betas):
-        if not 0.0 <= beta < 1.0:
+        if not (_is_number(beta) and 0.0 <= beta < 1.0):
             raise InvalidOption(
-                f"Invalid beta parameter at index {index}: {beta}; a decay lies in [0, 1): "
+                f"Invalid beta parameter at index {index}: {beta!r}; a decay lies in [0, 1): "
                 "0 averages nothing, 0.9 over some 19 gradients, and 1 would never move"
             )
-    _check_number(group, "eps", "epsilon value", group.get("eps", 0.0))
-    _check_number(group, "weight_decay", "weight_decay value", group["weight_decay"])
+    _check_number("eps", "epsilon value", group.get("eps", 0.0))
+    _check_number("weight_decay", "weight_decay value", group["weight_decay"])
     if group["fused"]:
         raise InvalidOption(
             "fused=True: this version has no fused engine; use fused=None or False (eager)"
@@ -112,14 +135,18 @@ def check(group: Mapping[str, Any]) -> None:
         )
 
 
-def _check_number(group: Mapping[str, Any], key: str, words: str, value: float | Tensor) -> None:
+def _check_number(key: str, words: str, value: float | Tensor) -> None:
     if isinstance(value, Tensor) and value.numel() != 1:
         raise InvalidOption(
             f"Tensor {key} must be 1-element, not of shape {tuple(value.shape)}; "
             "use parameter groups for several"
         )
-    if not value >= 0.0:  # NaN is refused too
+    if not (_is_number(value) and value >= 0.0):  # NaN is refused too
         raise InvalidOption(
-            f"Invalid {words}: {value}; {key} is a number >= 0"
+            f"Invalid {words}: {value!r}; {key} is a number >= 0"
             + ("; use maximize=True to ascend" if key == "lr" else "")
         )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, Real) and not isinstance(value, bool))

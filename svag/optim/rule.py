@@ -27,7 +27,7 @@ class Rule(NamedTuple):
     beta: Scalar
     beta2: Scalar
     eps: float
-    weight_decay: float
+    weight_decay: Scalar
     decoupled: bool
     maximize: bool
 

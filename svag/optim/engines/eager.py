@@ -98,7 +98,9 @@ def _update(ops: Arithmetic, rule: Rule, step: Scalar, operands: Row, dtype: tor
     param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq = operands
     if rule.maximize:
         grad = ops.neg(grad)
-    if rule.weight_decay != 0 and not rule.decoupled:
+    if isinstance(rule.weight_decay, Tensor) and not rule.decoupled:
+        grad = ops.add(grad, ops.mul(param, rule.weight_decay))
+    elif rule.weight_decay != 0 and not rule.decoupled:
         grad = ops.add(grad, param, alpha=rule.weight_decay)
     elif rule.weight_decay != 0:
         ops.mul_(param, 1 - rule.lr * rule.weight_decay)
@@ -114,7 +116,7 @@ def _update(ops: Arithmetic, rule: Rule, step: Scalar, operands: Row, dtype: tor
         exp_avg_sq = ops.copy_(max_exp_avg_sq, ops.maximum(max_exp_avg_sq, exp_avg_sq))
 
     spread = None
-    if anatomy.adapted and anatomy.raw:
+    if anatomy.raw:
         root_weight = moments.debiasing(rule.beta2, step) ** 0.5
         denominator = _raw_denominator(ops, rule, root_weight, exp_avg_sq, dtype)
         weight = moments.debiasing(rule.beta, step) / root_weight
@@ -135,7 +137,8 @@ def _update(ops: Arithmetic, rule: Rule, step: Scalar, operands: Row, dtype: tor
         if not anatomy.sign:
             step_size = rule.lr / moments.debiasing(rule.beta, step)
     if anatomy.sign:
-        direction = ops.sign(direction)
+        # torch.sign(NaN) is 0: without the second term a NaN would freeze a coordinate unseen.
+        direction = ops.add_(ops.sign(direction), direction, alpha=0)
     if spread is not None:
         direction = ops.mul(FACTORS[anatomy.factor](ops, spread), direction)
     _descend(ops, param, direction, step_size)
