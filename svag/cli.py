@@ -1,6 +1,7 @@
 """The ``svag`` command: parse, call, print."""
 
-import os
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -67,7 +68,8 @@ def compare(
 ) -> None:
     """Tune and train the methods on a problem, and report which half of Adam did the work.
 
-    For each method a step size is searched for on the grid 1, 3 x 10^k, then the best is
+    For each method a step size is searched for on the grid 1, 3 x 10^k, upwards until a run
+    diverges or two in a row are worse than the best, then downwards likewise; the best is
     replicated with other seeds. Runs are recorded as they go: a second call, or one after
     Ctrl-C, goes on from what is there.
 
@@ -91,7 +93,7 @@ def compare(
     with records.claim(directory):
         data = problems.load(task, data_dir)
         base = protocol.template(task, data, study)
-        workers = workers or os.cpu_count() or 1
+        workers = workers or pool.cores()
         executor: pool.Executor = pool.Here(task, data, directory)
         if workers > 1:
             executor = pool.Pool(pool.Place(problem, data_dir, directory), workers)
@@ -100,6 +102,7 @@ def compare(
             f"{study.steps} steps a run, {study.seeds} seeds, "
             f"{workers} worker{'s' * (workers > 1)}; records in {directory}",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
         try:
@@ -112,10 +115,12 @@ def compare(
         finally:
             executor.close()
     failed = [record for record in carried_out if record.status == "error"]
-    if not all(record.status == "error" for record in carried_out):
-        _report(directory, console, **protocol.shared_settings(base))
-    for message in {str((record.end or {}).get("message")) for record in failed}:
-        console.print(f"error in {len(failed)} of {len(carried_out)} runs: {message}")
+    if len(failed) < len(carried_out):
+        _report(directory, console, study.lrs, **protocol.shared_settings(base))
+    messages = Counter(str((record.end or {}).get("message")) for record in failed)
+    for message, count in messages.items():
+        runs = f"{count} run{'s' * (count > 1)}"
+        console.print(f"error in {runs}: {message}", highlight=False, markup=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 
@@ -130,7 +135,8 @@ def report(
 ) -> None:
     """Make the report again from the records of a folder; nothing is trained."""
     wanted = {"problem": problem, "steps": steps}
-    _report(directory, Console(stderr=True), **{k: v for k, v in wanted.items() if v is not None})
+    named = {key: value for key, value in wanted.items() if value is not None}
+    _report(directory, Console(stderr=True), {}, **named)
 
 
 @app.command("problems")
@@ -205,16 +211,16 @@ def bench_step(
     Console(width=max(130, Console().width)).print(table, highlight=False)
 
 
-def _report(directory: Path, console: Console, **wanted: object) -> None:
+def _report(directory: Path, console: Console, lrs: Mapping[str, float], **wanted: object) -> None:
     from svag import report as reports
     from svag.lab import records
     from svag.lab.analysis import analyse
     from svag.lab.verdict import verdict
 
-    analysis = analyse(records.load(directory), **wanted)
+    analysis = analyse(records.load(directory), lrs, **wanted)
     page = reports.write(analysis, directory)
     print(verdict(analysis))
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _step_sizes(options: list[str]) -> dict[str, float]:

@@ -4,8 +4,10 @@ Every message quotes the value, the allowed set and the remedy. The optimizer's 
 subclass what ``torch.optim`` raises in the same place, so that existing handlers keep working.
 """
 
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class SvagError(Exception):
@@ -44,3 +46,26 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """Return `` Did you mean 'x'?`` for the closest known name, or nothing."""
     close = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def in_one_line(error: BaseException, source: Path | None = None) -> str:
+    """Say what was raised and where: in ``source`` if that was on the way, else where it began.
+
+    Frames of installed packages are passed over where there are others.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if source and Path(frame.filename) == source]
+    users = [frame for frame in frames if not _installed(frame.filename)]
+    place = ""
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f" ({error.filename}:{error.lineno})"
+        error = type(error)(error.msg)
+    elif frames:
+        last = (own or users or list(frames))[-1]
+        place = f" ({last.filename}:{last.lineno})"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
+
+
+def _installed(filename: str) -> bool:
+    path = Path(filename)
+    return "site-packages" in path.parts or path.is_relative_to(Path(__file__).parent)

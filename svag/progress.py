@@ -49,14 +49,14 @@ class RunProgress:
 
     def observe(self, event: Event, record: Record | None) -> None:
         """Take note of an event; ``record`` is the run's own if it has ended."""
-        begun = self._partial.pop(event.run.id, None)
+        self._partial.pop(event.run.id, None)
         if not event.ended:
             self._partial[event.run.id] = event.step / event.run.steps
         elif record is not None:
-            self._reused += begun is None
-            self._ended += begun is not None
-            line = _line(event.run, record, reused=begun is None)
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self._reused += event.reused
+            self._ended += not event.reused
+            line = _line(event.run, record, reused=event.reused)
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         self._show()
 
     def _show(self) -> None:

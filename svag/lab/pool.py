@@ -9,6 +9,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -19,17 +20,19 @@ from typing import NamedTuple, Protocol
 import torch
 
 from svag import problems
+from svag.errors import in_one_line
 from svag.lab.records import Recorder, Run, path_of, read
 from svag.lab.train import train
 from svag.problems import Data, Problem
 
 
 class Event(NamedTuple):
-    """Progress of a run: steps taken so far, and whether it has ended."""
+    """Progress of a run: steps taken so far, whether it has ended, and if so, long ago."""
 
     run: Run
     step: int
     ended: bool
+    reused: bool = False
 
 
 class Executor(Protocol):
@@ -104,7 +107,7 @@ class Pool:
                 process, run = self._busy[connection]
                 try:
                     event = connection.recv()
-                except EOFError:
+                except (EOFError, OSError):
                     event = self._bury(connection, process, run)
                 if event.ended:
                     self._busy.pop(connection, None)
@@ -127,16 +130,18 @@ class Pool:
         while self._waiting and len(self._busy) < self._workers:
             connection, process = self._idle.pop() if self._idle else self._hire()
             run = self._waiting.popleft()
-            connection.send(run)
+            with suppress(OSError):  # a worker that has died is found in events()
+                connection.send(run)
             self._busy[connection] = (process, run)
 
     def _hire(self) -> tuple[Connection, BaseProcess]:
         ours, theirs = self._context.Pipe()
-        threads = max(1, (os.cpu_count() or 1) // self._workers)
+        threads = max(1, cores() // self._workers)
         process = self._context.Process(
             target=_work, args=(theirs, self._place, threads), daemon=True
         )
-        process.start()
+        with _deaf_to_interrupts():  # which the new process inherits
+            process.start()
         theirs.close()
         return ours, process
 
@@ -153,23 +158,50 @@ class Pool:
 
 def _work(connection: Connection, place: Place, threads: int) -> None:
     """Serve runs until told to stop: by SIGTERM, or by the end of the process that hired us."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=_watch_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        problem = problems.get(place.spec)
-        data = problems.load(problem, place.data_dir)
+        failure = None
+        try:
+            problem = problems.get(place.spec)
+            data = problems.load(problem, place.data_dir)
+        except Exception as error:
+            failure = in_one_line(error)
         while True:
             run: Run = connection.recv()
 
             def report(step: int, run: Run = run) -> None:
                 connection.send(Event(run, step, ended=False))
 
-            train(problem, data, run, place.directory, progress=report)
+            if failure is None:
+                train(problem, data, run, place.directory, progress=report)
+            else:
+                with Recorder(place.directory, run, source=place.spec) as recorder:
+                    recorder.end("error", message=failure)
             connection.send(Event(run, run.steps, ended=True))
-    except (KeyboardInterrupt, EOFError, BrokenPipeError):
+    except (KeyboardInterrupt, EOFError, OSError):
         return
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C for a moment; only a main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,9 +1,11 @@
 """The paper's protocol (§6.1) as a plan of runs: search for a step size, then replicate.
 
 A method's plan is a generator: it yields the runs it needs next and is sent their records. The
-search walks the grid 1, 3 x 10^k up to the largest stable step size, then down from where it
-began, and keeps the step size with the best accuracy at the end of the run. Searching has seed 0
-and replicating seeds 1, 2, ..., so that the figures reported are not those selected by.
+search walks the grid 1, 3 x 10^k upwards until a run diverges, then downwards from where it began,
+and keeps the step size with the best accuracy at the end of the run. Either way it stops early
+when two runs in a row are worse than the best, once that has learnt something: there the paper
+goes on to the largest stable step size. Searching has seed 0 and replicating seeds 1, 2, ..., so
+that the figures reported are not those selected by.
 """
 
 from collections.abc import Callable, Generator, Mapping
@@ -150,7 +152,7 @@ def carry_out(
                 record = records.find(directory, run)
                 if record is not None and record.finished:
                     settle(key, run, record)
-                    observe(Event(run, run.steps, ended=True), record)
+                    observe(Event(run, run.steps, ended=True, reused=True), record)
                 else:
                     executor.submit(run)
 
@@ -176,6 +178,7 @@ def _search(run: Run, start: int) -> Generator[list[Run], dict[str, Record], flo
         The best step size; None where none was stable or a run ended in error.
     """
     merits: dict[int, float] = {}
+    learnt = False
     for indices in (range(start, _HIGHEST + 1), range(start - 1, _LOWEST - 1, -1)):
         upwards = indices.step > 0
         worse = 0
@@ -184,12 +187,12 @@ def _search(run: Run, start: int) -> Generator[list[Run], dict[str, Record], flo
             record = (yield [tried])[tried.id]
             if record.status == "error":
                 return None
-            best = max(merits.values(), default=float("-inf"))
+            falls = record.merit < max(merits.values(), default=float("-inf"))
             merits[index] = record.merit
-            if merits[index] > best:
-                worse = 0
-            elif best > float("-inf"):
-                worse += 1
+            learnt = learnt or record.has_learnt
+            # At chance there is nothing to fall from: further down there may be.
+            counts = falls and learnt if not upwards else falls or not record.has_learnt
+            worse = worse + 1 if counts else 0
             if worse == _PATIENCE or (upwards and record.status == "diverged"):
                 break
     if max(merits.values()) == float("-inf"):

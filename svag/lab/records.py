@@ -3,7 +3,8 @@
 Every line is a flat JSON object with a ``"kind"``: first ``run``, then ``eval``, last ``end``. A
 file can hold several attempts; the last ``run`` line starts the one that counts. A file without
 ``end`` is of a run that was interrupted, and so is one whose last line is torn. Folders of two
-machines merge by copying, since equal names hold equal runs.
+machines merge by copying: equal names hold runs that differ by rounding at most (the number of
+threads changes the order of sums).
 """
 
 import fcntl
@@ -15,7 +16,7 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -101,7 +102,22 @@ class Record:
         """Final accuracy that step sizes are chosen by; -inf for a run that did not get there."""
         if self.end is None or self.status != "done":
             return -math.inf
-        return float(self.end[f"{self.run['select']}_accuracy"])
+        return float(self.end[self._accuracy])
+
+    @property
+    def merit_at_start(self) -> float:
+        """The same accuracy before the first step; -inf if it was not evaluated."""
+        value = self.evals[0].get(self._accuracy) if self.evals else None
+        return -math.inf if value is None else float(value)
+
+    @property
+    def has_learnt(self) -> bool:
+        """Whether the run took off: a tenth, or more, of what was wrong at its start is right."""
+        return self.merit - self.merit_at_start > 0.1 * (1 - self.merit_at_start)
+
+    @property
+    def _accuracy(self) -> str:
+        return f"{self.run['select']}_accuracy"
 
 
 class Recorder:
@@ -110,13 +126,13 @@ class Recorder:
     Args:
         directory: its folder ``records`` receives the file.
         run: what is being run.
-        source: what the problem was asked for by; noted only.
+        noted: more for the ``run`` line, part of no run's identity.
 
     Raises:
         RecordError: the folder or the file cannot be written.
     """
 
-    def __init__(self, directory: Path, run: Run, *, source: str | None = None) -> None:
+    def __init__(self, directory: Path, run: Run, **noted: str | int | None) -> None:
         path = path_of(directory, run)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +144,7 @@ class Recorder:
             ) from error
         if torn:
             self._file.write("\n")
-        self._write("run", {**asdict(run), **environment(), "source": source})
+        self._write("run", {**asdict(run), **environment(), **noted})
 
     def eval(self, step: int, **figures: float) -> None:
         """Note the figures after ``step`` steps."""
@@ -228,8 +244,8 @@ def read(path: Path) -> Record | None:
     for number, text in enumerate(lines, 1):
         line = _parse(text)
         kind = line.get("kind") if line else None
-        if kind == "run":
-            record, torn = Record(run=line or {}), None
+        if kind == "run" and line and line.keys() >= _REQUIRED:
+            record, torn = Record(run=line), None
         elif kind in ("eval", "end") and record is not None and torn is None:
             if kind == "eval":
                 record.evals.append(line or {})
@@ -251,6 +267,9 @@ def _parse(text: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return line if isinstance(line, dict) else None
+
+
+_REQUIRED = {field.name for field in fields(Run)}
 
 
 @cache

@@ -1,8 +1,8 @@
 """One run: a problem, a method, a step size, a seed -> a record.
 
-Numerical failure is a status, not an exception: a run has diverged when its loss is no longer a
-finite number, when an evaluation finds the training loss at more than :data:`BLOW_UP` times its
-value before the first step, or when it ends above that value.
+Numerical failure is a status, not an exception: a run has diverged when a loss or an evaluation is
+no longer a finite number, when an evaluation finds the training loss at more than
+:data:`BLOW_UP` times its value before the first step, or when it ends above that value.
 """
 
 import math
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from svag import optim
 from svag.anatomy import method
+from svag.errors import InvalidOption, in_one_line
 from svag.lab.records import Recorder, Run, Status
 from svag.problems import Data, Problem, Split
 
@@ -47,7 +48,8 @@ def train(
         KeyboardInterrupt: passed on after the record has been closed as interrupted.
         RecordError: the record cannot be written.
     """
-    with Recorder(directory, run, source=problem.source) as recorder:
+    noted = {"source": problem.source, "threads": torch.get_num_threads()}
+    with Recorder(directory, run, **noted) as recorder:
         started = time.perf_counter()
         figures: Figures = {}
         try:
@@ -57,17 +59,18 @@ def train(
                 figures = session.evaluate()
                 recorder.eval(step, **figures)
                 progress(step)
-                if session.blown_up(figures["train_loss"]):
+                if session.blown_up(figures):
                     status = "diverged"
                     break
-            if session.diverged or figures["train_loss"] > session.initial_loss:
+            if session.diverged:
+                status, figures = "diverged", {}
+            elif figures["train_loss"] > session.initial_loss:
                 status = "diverged"
         except KeyboardInterrupt:
             recorder.end("interrupted", wall_time=_since(started))
             raise
         except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-            recorder.end("error", message=message, wall_time=_since(started))
+            recorder.end("error", message=in_one_line(error), wall_time=_since(started))
         else:
             recorder.end(status, step=session.step, **figures, wall_time=_since(started))
 
@@ -126,9 +129,10 @@ class Session:
             self.initial_loss = figures["train_loss"]
         return figures
 
-    def blown_up(self, train_loss: float) -> bool:
-        """Whether a training loss is past all bounds."""
-        return not train_loss <= BLOW_UP * self.initial_loss
+    def blown_up(self, figures: Figures) -> bool:
+        """Whether an evaluation is past all bounds."""
+        finite = all(math.isfinite(value) for value in figures.values())
+        return not (finite and figures["train_loss"] <= BLOW_UP * self.initial_loss)
 
 
 def optimizer_of(problem: Problem, model: nn.Module, key: str, lr: float) -> Optimizer:
@@ -179,6 +183,11 @@ def _means(problem: Problem, model: nn.Module, split: Split) -> tuple[float, flo
         outputs = model(inputs)
         loss += len(inputs) * problem.loss(outputs, targets).item()
         accuracy += len(inputs) * float(problem.accuracy(outputs, targets))
+    if not (math.isnan(accuracy) or 0 <= accuracy <= len(split)):
+        raise InvalidOption(
+            f"the accuracy of {problem.name!r} is {accuracy / len(split):.4g}; its contract is a "
+            "figure in [0, 1], larger being better"
+        )
     return loss / len(split), accuracy / len(split)
 
 

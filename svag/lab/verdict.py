@@ -13,6 +13,7 @@ from svag.lab.analysis import Analysis, Effect, Figure
 Outcome = Literal["holds", "does not hold", "not decided", "does not arise"]
 
 _CLEARLY = 2.0
+_TOGETHER = "the two halves of Adam act only together"
 _HALVES = {"sign": "the sign", "adaptation": "variance adaptation"}
 
 
@@ -28,17 +29,33 @@ class Observation:
 def verdict(analysis: Analysis) -> str:
     """Say in a sentence or two which half of Adam did the work on this problem."""
     problem = analysis.settings["problem"]
+    absent = left_out(analysis)
+    note = f" Not in these figures: {'; '.join(absent)}." if absent else ""
     if not analysis.effects:
         return (
-            f"On {problem} the two halves of Adam cannot be told apart: that takes a method with "
-            "and without the sign, each with and without variance adaptation."
+            f"On {problem} {_ranking(analysis)}. Which half of Adam does it takes four methods to "
+            f"tell: with and without the sign, each with and without variance adaptation.{note}"
         )
     accuracy, loss = (_decision(analysis, f) for f in ("test_accuracy", "train_loss"))
     also = "also " if accuracy == loss else ""
     return (
         f"On {problem} {accuracy}: {_spoken(analysis, 'test_accuracy', accuracy)}. "
-        f"In the training loss {also}{loss}: {_spoken(analysis, 'train_loss', loss)}."
+        f"In the training loss {also}{loss}: {_spoken(analysis, 'train_loss', loss)}.{note}"
     )
+
+
+def left_out(analysis: Analysis) -> list[str]:
+    """Name the methods of which runs are missing in the figures, and say why."""
+    reasons = []
+    for key, result in analysis.methods.items():
+        many = len(result.replications) + result.diverged
+        if many == 0:
+            reasons.append(f"{METHODS[key].name}, for which no stable step size was found")
+        elif result.diverged == many:
+            reasons.append(f"{METHODS[key].name}, of which every replication diverged")
+        elif result.diverged:
+            reasons.append(f"{result.diverged} of {many} replications of {METHODS[key].name}")
+    return reasons
 
 
 def observations(analysis: Analysis) -> list[Observation]:
@@ -53,14 +70,30 @@ def observations(analysis: Analysis) -> list[Observation]:
     ]
 
 
+def _ranking(analysis: Analysis) -> str:
+    means = {
+        METHODS[key].name: 100 * result.final["test_accuracy"].mean
+        for key, result in analysis.methods.items()
+        if result.replications
+    }
+    first, *others = sorted(means, key=lambda name: means[name], reverse=True) or [""]
+    if not first:
+        return "no method has a replication that did not diverge"
+    rest = ", ".join(f"{name} {means[name]:.2f} %" for name in others)
+    return f"{first} ends at {means[first]:.2f} % test accuracy" + (f", {rest}" if rest else "")
+
+
 def _decision(analysis: Analysis, figure: Figure) -> str:
     effects = analysis.effects[figure]
     size = {half: abs(effects[half].estimate) for half in _HALVES}
     larger, smaller = sorted(_HALVES, key=lambda half: size[half], reverse=True)
-    clear = size[larger] >= _CLEARLY * size[smaller]
+    clear = size[larger] > 0 and size[larger] >= _CLEARLY * size[smaller]
     if effects[larger].interval is None:
         leads = f"{_HALVES[larger]} makes the larger difference" if clear else "the halves are even"
         return f"{leads} (one seed, so without an interval)"
+    interaction = effects["interaction"]
+    if interaction.direction != 0 and abs(interaction.estimate) >= size[larger]:
+        return _TOGETHER
     if effects[larger].direction == 0:
         return "neither half of Adam decides"
     if clear or effects[smaller].direction == 0:
@@ -71,9 +104,15 @@ def _decision(analysis: Analysis, figure: Figure) -> str:
 def _spoken(analysis: Analysis, figure: Figure, decision: str) -> str:
     """Give both effects, the larger first; ``it`` where the decision has just named it."""
     effects = analysis.effects[figure]
+    what = "final test accuracy" if figure == "test_accuracy" else "final training loss"
+    if decision == _TOGETHER:
+        without, along = (effects[f"adaptation {word} sign"] for word in ("without", "with"))
+        return (
+            f"variance adaptation changes the {what} by {_amount(without, figure)} without the "
+            f"sign and by {_amount(along, figure)} with it"
+        )
     first, second = sorted(_HALVES, key=lambda half: abs(effects[half].estimate), reverse=True)
     subject = "it" if decision.startswith(_HALVES[first]) else _HALVES[first]
-    what = "final test accuracy" if figure == "test_accuracy" else "final training loss"
     return (
         f"{subject} changes the {what} by {_amount(effects[first], figure)}, "
         f"{_HALVES[second]} by {_amount(effects[second], figure)}"
@@ -91,15 +130,18 @@ def _amount(effect: Effect, figure: Figure) -> str:
 
 
 def _sign_dominates(analysis: Analysis) -> Observation:
+    """Held if the two clusters are further apart than the methods within either."""
     loss = analysis.effects["train_loss"]
-    sign, adaptation = loss["sign"], loss["adaptation"]
-    larger = abs(sign.estimate) > abs(adaptation.estimate)
-    decided = (sign if larger else adaptation).direction != 0
+    sign = loss["sign"]
+    within = [loss[f"adaptation {word} sign"] for word in ("without", "with")]
+    dominates = abs(sign.estimate) > max(abs(effect.estimate) for effect in within)
+    decided = any(effect.direction != 0 for effect in (sign, *within))
     return Observation(
         "The sign aspect dominates: methods cluster into sign-based and others.",
-        ("holds" if larger else "does not hold") if decided else "not decided",
-        f"Effect on the training loss: sign {_amount(sign, 'train_loss')}, variance adaptation "
-        f"{_amount(adaptation, 'train_loss')}.",
+        ("holds" if dominates else "does not hold") if decided else "not decided",
+        f"In the training loss the clusters are {_amount(sign, 'train_loss')} apart; variance "
+        f"adaptation changes it by {_amount(within[0], 'train_loss')} without the sign and by "
+        f"{_amount(within[1], 'train_loss')} with it.",
     )
 
 

@@ -118,7 +118,7 @@ def _search(data_set: DataSet, root: Path, origin: str) -> dict[str, Path]:
 
 def _download(data_set: DataSet, file: DataFile) -> Path:
     try:
-        import pooch  # type: ignore[import-untyped]
+        import pooch
     except ImportError as error:
         raise DataError(
             f"downloading {data_set.title} needs pooch; pip install 'svag[lab]', or get "

@@ -30,6 +30,13 @@ class Split:
     targets: Tensor
 
     def __post_init__(self) -> None:
+        for name in ("inputs", "targets"):
+            value = getattr(self, name)
+            if not (isinstance(value, Tensor) and value.device.type == "cpu"):
+                raise InvalidOption(
+                    f"the {name} of a split are {type(value).__name__}; give a tensor on the CPU, "
+                    "e.g. torch.as_tensor(array)"
+                )
         if len(self.inputs) != len(self.targets):
             raise InvalidOption(
                 f"a split has {len(self.inputs)} inputs and {len(self.targets)} targets; "
@@ -54,7 +61,7 @@ class Data:
         for split in (self.train, self.test):
             for tensor in (split.inputs, split.targets):
                 digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-                digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+                digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
 

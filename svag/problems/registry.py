@@ -3,7 +3,6 @@
 import hashlib
 import importlib
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.machinery import SourceFileLoader
@@ -11,7 +10,14 @@ from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from svag.errors import ProblemError, SvagError, UnknownName, nearest
+from svag.errors import (
+    DataError,
+    ProblemError,
+    SvagError,
+    UnknownName,
+    in_one_line,
+    nearest,
+)
 from svag.problems.problem import Data, Problem
 
 PROBLEMS: dict[str, str] = {
@@ -30,8 +36,9 @@ def get(spec: str) -> Problem:
             for in the current directory, what a file imports also beside it.
 
     Returns:
-        The problem. One that is not built in has a hash of its source file as ``version``, so
-        that records of an edited problem stay apart from older ones.
+        The problem. One that is not built in has as ``version`` a hash of its own, of its file
+        and of what that has imported from beside it, so that records of an edited problem stay
+        apart from older ones.
 
     Raises:
         UnknownName: no such name.
@@ -44,6 +51,11 @@ def get(spec: str) -> Problem:
     target = PROBLEMS.get(spec, spec)
     place, colon, function = target.rpartition(":")
     if not (colon and place and function):
+        if spec.endswith(".py"):
+            raise UnknownName(
+                f"{spec!r} names a file; name the function in it that returns the problem too: "
+                f"{spec}:function"
+            )
         raise UnknownName(
             f"no problem is called {spec!r}.{nearest(spec, PROBLEMS)} Known: "
             f"{', '.join(PROBLEMS)}; your own is path/to/file.py:function or "
@@ -53,8 +65,10 @@ def get(spec: str) -> Problem:
     problem = _call(module, function, spec)
     if target in PROBLEMS.values():
         return replace(problem, source=spec)
-    code = Path(str(module.__file__)).read_bytes()
-    return replace(problem, source=spec, version=hashlib.sha256(code).hexdigest()[:12])
+    digest = hashlib.sha256(problem.version.encode())
+    for path in _sources(Path(str(module.__file__))):
+        digest.update(path.read_bytes())
+    return replace(problem, source=spec, version=digest.hexdigest()[:12])
 
 
 def load(problem: Problem, data_dir: Path | None = None) -> Data:
@@ -64,6 +78,10 @@ def load(problem: Problem, data_dir: Path | None = None) -> Data:
         DataError: a data set is missing or damaged.
         ProblemError: the problem's own function failed.
     """
+    if data_dir is not None and not data_dir.is_dir():
+        raise DataError(
+            f"data directory {str(data_dir)!r} does not exist; name one that does, or none"
+        )
     try:
         data = problem.load(data_dir)
     except SvagError:
@@ -121,6 +139,22 @@ def _from_module(name: str, spec: str) -> ModuleType:
     return module
 
 
+def _sources(file: Path) -> list[Path]:
+    """Return a file and the modules imported from its folder or below, installed ones not."""
+    folder = file.resolve().parent
+    found = {file.resolve()}
+    for module in list(sys.modules.values()):
+        path = Path(getattr(module, "__file__", None) or "/")
+        if path.suffix == ".py" and path.resolve().is_relative_to(folder):
+            found.add(path.resolve())
+    return sorted(path for path in found if path == file.resolve() or not _installed(path))
+
+
+def _installed(path: Path) -> bool:
+    package = Path(__file__).parents[1]
+    return "site-packages" in path.parts or path.is_relative_to(package)
+
+
 def _also_import_from(folder: Path) -> None:
     """Let imports find what lies in ``folder``, after everything that they find already."""
     if str(folder) not in sys.path:
@@ -159,13 +193,4 @@ def _functions(module: ModuleType) -> list[str]:
 
 
 def _raised(error: BaseException, source: Path | None, what: str) -> ProblemError:
-    """Say in one line what was raised and where: in the user's file if that was on the way."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if source and Path(frame.filename) == source]
-    last = (own or frames)[-1]
-    place = f"{last.filename}:{last.lineno}"
-    if isinstance(error, SyntaxError) and error.filename:
-        place = f"{error.filename}:{error.lineno}"
-        error = type(error)(error.msg)
-    message = " ".join(str(error).split())
-    return ProblemError(f"{what}: {type(error).__name__}: {message} ({place})")
+    return ProblemError(f"{what}: {in_one_line(error, source)}")

@@ -43,14 +43,14 @@ def caption(analysis: Analysis) -> str:
     """Say what the lines are: of how many seeds, and which methods have none."""
     seeds = sorted({len(r.replications) for r in analysis.methods.values() if r.replications})
     if not seeds:
-        return "No replication finished: all diverged."
+        return "There is no replication that did not diverge."
     if seeds == [1]:
         text = "One seed, so no standard deviation."
     else:
         many = count(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
         text = f"Mean of {many}; shaded: one standard deviation."
     missing = [METHODS[key].name for key, r in analysis.methods.items() if not r.replications]
-    return text + (f" Every replication diverged: {', '.join(missing)}." if missing else "")
+    return text + (f" Without a run that did not diverge: {', '.join(missing)}." if missing else "")
 
 
 def _draw(analysis: Analysis) -> Canvas:

@@ -100,7 +100,8 @@ def _charts(analysis: Analysis) -> dict[str, charts.Chart]:
 
 
 def _summary(analysis: Analysis) -> str:
-    seeds = sorted({len(r.replications) + r.diverged for r in analysis.methods.values()})
+    counts = {len(r.replications) + r.diverged for r in analysis.methods.values()}
+    seeds = sorted(counts - {0}) or [0]
     many = style.count(seeds[-1], "seed")
     return ", ".join(
         (

@@ -133,7 +133,7 @@ def _chain(keys: Iterable[str]) -> str:
 
 def _why(analysis: Analysis, cell: Cell) -> str:
     lost = [METHODS[key].name for key, r in analysis.methods.items() if r.cell == cell]
-    return f" (every replication of {style.listed(lost)} diverged)" if lost else ""
+    return f" ({style.listed(lost)} has no run that did not diverge)" if lost else ""
 
 
 def _margin(effect: Effect, figure: Figure, decimals: int) -> Margin:

@@ -225,6 +225,14 @@ def test_a_run_that_starts_without_a_finite_loss_has_diverged(tmp_path):
     assert (record.status, record.end["step"], record.end["train_loss"]) == ("diverged", 0, None)
 
 
+def test_a_test_loss_that_is_not_finite_is_no_divergence(tmp_path):
+    data = points()
+    data = Data(data.train, Split(data.test.inputs * float("inf"), data.test.targets))
+    record = trained(tmp_path, classification(lambda: nn.Linear(3, 3), data), data)
+    assert (record.status, record.end["test_loss"]) == ("done", None)
+    assert record.end["train_loss"] < record.evals[0]["train_loss"]
+
+
 # --- errors
 
 

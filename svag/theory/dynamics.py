@@ -1,0 +1,271 @@
+"""Any set of methods on a stochastic quadratic problem, many seeds at once.
+
+Every method sees the same noise, so that two of them differ by what they make of it. The state is
+theta - x*, and its gradient Q (theta - x*): suboptimality then keeps its relative accuracy down to
+1e-300 instead of sinking into the round-off of theta.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, repeat
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from svag.anatomy import Anatomy, method
+from svag.errors import InvalidOption
+from svag.theory.factors import Array
+from svag.theory.quadratic import StochasticQuadratic
+from svag.theory.rules import AnatomyRule, ratio
+
+StepSize: TypeAlias = float | Callable[[int], float] | Literal["optimal"]
+Steps: TypeAlias = NDArray[np.int_]
+
+_NOISE_BYTES: Final = 8_000_000  # of one block of noise, drawn and multiplied by Q at once
+_RECORD_ALL: Final = 1_000
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method as it enters a comparison: what it does with gradients, and how far it goes.
+
+    Attributes:
+        anatomy: direction and factor.
+        step_size: a constant; a function of t = 0, 1, ...; or ``"optimal"``, which minimises the
+            expected loss after the step (Eqs. 12 to 14, exact), for SGD and SSD.
+        betas: decays of the moving averages: one, or two in raw rows.
+        eps: Adam's.
+        idealised: use the true relative variance sigma^2/grad L^2 (Eqs. 17 and 24) instead of
+            estimating it. With ``Anatomy("gradient", factor="svag")`` this is Theorem 1's method.
+
+    Raises:
+        InvalidOption: a constant step size is not positive and finite; ``"optimal"`` is asked of
+            other methods than SGD and SSD; or the options contradict each other
+            (:class:`~svag.theory.rules.AnatomyRule`).
+    """
+
+    anatomy: Anatomy
+    step_size: StepSize
+    betas: Sequence[float] = (0.9,)
+    eps: float = 1e-8
+    idealised: bool = False
+
+    def __post_init__(self) -> None:
+        self.rule()
+        if isinstance(self.step_size, str):
+            if self.step_size != "optimal":
+                raise InvalidOption(
+                    f"step_size={self.step_size!r}; pass a number, a function of t or 'optimal'"
+                )
+            if self.anatomy.adapted or self.anatomy.direction != "gradient":
+                raise InvalidOption(
+                    f"step_size='optimal' is known for g and sign(g), not for {self.anatomy}; "
+                    "pass a number or a function of t"
+                )
+        elif not callable(self.step_size) and not 0 < self.step_size < np.inf:
+            raise InvalidOption(f"step_size={self.step_size!r} must be positive and finite")
+
+    @classmethod
+    def of(cls, key: str, step_size: StepSize) -> "Contender":
+        """Take a method of :data:`svag.anatomy.METHODS` with its decays.
+
+        Example:
+            >>> Contender.of("adam", 1e-2).betas
+            (0.9, 0.999)
+        """
+        row = method(key)
+        return cls(row.anatomy, step_size, row.betas or (0.9,))
+
+    def rule(self) -> AnatomyRule:
+        """Return a fresh rule, with no gradient seen."""
+        return AnatomyRule(self.anatomy, self.betas, self.eps, idealised=self.idealised)
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """How far each method was from the minimum, at the recorded steps.
+
+    Attributes:
+        t: steps taken, (R,), ascending.
+        suboptimality: by name, L - L* = (theta - x*)^T Q (theta - x*)/2 for each seed, (S, R);
+            inf where a run diverged.
+        seeds: of the rows.
+    """
+
+    t: Steps
+    suboptimality: Mapping[str, Array]
+    seeds: tuple[int, ...]
+
+    def mean(self, name: str) -> Array:
+        """Mean over seeds, which estimates E[L(theta_t) - L*], (R,)."""
+        return np.asarray(self.suboptimality[name].mean(axis=0))
+
+    def standard_error(self, name: str) -> Array:
+        """Standard error of :meth:`mean`, (R,); NaN for one seed."""
+        values = self.suboptimality[name]
+        if len(values) < 2:
+            return np.full(values.shape[1], np.nan)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(values.std(axis=0, ddof=1) / np.sqrt(len(values)))
+
+
+def log_spaced(steps: int, per_decade: int = 40) -> Steps:
+    """Numbers of steps from 0 to ``steps``, evenly spaced on a log scale from 1 on.
+
+    Example:
+        >>> log_spaced(100, per_decade=2)
+        array([  0,   1,   3,  10,  32, 100])
+    """
+    if steps < 1:
+        return np.zeros(1, dtype=int)
+    points = np.geomspace(1, steps, round(per_decade * np.log10(steps)) + 1)
+    return np.unique(np.append(0, np.rint(points))).astype(int)
+
+
+def simulate(
+    problem: StochasticQuadratic,
+    contenders: Mapping[str, Contender],
+    steps: int,
+    *,
+    seeds: int | Sequence[int] = 20,
+    theta_0: Array | None = None,
+    record: Sequence[int] | Steps | None = None,
+) -> Trajectories:
+    """Run methods on a stochastic quadratic problem, with the same noise for all.
+
+    A seed's noise depends neither on the other seeds nor on the methods. Divergence is data: the
+    suboptimality is inf from there on.
+
+    Args:
+        problem: with gradients g = Q (theta - x), x ~ N(x*, nu^2 I).
+        contenders: the methods, by any name.
+        steps: how many updates.
+        seeds: how many (0, 1, ...), or which.
+        theta_0: where all start, (d,), or each seed, (S, d); 0 if None.
+        record: after how many steps to note the suboptimality; None means all if ``steps`` is at
+            most 1,000, else :func:`log_spaced` ones.
+
+    Returns:
+        The suboptimality of each method and seed at the recorded steps.
+
+    Raises:
+        InvalidOption: there is no method, seed or step; ``theta_0`` has another shape or is not
+            finite; or ``record`` leaves 0..steps.
+
+    Example:
+        >>> problem = StochasticQuadratic(np.diag([1.0, 0.5]), np.ones(2), 0.1)
+        >>> result = simulate(problem, {"SGD": Contender.of("sgd", 1.0)}, 10, seeds=3)
+        >>> result.suboptimality["SGD"].shape
+        (3, 11)
+        >>> float(result.mean("SGD")[0])
+        0.75
+    """
+    chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not contenders or not chosen or steps < 0:
+        raise InvalidOption(
+            f"{len(contenders)} methods, {len(chosen)} seeds, {steps} steps: at least one method "
+            "and one seed are needed, and no negative number of steps"
+        )
+    t = _recorded(steps, record)
+    state = np.stack([_start(problem, theta_0, len(chosen))] * len(contenders))  # (K, S, d)
+    values = np.empty((*state.shape[:2], len(t)))
+    quadratic = _Centred(problem)
+    players = [_Player(quadratic, contender) for contender in contenders.values()]
+    noise = quadratic.noise(chosen, steps)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        for step in count():
+            gradients = quadratic.times(state)
+            column = np.searchsorted(t, step)
+            if t[column] == step:
+                values[..., column] = np.sum(state * gradients, axis=-1) / 2
+            if step == t[-1]:
+                break
+            sample = next(noise)
+            for k, player in enumerate(players):
+                state[k] -= player.update(step, state[k], gradients[k], sample)
+    values[np.isnan(values)] = np.inf
+    return Trajectories(t, dict(zip(contenders, values, strict=True)), chosen)
+
+
+class _Centred:
+    """A problem as a function of theta - x*, the only thing that its gradients depend on."""
+
+    def __init__(self, problem: StochasticQuadratic) -> None:
+        self.problem = StochasticQuadratic(problem.Q, np.zeros(problem.dimension), problem.noise)
+        self.variance = problem.gradient_std() ** 2
+        diagonal = np.diagonal(problem.Q)
+        self._axis_aligned = np.count_nonzero(problem.Q) == np.count_nonzero(diagonal)
+        self._diagonal = diagonal
+
+    def times(self, vectors: Array) -> Array:
+        """Q times each vector."""
+        if self._axis_aligned:
+            return vectors * self._diagonal
+        return np.asarray(vectors @ self.problem.Q)
+
+    def noise(self, seeds: Sequence[int], steps: int) -> Iterator[Array]:
+        """Yield g - grad L = -Q (x - x*) of every step, (S, d); each seed has its own stream."""
+        shape = len(seeds), self.problem.dimension
+        if self.problem.noise == 0:
+            yield from repeat(np.zeros(shape), steps)
+            return
+        generators = [np.random.default_rng(seed) for seed in seeds]
+        block = max(1, _NOISE_BYTES // (8 * shape[0] * shape[1]))
+        for first in range(0, steps, block):
+            size = min(block, steps - first), shape[1]
+            drawn = np.stack([rng.standard_normal(size) for rng in generators], axis=1)
+            yield from self.times(drawn) * -self.problem.noise
+
+    def relative_variance(self, gradient: Array) -> Array:
+        """sigma^2/grad L^2; without noise 0, also where the gradient is 0."""
+        if self.problem.noise == 0:
+            return np.zeros_like(gradient)
+        return ratio(self.variance, gradient**2, undefined=np.inf)
+
+
+class _Player:
+    """A contender on a problem: its moving averages and its step size."""
+
+    def __init__(self, quadratic: _Centred, contender: Contender) -> None:
+        self.quadratic = quadratic
+        self.contender = contender
+        self.rule = contender.rule()
+
+    def update(self, t: int, away: Array, gradient: Array, sample: Array) -> Array:
+        """Return alpha * gamma * d, given theta - x* and the mean and noise of the gradient."""
+        eta_sq = self.quadratic.relative_variance(gradient) if self.rule.idealised else None
+        return self._step_size(t, away) * self.rule(gradient + sample, eta_sq)
+
+    def _step_size(self, t: int, away: Array) -> Array | float:
+        step_size = self.contender.step_size
+        if callable(step_size):
+            return step_size(t)
+        if not isinstance(step_size, str):
+            return step_size
+        problem = self.quadratic.problem
+        if self.contender.anatomy.sign:
+            return np.asarray(problem.optimal_step_size_ssd(away))[:, None]
+        return np.asarray(problem.optimal_step_size_sgd(away))[:, None]
+
+
+def _start(problem: StochasticQuadratic, theta_0: Array | None, seeds: int) -> Array:
+    """theta_0 - x* of every seed, (S, d)."""
+    d = problem.dimension
+    theta = np.zeros(d) if theta_0 is None else np.asarray(theta_0, np.float64)
+    if theta.shape not in ((d,), (seeds, d)) or not np.isfinite(theta).all():
+        raise InvalidOption(
+            f"theta_0 has shape {theta.shape}; it must be ({d},) or, one for each seed, "
+            f"({seeds}, {d}), with finite entries"
+        )
+    return np.broadcast_to(theta - problem.x_star, (seeds, d))
+
+
+def _recorded(steps: int, record: Sequence[int] | Steps | None) -> Steps:
+    """The numbers of steps after which the suboptimality is noted, ascending."""
+    if record is None:
+        return np.arange(steps + 1) if steps <= _RECORD_ALL else log_spaced(steps)
+    t = np.unique(np.asarray(record))
+    if t.size == 0 or t.dtype.kind != "i" or t[0] < 0 or t[-1] > steps:
+        raise InvalidOption(f"record={record!r}; it must hold whole numbers from 0 to {steps}")
+    return t

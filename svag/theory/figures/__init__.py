@@ -1,0 +1,55 @@
+"""The figures of the theory, computed and drawn: PNG, SVG, and their numbers as tables.
+
+Importing this costs nothing: Matplotlib, Plotly and Jinja2 are loaded when something is drawn.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from svag.errors import UnknownName, nearest
+
+_MODULES: Final = {
+    "2": "quadratics",
+    "3": "factors",
+    "4": "sketch",
+    "theorem1": "rates",
+    "wilson": "generalization",
+    "p-diag": "diagonal_mass",
+}
+
+
+def draw(name: str, directory: Path) -> list[Path]:
+    """Compute and draw a figure.
+
+    Args:
+        name: a key of :data:`FIGURES`.
+        directory: where to put it; made if it is not there.
+
+    Returns:
+        The files written: pictures, tables and, for Figure 2, a page to explore.
+
+    Raises:
+        UnknownName: there is no such figure.
+    """
+    if name not in FIGURES:
+        known = ", ".join(FIGURES)
+        raise UnknownName(f"no figure {name!r}; there are {known}.{nearest(name, FIGURES)}")
+    directory.mkdir(parents=True, exist_ok=True)
+    return FIGURES[name](directory)
+
+
+def _loaded_when_drawn(module: str) -> Callable[[Path], list[Path]]:
+    def run(directory: Path) -> list[Path]:
+        files: list[Path] = import_module(f"{__name__}.{module}").draw(directory)
+        return files
+
+    return run
+
+
+FIGURES: Final[Mapping[str, Callable[[Path], list[Path]]]] = MappingProxyType(
+    {name: _loaded_when_drawn(module) for name, module in _MODULES.items()}
+)
+"""What draws each figure into a folder that is there, by name."""

@@ -1,0 +1,176 @@
+"""How much of a rotated Q is on its diagonal: a correction of §2.1, drawn."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from svag.theory.factors import Array
+from svag.theory.figures import tables
+from svag.theory.figures.canvas import (
+    ADAM,
+    DASHED,
+    INK,
+    MSVAG,
+    MUTED,
+    canvas,
+    house_style,
+    save,
+    tidy,
+)
+from svag.theory.spectra import (
+    eigenvalues_structured,
+    eigenvalues_uniform,
+    p_diag,
+    p_diag_bound,
+    p_diag_mean,
+    random_rotation,
+)
+
+DIMENSIONS: Final = (10, 20, 50, 100, 200, 400)
+SPECTRA: Final[dict[str, tuple[str, Callable[[int, np.random.Generator], Array], str]]] = {
+    "well-conditioned": ("U[0.1, 1.1]", eigenvalues_uniform, MSVAG),
+    "ill-conditioned": ("90 % U[0, 1], 10 % U[30, 60]", eigenvalues_structured, ADAM),
+}
+_ENTRIES = 4_000_000  # of all rotations at one dimension, which bounds the time
+_MOST = 200
+_DISTRIBUTION = 1_000_000
+
+
+@dataclass(frozen=True)
+class DiagonalMass:
+    """Means over Haar rotations, each with eigenvalues of its own.
+
+    Attributes:
+        spectrum: a key of :data:`SPECTRA`.
+        d: dimension.
+        rotations: how many.
+        exact: d times the mean of p_diag.
+        exact_error: its standard error.
+        bound: d times the mean of the paper's lower bound.
+        bound_error: its standard error.
+        closed_form: d times :func:`~svag.theory.p_diag_mean` of the distribution.
+    """
+
+    spectrum: str
+    d: int
+    rotations: int
+    exact: float
+    exact_error: float
+    bound: float
+    bound_error: float
+    closed_form: float
+
+
+def measure(
+    dimensions: Sequence[int] = DIMENSIONS, rotations: int | None = None
+) -> list[DiagonalMass]:
+    """Average over rotations: as many as told, or fewer the larger d."""
+    return [
+        _measured(spectrum, d, rotations or min(_MOST, _ENTRIES // d**2))
+        for spectrum in SPECTRA
+        for d in dimensions
+    ]
+
+
+def draw(directory: Path, found: Sequence[DiagonalMass] | None = None) -> list[Path]:
+    """Draw ``p-diag`` and write its numbers."""
+    found = measure() if found is None else found
+    with house_style():
+        return _picture(directory, found) + tables.write(directory, "p-diag", *table(found))
+
+
+def table(found: Sequence[DiagonalMass]) -> tuple[list[str], list[list[object]]]:
+    """Return head and rows of the numbers."""
+    head = ["spectrum", "d", "rotations", "d p_diag", "s.e.", "closed form", "d bound", "s.e."]
+    rows: list[list[object]] = [
+        [
+            SPECTRA[row.spectrum][0],
+            row.d,
+            row.rotations,
+            row.exact,
+            row.exact_error,
+            row.closed_form,
+            row.bound,
+            row.bound_error,
+        ]
+        for row in found
+    ]
+    return head, rows
+
+
+def _measured(spectrum: str, d: int, rotations: int) -> DiagonalMass:
+    rng = np.random.default_rng([d, list(SPECTRA).index(spectrum)])
+    draw_eigenvalues = SPECTRA[spectrum][1]
+    values = np.empty((rotations, 2))
+    for n in range(rotations):
+        eigenvalues, rotation = draw_eigenvalues(d, rng), random_rotation(d, rng)
+        exact = p_diag((rotation * eigenvalues) @ rotation.T)
+        values[n] = d * exact, d * p_diag_bound(eigenvalues, rotation)
+    mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(rotations)
+    many = draw_eigenvalues(_DISTRIBUTION, np.random.default_rng(0))
+    return DiagonalMass(
+        spectrum=spectrum,
+        d=d,
+        rotations=rotations,
+        exact=float(mean[0]),
+        exact_error=float(error[0]),
+        bound=float(mean[1]),
+        bound_error=float(error[1]),
+        closed_form=d * p_diag_mean(many, d),
+    )
+
+
+def _picture(directory: Path, found: Sequence[DiagonalMass]) -> list[Path]:
+    figure = canvas(
+        6.8,
+        4.3,
+        "Diagonal mass of randomly rotated matrices",
+        r"§2.1 says $p_{\mathrm{diag}} \approx 1.57/d$ on average. That holds for its lower bound "
+        "(hollow marks);",
+        r"$p_{\mathrm{diag}}$ itself (filled) falls like $d^{-1/2}$. Means over rotations; "
+        "standard errors are smaller than the marks.",
+    )
+    axes = figure.add_axes((0.085, 0.125, 0.66, 0.665))
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    d = np.geomspace(8, 500, 100)
+    for spectrum, (name, eigenvalues, color) in SPECTRA.items():
+        rows = [row for row in found if row.spectrum == spectrum]
+        lam = eigenvalues(_DISTRIBUTION, np.random.default_rng(0))
+        share = 1 / p_diag_mean(lam, 1) - 1  # sqrt(2/pi) sd/lam
+        closed = d / (1 + share * np.sqrt(d))
+        axes.plot(d, closed, color=color, linewidth=1.4)
+        x = [row.d for row in rows]
+        axes.plot(x, [row.exact for row in rows], "o", color=color, markersize=5)
+        axes.plot(
+            x,
+            [row.bound for row in rows],
+            "o" if spectrum == "well-conditioned" else "s",
+            color=color,
+            markersize=5 if spectrum == "well-conditioned" else 8,
+            markerfacecolor="none",
+        )
+        label = f"{name},\nclosed form".replace(", 10", ",\n10")
+        axes.text(530, closed[-1], label, color=color, va="center", fontsize=8)
+    axes.axhline(np.pi / 2, color=INK, linestyle=DASHED, linewidth=1)
+    axes.text(
+        530,
+        np.pi / 2,
+        "π/2 = 1.57:\nthe bound, either spectrum",
+        color=INK,
+        va="center",
+        fontsize=8,
+    )
+    axes.set_xlim(8, 500)
+    axes.set_ylim(1, 100)
+    axes.set_xticks(DIMENSIONS, [str(n) for n in DIMENSIONS])
+    axes.set_yticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
+    axes.minorticks_off()
+    axes.set_xlabel("dimension $d$")
+    axes.set_ylabel(r"$d \cdot$ mean share of the diagonal")
+    tidy(axes)
+    axes.tick_params(colors=MUTED)
+    return save(figure, directory, "p-diag")

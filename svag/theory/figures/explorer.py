@@ -1,0 +1,172 @@
+"""The page to explore Figure 2: a grid of problems, computed once and looked up by the reader."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from svag.theory.factors import Array
+from svag.theory.figure2 import TIE
+from svag.theory.figures.canvas import SGD, SSD
+from svag.theory.quadratic import StochasticQuadratic
+from svag.theory.spectra import (
+    eigenvalues_structured,
+    eigenvalues_uniform,
+    p_diag,
+    random_rotation,
+)
+
+SPREADS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the way from the well-conditioned spectrum to the ill-conditioned, on a log scale."""
+ANGLES: Final = (0.0, 0.01, 0.05, 0.2, 1.0)
+"""Powers of a Haar rotation that turn the eigenbasis away from the axes."""
+NOISE: Final = (0.0, 0.1, 0.3, 1.0, 4.0)
+
+_SEEDS = 8
+_STEPS = 100
+_SCALE = 10.0
+_LEAST = 1e-300
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Everything the page shows, in logarithms to base 10 as whole hundredths.
+
+    Attributes:
+        steps: of the curves.
+        eigenvalues: of each spread.
+        p_diag: of each spread and angle.
+        cells: for each spread, angle and noise level: ``SGD`` and ``SSD``, each low, median and
+            high of the seeds' suboptimality by step; ``at SGD`` and ``at SSD``, the expected
+            improvements of the best next step of SGD, of SSD, and of SSD by Eq. (14), as shares
+            of the suboptimality, medians over the seeds' iterates by step; ``ratio``, the median
+            of the final ratios.
+    """
+
+    steps: list[int]
+    eigenvalues: list[list[float]]
+    p_diag: list[list[float]]
+    cells: list[dict[str, Any]]
+
+
+def compute(
+    spreads: Sequence[float] = SPREADS,
+    angles: Sequence[float] = ANGLES,
+    noise_levels: Sequence[float] = NOISE,
+    *,
+    seeds: int = _SEEDS,
+    steps: int = _STEPS,
+    dimension: int = 100,
+) -> Grid:
+    """Run SGD and SSD with optimal local step sizes on every problem of the grid."""
+    rng = np.random.default_rng(0)
+    ends = [np.sort(draw(dimension, rng)) for draw in (eigenvalues_uniform, eigenvalues_structured)]
+    turn = _powers(random_rotation(dimension, rng), angles)
+    starts = _starts(seeds, dimension)
+    record = list(range(0, steps + 1, 5))
+    spectra = [ends[0] ** (1 - spread) * ends[1] ** spread for spread in spreads]
+    matrices = [[(basis * spectrum) @ basis.T for basis in turn] for spectrum in spectra]
+    cells = []
+    for row in matrices:
+        for matrix in row:
+            for noise in noise_levels:
+                problem = StochasticQuadratic(_clean(matrix), np.zeros(dimension), noise)
+                cells.append(_cell(problem, starts, record))
+    return Grid(
+        steps=record,
+        eigenvalues=[[float(f"{x:.4g}") for x in spectrum] for spectrum in spectra],
+        p_diag=[[float(f"{p_diag(_clean(matrix)):.4g}") for matrix in row] for row in matrices],
+        cells=cells,
+    )
+
+
+def write(directory: Path, grid: Grid | None = None) -> Path:
+    """Write ``theory.html``, which needs neither network nor server."""
+    grid = compute() if grid is None else grid
+    environment = Environment(
+        loader=PackageLoader("svag.theory.figures", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("theory.html.j2").render(
+        grid=vars(grid),
+        noise=NOISE,
+        angles=ANGLES,
+        spreads=SPREADS,
+        tie=TIE,
+        colors={"SGD": SGD, "SSD": SSD},
+        seeds=_SEEDS,
+        scale=_SCALE,
+        plotly=Markup(get_plotlyjs()),
+    )
+    file = directory / "theory.html"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def _starts(seeds: int, dimension: int) -> Array:
+    rngs = (np.random.default_rng([seed, 1]) for seed in range(seeds))
+    return np.array([rng.uniform(-_SCALE, _SCALE, dimension) for rng in rngs])
+
+
+def _powers(rotation: Array, powers: Sequence[float]) -> list[Array]:
+    """Fractional powers of a rotation: the same planes, turned by shares of its angles."""
+    values, vectors = np.linalg.eig(rotation)
+    angles = np.angle(values)
+    found = []
+    for power in powers:
+        turned = (vectors * np.exp(1j * power * angles)) @ np.linalg.inv(vectors)
+        found.append(np.asarray(turned.real))
+    return found
+
+
+def _clean(matrix: Array) -> Array:
+    """Take round-off away: of asymmetry, and beside the diagonal of a diagonal matrix."""
+    symmetric = (matrix + matrix.T) / 2
+    return np.where(np.abs(symmetric) > 1e-12 * np.abs(symmetric).max(), symmetric, 0.0)
+
+
+def _cell(problem: StochasticQuadratic, starts: Array, record: list[int]) -> dict[str, Any]:
+    cell: dict[str, Any] = {}
+    final = []
+    for name in ("SGD", "SSD"):
+        path = _path(problem, starts, record, sign=name == "SSD")
+        away = np.array([problem.suboptimality(theta) for theta in path])  # (R, S)
+        cell[name] = [_hundredths(q) for q in np.quantile(away, (0.05, 0.5, 0.95), axis=1)]
+        cell[f"at {name}"] = _gains(problem, path, away)
+        final.append(away[-1])
+    cell["ratio"] = _hundredths(np.median(final[0] / final[1], keepdims=True))[0]
+    return cell
+
+
+def _path(problem: StochasticQuadratic, starts: Array, record: list[int], *, sign: bool) -> Array:
+    """Iterates of SGD or SSD with optimal local step sizes at the recorded steps, (R, S, d)."""
+    rng, theta, path = np.random.default_rng(0), -starts, []
+    size = problem.optimal_step_size_ssd if sign else problem.optimal_step_size_sgd
+    for step in range(record[-1] + 1):
+        if step in record:
+            path.append(theta)
+        gradient = problem.sample_gradients(theta, 1, rng)[0]
+        direction = np.sign(gradient) if sign else gradient
+        theta = theta - np.asarray(size(theta))[:, None] * direction
+    return np.array(path)
+
+
+def _gains(problem: StochasticQuadratic, path: Array, away: Array) -> list[list[int]]:
+    gains = (
+        problem.expected_improvement_sgd(path),
+        problem.expected_improvement_ssd(path),
+        problem.expected_improvement_ssd(path, exact=False),
+    )
+    return [_hundredths(np.median(gain / away, axis=1)) for gain in gains]
+
+
+def _hundredths(values: Array) -> list[int]:
+    return [round(100 * float(x)) for x in np.log10(np.maximum(values, _LEAST))]

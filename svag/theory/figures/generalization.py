@@ -1,0 +1,266 @@
+"""Wilson et al.'s example: what each method makes of fresh data (§5)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from scipy.stats import binomtest
+
+from svag.theory.factors import Array
+from svag.theory.figures import tables
+from svag.theory.figures.canvas import (
+    ADAM,
+    DASHED,
+    INK,
+    MSVAG,
+    MUTED,
+    SGD,
+    SSD,
+    canvas,
+    house_style,
+    save,
+    tidy,
+)
+from svag.theory.separable import (
+    FULL_BATCH,
+    FullBatch,
+    full_batch_iterates,
+    proportionality_error,
+)
+from svag.theory.wilson import wilson_data, wilson_test_error
+
+SIZES: Final = (5, 10, 20, 50, 100, 200)
+SETS: Final = 20
+STEPS: Final = 300
+MAJORITY: Final = 0.7
+FRESH: Final = 10_000
+
+_PATH_SIZE = 50
+_ROUND_OFF = 1e-17
+_LOOK: dict[FullBatch, tuple[str, str, str]] = {
+    "sign-descent": ("sign descent", SSD, "o"),
+    "adam": ("Adam", ADAM, "s"),
+    "adagrad": ("AdaGrad", "#d4568f", "^"),
+    "rmsprop": ("RMSProp", "#8a4b1f", "v"),
+    "gd": ("gradient descent", SGD, "D"),
+    "m-svag": ("M-SVAG", MSVAG, "o"),
+}
+
+
+@dataclass(frozen=True)
+class TestError:
+    """Test error of a method at one size of the training set.
+
+    Attributes:
+        method: which.
+        n: training examples.
+        steps: of the method.
+        mean: over training sets, each with fresh examples of its own.
+        low: of the 95 % interval of the error of these training sets (Clopper and Pearson, all
+            fresh examples together).
+        high: likewise.
+        least: of the training sets' errors.
+        most: likewise.
+        train: mean training error.
+    """
+
+    __test__ = False
+
+    method: FullBatch
+    n: int
+    steps: int
+    mean: float
+    low: float
+    high: float
+    least: float
+    most: float
+    train: float
+
+
+@dataclass(frozen=True)
+class Course:
+    """Distance of a method's iterates from the line through sign(X^T y), while it makes sense.
+
+    Attributes:
+        method: which.
+        errors: proportionality errors of the iterates with |X theta - y| > 1e-6 |y|.
+    """
+
+    method: FullBatch
+    errors: Array
+
+
+def measure(sizes: Sequence[int] = SIZES, sets: int = SETS, steps: int = STEPS) -> list[TestError]:
+    """Train on several sets of each size, and test after the first step and the last."""
+    found = []
+    for n in sizes:
+        for method in FULL_BATCH:
+            runs = np.array([_run(method, n, seed, steps) for seed in range(sets)])  # (S, 2, 2)
+            found += [
+                TestError(method, n, at, *_summary(runs[:, k, 0]), float(runs[:, k, 1].mean()))
+                for k, at in enumerate((1, steps))
+            ]
+    return found
+
+
+def paths(n: int = _PATH_SIZE, steps: int = STEPS, seed: int = 0) -> list[Course]:
+    """Follow every method's distance from the line."""
+    return [Course(method, _path(method, n, steps, seed)) for method in FULL_BATCH]
+
+
+def draw(
+    directory: Path,
+    found: Sequence[TestError] | None = None,
+    followed: Sequence[Course] | None = None,
+) -> list[Path]:
+    """Draw ``wilson`` and write its test errors."""
+    found = measure() if found is None else found
+    followed = paths() if followed is None else followed
+    with house_style():
+        files = _picture(directory, found, followed)
+    return files + tables.write(directory, "wilson", *table(found))
+
+
+def table(found: Sequence[TestError]) -> tuple[list[str], list[list[object]]]:
+    """Return head and rows of the test errors: a row a method, a column a size."""
+    sizes = sorted({row.n for row in found})
+    cells = {(row.method, row.steps, row.n): row for row in found}
+    head = ["method", "steps", *(f"n = {n}" for n in sizes)]
+    rows: list[list[object]] = [
+        [_LOOK[method][0], steps, *(_cell(cells[method, steps, n]) for n in sizes)]
+        for method in FULL_BATCH
+        for steps in sorted({row.steps for row in found})
+    ]
+    return head, rows
+
+
+def _cell(row: TestError) -> str:
+    return f"{row.mean:.4f} [{row.low:.4f}, {row.high:.4f}]"
+
+
+def _run(method: FullBatch, n: int, seed: int, steps: int) -> list[list[float]]:
+    problem = wilson_data(n, MAJORITY, seed=1000 * n + seed)
+    iterates = list(full_batch_iterates(problem, method, steps))
+    return [
+        [
+            wilson_test_error(theta, MAJORITY, n=FRESH, seed=1000 * n + seed).estimate,
+            problem.train_error(theta),
+        ]
+        for theta in (iterates[0], iterates[-1])
+    ]
+
+
+def _summary(errors: Array) -> tuple[float, float, float, float, float]:
+    wrong, of = round(float(errors.sum()) * FRESH), len(errors) * FRESH
+    interval = binomtest(wrong, of).proportion_ci(0.95, method="exact")
+    return (
+        wrong / of,
+        float(interval.low),
+        float(interval.high),
+        float(errors.min()),
+        float(errors.max()),
+    )
+
+
+def _path(method: FullBatch, n: int, steps: int, seed: int) -> Array:
+    problem = wilson_data(n, MAJORITY, seed=seed)
+    line, size = problem.sign_direction(), np.linalg.norm(problem.y)
+    errors = []
+    for theta in full_batch_iterates(problem, method, steps):
+        if np.linalg.norm(problem.residual(theta)) <= 1e-6 * size:
+            break
+        errors.append(proportionality_error(theta, line))
+    return np.array(errors)
+
+
+def _picture(directory: Path, found: Sequence[TestError], followed: Sequence[Course]) -> list[Path]:
+    worst = max(row.train for row in found if row.steps > 1)
+    figure = canvas(
+        10.2,
+        4.5,
+        "Wilson et al.'s example: it is the sign that does not generalise",
+        f"Left: error on {FRESH:,} fresh examples, mean of {SETS} training sets; 95 % intervals "
+        f"are smaller than the marks. Training error after {STEPS} steps: at most {worst:g}.",
+        "Right: distance of the iterates from the line through sign($X^Ty$), "
+        f"n = {_PATH_SIZE}, while $|X\\theta-y| > 10^{{-6}}|y|$. Full batches, no ε.",
+    )
+    left, right = figure.subplots(1, 2)
+    figure.subplots_adjust(left=0.06, right=0.855, top=0.79, bottom=0.12, wspace=0.24)
+    _errors(left, found)
+    _paths(right, followed)
+    for n, (label, color, _) in enumerate(_LOOK.values()):
+        figure.text(
+            0.87,
+            0.74 - 0.052 * n - 0.05 * (n > 3),
+            label,
+            color=color,
+            fontsize=9.5,
+            fontweight="bold",
+        )
+    return save(figure, directory, "wilson")
+
+
+def _errors(axes: Axes, found: Sequence[TestError]) -> None:
+    axes.axhline(1 - MAJORITY, color=INK, linewidth=0.8, linestyle=":")
+    axes.text(5, 1 - MAJORITY + 0.022, "always the majority: 1 − p = 0.3", fontsize=8, color=MUTED)
+    for k, (method, (_, color, marker)) in enumerate(_LOOK.items()):
+        shift = 1.09 ** (k - 1.5 if k < 4 else 2 * (k - 4.5))
+        for steps in sorted({row.steps for row in found}):
+            first = steps == 1
+            if first and method != "gd":  # the sign methods' is the same, M-SVAG's is this one
+                continue
+            rows = [row for row in found if row.method == method and row.steps == steps]
+            mean = np.array([row.mean for row in rows])
+            spread = [[r.mean - r.low for r in rows], [r.high - r.mean for r in rows]]
+            axes.errorbar(
+                [row.n * shift for row in rows],
+                mean,
+                np.array(spread),
+                color=color,
+                marker=marker,
+                markersize=4.5,
+                linewidth=1.2,
+                elinewidth=0.9,
+                linestyle=DASHED if first else "-",
+                markerfacecolor="white" if first else color,
+                clip_on=False,
+            )
+    axes.annotate(
+        "after the first step, the same for both:\n0 or 0.3 by training set",
+        (17, 0.2),
+        fontsize=8,
+        color=SGD,
+        va="center",
+    )
+    label = f"after {STEPS} steps"
+    axes.text(12.5, 0.012, label, fontsize=8, color=MUTED)
+    axes.set_xscale("log")
+    axes.set_xticks(SIZES, [str(n) for n in SIZES])
+    axes.minorticks_off()
+    axes.set_ylim(0, 0.5)
+    axes.set_xlabel("training examples $n$")
+    axes.set_ylabel("test error")
+    tidy(axes)
+
+
+def _paths(axes: Axes, followed: Sequence[Course]) -> None:
+    for path in followed:
+        _, color, _ = _LOOK[path.method]
+        line = DASHED if path.method == "m-svag" else "-"
+        t = np.arange(1, len(path.errors) + 1)
+        errors = np.maximum(path.errors, _ROUND_OFF)
+        axes.plot(t, errors, linestyle=line, color=color, linewidth=1.0)
+    axes.axhspan(_ROUND_OFF, 1e-8, color="#eef0f3", linewidth=0)
+    axes.text(1.15, 2e-9, "proportional, to 1e-8", fontsize=8, color=MUTED, va="top")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(1, STEPS)
+    axes.set_ylim(_ROUND_OFF, 3)
+    axes.set_yticks([1e-16, 1e-12, 1e-8, 1e-4, 1])
+    axes.minorticks_off()
+    axes.set_xlabel("step")
+    axes.set_ylabel("proportionality error")
+    tidy(axes)

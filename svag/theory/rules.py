@@ -1,0 +1,185 @@
+"""What a method makes of the gradients it is shown: theta <- theta - lr * gamma * d.
+
+A rule returns gamma * d of one step and keeps the moving averages between steps. Rows of
+:mod:`svag.anatomy` are written from the paper's equations here, in float64 and apart from
+:mod:`svag.optim`; AdaGrad and RMSProp, which are no rows of that table, stand beside them.
+Conventions: sign(0) = 0 and 0/0 := 0, so that a coordinate without a gradient does not move.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from svag.anatomy import Anatomy
+from svag.errors import InvalidOption
+from svag.theory.factors import Array, expected_sign
+
+
+class Rule(Protocol):
+    """Something that turns the gradient of this step into the update gamma * d."""
+
+    def __call__(self, gradient: Array, eta_sq: Array | None = None) -> Array:
+        """Return gamma * d.
+
+        Args:
+            gradient: g_t, any shape, the same at every step.
+            eta_sq: true relative variance of each entry of g_t, for rules that do not estimate it.
+        """
+        ...
+
+
+def ratio(numerator: Array | float, denominator: Array, *, undefined: float = 0.0) -> Array:
+    """Divide elementwise, with 0/0 := ``undefined`` (and x/0 as well)."""
+    out = np.full(np.broadcast_shapes(np.shape(numerator), np.shape(denominator)), undefined)
+    return np.asarray(np.divide(numerator, denominator, out=out, where=denominator != 0))
+
+
+def rho(beta: float, t: int) -> float:
+    """Variance of the average m_t in units of the variance of one gradient (Eq. 21).
+
+    rho(beta, t) = (1 - beta)(1 + beta^(t+1)) / ((1 + beta)(1 - beta^(t+1))); 1 at t = 0, where
+    the paper's §4.4 says 0 in error.
+    """
+    power = beta ** (t + 1)
+    return (1 - beta) * (1 + power) / ((1 + beta) * (1 - power))
+
+
+class AnatomyRule:
+    """A row of the table, with relative variances estimated from moving averages or known.
+
+    Estimated, they are (Eqs. 22 to 25) s/m^2 for g and rho s/m^2 for m, with
+    s_t = (v_t - m_t^2)/(1 - rho(beta, t)) and s_0 = 0, or Adam's raw (v - m^2)/m^2 (Eq. 9) with
+    sqrt(v) + eps in place of sqrt(v) (Eq. 6). Known (``idealised``), they are the
+    eta_t^2 = sigma_t^2/grad L_t^2 that the caller hands over (Eq. 17), times rho for m (Eq. 24).
+
+    Args:
+        anatomy: direction and factor.
+        betas: one decay for all averages; raw rows take two.
+        eps: Adam's; read by raw rows alone.
+        idealised: use known relative variances.
+
+    Raises:
+        InvalidOption: the anatomy's variance comes from a mini-batch, which one gradient does not
+            hold; it is raw and idealised at once; or a decay is not in [0, 1).
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        betas: Sequence[float] = (0.9,),
+        eps: float = 1e-8,
+        *,
+        idealised: bool = False,
+    ) -> None:
+        self.anatomy = anatomy
+        self.idealised = idealised and anatomy.adapted
+        self._averaged = anatomy.direction == "momentum" or (anatomy.adapted and not idealised)
+        self.beta, self.beta2 = _decays(anatomy, betas) if self._averaged else (0.0, 0.0)
+        self.eps = eps
+        self.t = -1
+        self._m: Array | float = 0.0
+        self._v: Array | float = 0.0
+        if anatomy.variance == "within-batch":
+            raise InvalidOption(
+                "variance='within-batch' needs the gradient of each example; use "
+                "variance='moving-average' or idealised=True"
+            )
+        if self.idealised and anatomy.raw:
+            raise InvalidOption(
+                "relative_variance='raw' is an estimate, so that idealised=True contradicts it; "
+                "use relative_variance='corrected'"
+            )
+
+    def __call__(self, gradient: Array, eta_sq: Array | None = None) -> Array:
+        """Return gamma * d for the next gradient; ``eta_sq`` is read by idealised rules."""
+        self.t += 1
+        anatomy = self.anatomy
+        mean = self._average(gradient) if self._averaged else gradient
+        direction = mean if anatomy.direction == "momentum" else gradient
+        if anatomy.sign:
+            direction = np.sign(direction)
+        if not anatomy.adapted:
+            return direction
+        return self._factor(self._dispersion(gradient, mean, eta_sq)) * direction
+
+    def _average(self, gradient: Array) -> Array:
+        """m_t, debiased (Eq. 4)."""
+        self._m = self.beta * self._m + (1 - self.beta) * gradient
+        return self._m / _weight(self.beta, self.t)
+
+    def _average_square(self, gradient: Array) -> Array:
+        """v_t, debiased (Eq. 5)."""
+        self._v = self.beta2 * self._v + (1 - self.beta2) * gradient**2
+        return self._v / _weight(self.beta2, self.t)
+
+    def _dispersion(self, gradient: Array, mean: Array, eta_sq: Array | None) -> Array:
+        """1 + r, r being the relative variance of the direction; inf where its mean is 0."""
+        weight = rho(self.beta, self.t) if self.anatomy.direction == "momentum" else 1.0
+        if self.idealised:
+            if eta_sq is None:
+                raise InvalidOption("an idealised rule needs the true relative variance, eta_sq")
+            return 1 + weight * eta_sq
+        square = self._average_square(gradient)
+        if self.anatomy.raw:
+            return ratio((np.sqrt(square) + self.eps) ** 2, mean**2, undefined=np.inf)
+        if self.t == 0 or self.beta == 0:
+            return np.ones_like(mean)
+        s = np.maximum(square - mean**2, 0) / (1 - rho(self.beta, self.t))
+        return 1 + ratio(weight * s, mean**2, undefined=np.inf)
+
+    def _factor(self, dispersion: Array) -> Array:
+        """Return gamma of 1 + r (Eqs. 15, 8, and 10 with 16)."""
+        if self.anatomy.factor == "svag":
+            return 1 / dispersion
+        if self.anatomy.factor == "sqrt":
+            return 1 / np.sqrt(dispersion)
+        eta = np.sqrt(np.maximum(dispersion - 1, 0))
+        return expected_sign(ratio(1.0, eta, undefined=np.inf))
+
+
+class AdaGrad:
+    """g_t / sqrt(sum of all g_s^2 so far), Duchi et al. (2011), without an eps."""
+
+    def __init__(self) -> None:
+        self._sum: Array | float = 0.0
+
+    def __call__(self, gradient: Array, eta_sq: Array | None = None) -> Array:
+        """Return the update for the next gradient."""
+        self._sum = self._sum + gradient**2
+        return ratio(gradient, np.sqrt(self._sum))
+
+
+class RMSProp:
+    """g_t / sqrt(v~_t), v~ the average of g^2 without debiasing, Tieleman & Hinton (2012).
+
+    Without an eps, too.
+    """
+
+    def __init__(self, beta: float = 0.99) -> None:
+        self.beta = beta
+        self._v: Array | float = 0.0
+
+    def __call__(self, gradient: Array, eta_sq: Array | None = None) -> Array:
+        """Return the update for the next gradient."""
+        self._v = self.beta * self._v + (1 - self.beta) * gradient**2
+        return ratio(gradient, np.sqrt(self._v))
+
+
+def _weight(beta: float, t: int) -> float:
+    """1 - beta^(t+1), the debiasing of Eqs. (4) and (5)."""
+    return -math.expm1((t + 1) * math.log(beta)) if beta else 1.0
+
+
+def _decays(anatomy: Anatomy, betas: Sequence[float]) -> tuple[float, float]:
+    """Return the decays of m and of v."""
+    wanted = 2 if anatomy.raw and anatomy.adapted else 1
+    if len(betas) != wanted:
+        raise InvalidOption(
+            f"betas={tuple(betas)!r}: {anatomy} averages with {wanted} decay(s); pass {wanted}"
+        )
+    for beta in betas:
+        if not 0 <= beta < 1:
+            raise InvalidOption(f"beta={beta!r} is not in [0, 1); 1 would never move")
+    return betas[0], betas[-1]

@@ -1,0 +1,117 @@
+"""Spectra, rotations, and the share of the diagonal that the paper has wrong."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from measured import assert_within
+from scipy import stats
+
+from svag.errors import InvalidOption
+from svag.theory import (
+    eigenvalues_structured,
+    eigenvalues_uniform,
+    p_diag,
+    p_diag_bound,
+    p_diag_mean,
+    random_rotation,
+)
+
+SPECTRA = {"uniform": eigenvalues_uniform, "structured": eigenvalues_structured}
+
+
+def test_spectra_have_the_ranges_of_figure_2():
+    rng = np.random.default_rng(0)
+    uniform, structured = eigenvalues_uniform(10_000, rng), eigenvalues_structured(10_000, rng)
+    assert stats.kstest(uniform, stats.uniform(0.1, 1.0).cdf).pvalue > 0.01
+    small, large = structured[:9_000], structured[9_000:]
+    assert stats.kstest(small, stats.uniform(0, 1).cdf).pvalue > 0.01
+    assert stats.kstest(large, stats.uniform(30, 30).cdf).pvalue > 0.01
+    assert [len(eigenvalues_structured(d, rng)) for d in (1, 5, 15)] == [1, 5, 15]
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 50])
+def test_rotations_rotate(d):
+    rotation = random_rotation(d, np.random.default_rng(0))
+    assert rotation @ rotation.T == pytest.approx(np.eye(d), abs=1e-13)
+    assert np.linalg.det(rotation) == pytest.approx(1)
+
+
+def test_rotations_are_uniform():
+    rng = np.random.default_rng(0)
+    traces = np.array([np.trace(random_rotation(3, rng)) for _ in range(4_000)])
+    angles = np.arccos(np.clip((traces - 1) / 2, -1, 1))
+    uniform = lambda x: (x - np.sin(x)) / np.pi  # noqa: E731 - the angle of a Haar rotation
+    assert stats.kstest(angles, uniform).pvalue > 0.01
+
+
+def test_p_diag_at_its_extremes():
+    assert p_diag(np.diag([1.0, 2.0, 60.0])) == 1
+    assert p_diag([[7.0]]) == 1
+    signs = np.sign(np.random.default_rng(0).normal(size=10))
+    assert p_diag(np.outer(signs, signs)) == pytest.approx(1 / 10)
+
+
+@given(d=st.integers(1, 12), rank=st.integers(1, 12), seed=st.integers(0, 2**32))
+def test_p_diag_is_between_one_over_d_and_one(d, rank, seed):
+    rng = np.random.default_rng(seed)
+    eigenvalues = np.where(np.arange(d) < rank, rng.exponential(size=d) ** 3, 0)
+    rotation = random_rotation(d, rng)
+    share = p_diag((rotation * eigenvalues) @ rotation.T)
+    assert (1 - 1e-12) / d <= p_diag_bound(eigenvalues, rotation) <= share * (1 + 1e-12)
+    assert share <= 1
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize(("d", "rotations"), [(100, 1_000), (400, 10)])
+def test_p_diag_over_rotations(spectrum, d, rotations):
+    """The paper's 1.57/d is the mean of the bound; p_diag itself falls like d^(-1/2)."""
+    rng = np.random.default_rng(d)
+    shares, bounds, closed = np.empty((3, rotations))
+    for n in range(rotations):
+        eigenvalues, rotation = SPECTRA[spectrum](d, rng), random_rotation(d, rng)
+        shares[n] = p_diag((rotation * eigenvalues) @ rotation.T)
+        bounds[n] = p_diag_bound(eigenvalues, rotation)
+        closed[n] = p_diag_mean(eigenvalues)
+    error = abs(d * bounds.mean() / (np.pi / 2) - 1)
+    assert_within("d times the mean of p_diag's bound, from pi/2", error, 0.02)
+    error = abs(closed.mean() / shares.mean() - 1)
+    assert_within(f"mean of p_diag, from its closed form, {spectrum}", error, 0.05)
+    assert np.all(bounds < shares)
+
+
+def test_p_diag_of_rank_one_has_the_papers_mean():
+    rng = np.random.default_rng(0)
+    v = rng.normal(size=(2_000, 100))
+    shares = [p_diag(np.outer(x, x)) for x in v]
+    assert 100 * np.mean(shares) == pytest.approx(np.pi / 2, rel=0.02)
+
+
+def test_p_diag_mean_takes_a_sample_of_the_eigenvalues():
+    eigenvalues = eigenvalues_uniform(50, np.random.default_rng(0))
+    assert p_diag_mean(eigenvalues) == p_diag_mean(np.tile(eigenvalues, 3), 50)
+    assert p_diag_mean([2.0, 2.0]) == 1
+
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("call", "quoted"),
+    [
+        (lambda: eigenvalues_uniform(0, RNG), "d=0.*at least 1"),
+        (lambda: eigenvalues_structured(-1, RNG), "d=-1.*at least 1"),
+        (lambda: random_rotation(0, RNG), "d=0.*at least 1"),
+        (lambda: p_diag(np.ones((2, 3))), r"\(2, 3\).*square"),
+        (lambda: p_diag(np.zeros((2, 2))), "not all 0"),
+        (lambda: p_diag([[np.nan]]), "finite"),
+        (lambda: p_diag_bound([1.0, 2.0], np.eye(3)), r"\(3, 3\).*2 eigenvalues"),
+        (lambda: p_diag_bound([1.0, -2.0], np.eye(2)), ">= 0"),
+        (lambda: p_diag_mean([0.0, 0.0]), "not all 0"),
+        (lambda: p_diag_mean([[1.0]]), r"\(1, 1\).*vector"),
+        (lambda: p_diag_mean([1.0, 2.0], 0), "d=0.*at least 1"),
+    ],
+)
+def test_spectra_that_are_none(call, quoted):
+    with pytest.raises(InvalidOption, match=quoted):
+        call()
