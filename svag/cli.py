@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from svag.anatomy import METHODS, PAPER_METHODS, method
-from svag.errors import InvalidOption, SvagError
+from svag.errors import InvalidOption, RecordError, SvagError
 
 app = typer.Typer(
     help="Adam taken apart: does its sign or its variance adaptation help, on your own problem?",
@@ -170,6 +170,26 @@ def list_methods() -> None:
             f"svag.{row.optimizer}",
         )
     Console(width=max(120, Console().width)).print(table, highlight=False)
+
+
+@app.command()
+def figure(
+    name: Annotated[
+        str, typer.Argument(help="2, 3, 4, theorem1, wilson or p-diag.", metavar="NAME")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of pictures and tables.")] = Path("figures"),
+) -> None:
+    """Reproduce a figure of the paper's theory, with its numbers; seconds to a minute."""
+    from svag.theory.figures import draw
+
+    try:
+        files = draw(name, out)
+    except OSError as error:
+        raise RecordError(
+            f"cannot write to {out}: {error.strerror}; choose another folder with --out"
+        ) from error
+    for path in files:
+        print(path)
 
 
 @bench.command("runner")

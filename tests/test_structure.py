@@ -12,6 +12,24 @@ ROOT = Path(svag.__file__).parent
 FLOORS = (
     ("svag.errors",),
     ("svag.anatomy",),
+    ("svag.theory.factors",),
+    ("svag.theory.rules", "svag.theory.signs", "svag.theory.spectra"),
+    ("svag.theory.quadratic",),
+    ("svag.theory.dynamics", "svag.theory.separable"),
+    ("svag.theory.theorem1", "svag.theory.figure2", "svag.theory.wilson"),
+    ("svag.theory",),
+    ("svag.theory.figures",),
+    ("svag.theory.figures.tables",),
+    ("svag.theory.figures.canvas",),
+    (
+        "svag.theory.figures.explorer",
+        "svag.theory.figures.factors",
+        "svag.theory.figures.sketch",
+        "svag.theory.figures.diagonal_mass",
+        "svag.theory.figures.rates",
+        "svag.theory.figures.generalization",
+    ),
+    ("svag.theory.figures.quadratics",),
     ("svag.optim.arithmetic",),
     ("svag.optim.moments", "svag.optim.rule"),
     ("svag.optim.factors", "svag.optim.checkpoint", "svag.optim.options"),
@@ -39,6 +57,7 @@ FLOORS = (
 )
 
 APART = {
+    "svag.theory": ("svag.optim", "svag.problems", "svag.lab", "svag.report", "torch"),
     "svag.optim": ("svag.problems", "svag.lab", "svag.report"),
     "svag.problems": ("svag.optim", "svag.lab", "svag.report"),
     "svag.lab.analysis": ("svag.lab.train", "svag.lab.pool", "svag.problems", "torch"),

@@ -218,7 +218,7 @@ def _method_result(
         lr=lr,
         replications=runs,
         diverged=len(replications) - len(runs),
-        final={f: _spread([end[f] for end in ends]) for f in FIGURES},
+        final={f: _spread([_value(end, f) for end in ends]) for f in FIGURES},
         best={f: _spread([_best(f, r) for r in runs]) for f in FIGURES},
         curves={f: _curve(f, runs) for f in FIGURES},
         trials=sorted(trials, key=lambda trial: trial.lr),
@@ -230,8 +230,13 @@ def _figures(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _best(figure: Figure, record: Record) -> float:
-    values = [float(line[figure]) for line in record.evals if line[figure] is not None]
-    return max(values) if figure == "test_accuracy" else min(values)
+    values = [_value(line, figure) for line in record.evals if line.get(figure) is not None]
+    return max(values, default=np.nan) if figure == "test_accuracy" else min(values, default=np.nan)
+
+
+def _value(line: Mapping[str, Any], figure: Figure) -> float:
+    """Read a figure; NaN where it was not a finite number."""
+    return np.nan if line.get(figure) is None else float(line[figure])
 
 
 def _spread(values: Sequence[float]) -> Spread:
@@ -247,8 +252,7 @@ def _curve(figure: Figure, records: Sequence[Record]) -> Curve:
     place = {step: column for column, step in enumerate(steps)}
     for row, record in enumerate(records):
         for line in record.evals:
-            if line[figure] is not None:
-                values[row, place[int(line["step"])]] = line[figure]
+            values[row, place[int(line["step"])]] = _value(line, figure)
     sd = values.std(axis=0, ddof=1) if len(records) > 1 else np.zeros(len(steps))
     mean = values.mean(axis=0) if len(records) else np.zeros(0)
     return Curve(np.array(steps, float), mean, sd)
@@ -316,7 +320,9 @@ def _resampled(results: Mapping[Cell, MethodResult]) -> dict[Figure, Array] | No
     return {
         figure: np.stack(
             [
-                np.array([(r.end or {})[figure] for r in results[cell].replications])[draw].mean(1)
+                np.array([_value(r.end or {}, figure) for r in results[cell].replications])[
+                    draw
+                ].mean(1)
                 for cell, draw in zip(_CELLS, draws, strict=True)
             ],
             axis=1,

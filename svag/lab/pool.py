@@ -21,7 +21,7 @@ import torch
 
 from svag import problems
 from svag.errors import in_one_line
-from svag.lab.records import Recorder, Run, path_of, read
+from svag.lab.records import Recorder, Run, find
 from svag.lab.train import train
 from svag.problems import Data, Problem
 
@@ -128,6 +128,7 @@ class Pool:
 
     def _dispatch(self) -> None:
         while self._waiting and len(self._busy) < self._workers:
+            self._idle = [(c, p) for c, p in self._idle if p.is_alive()]
             connection, process = self._idle.pop() if self._idle else self._hire()
             run = self._waiting.popleft()
             with suppress(OSError):  # a worker that has died is found in events()
@@ -148,7 +149,7 @@ class Pool:
     def _bury(self, connection: Connection, process: BaseProcess, run: Run) -> Event:
         connection.close()
         process.join()
-        record = read(path_of(self._place.directory, run))
+        record = find(self._place.directory, run)
         if record is None or record.end is None:
             with Recorder(self._place.directory, run, source=self._place.spec) as recorder:
                 message = f"the worker process died (exit code {process.exitcode})"
@@ -172,7 +173,10 @@ def _work(connection: Connection, place: Place, threads: int) -> None:
             run: Run = connection.recv()
 
             def report(step: int, run: Run = run) -> None:
-                connection.send(Event(run, step, ended=False))
+                try:
+                    connection.send(Event(run, step, ended=False))
+                except OSError:  # whoever hired us is gone
+                    raise KeyboardInterrupt from None
 
             if failure is None:
                 train(problem, data, run, place.directory, progress=report)

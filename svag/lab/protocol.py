@@ -187,12 +187,14 @@ def _search(run: Run, start: int) -> Generator[list[Run], dict[str, Record], flo
             record = (yield [tried])[tried.id]
             if record.status == "error":
                 return None
-            falls = record.merit < max(merits.values(), default=float("-inf"))
+            best = max(merits.values(), default=float("-inf"))
             merits[index] = record.merit
             learnt = learnt or record.has_learnt
-            # At chance there is nothing to fall from: further down there may be.
-            counts = falls and learnt if not upwards else falls or not record.has_learnt
-            worse = worse + 1 if counts else 0
+            if upwards:
+                no_better = record.merit <= best or not record.has_learnt
+            else:  # at chance, or on a plateau, what lies further down may still be better
+                no_better = record.merit < best and learnt
+            worse = worse + 1 if no_better else 0
             if worse == _PATIENCE or (upwards and record.status == "diverged"):
                 break
     if max(merits.values()) == float("-inf"):

@@ -75,7 +75,7 @@ class Run:
     @property
     def id(self) -> str:
         """Name of the run: a hash of its fields."""
-        canonical = json.dumps(asdict(self), sort_keys=True)
+        canonical = json.dumps({**asdict(self), "lr": float(self.lr)}, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
@@ -106,9 +106,9 @@ class Record:
 
     @property
     def merit_at_start(self) -> float:
-        """The same accuracy before the first step; -inf if it was not evaluated."""
+        """The same accuracy before the first step; 0 if it was not evaluated."""
         value = self.evals[0].get(self._accuracy) if self.evals else None
-        return -math.inf if value is None else float(value)
+        return 0.0 if value is None else float(value)
 
     @property
     def has_learnt(self) -> bool:
@@ -137,13 +137,14 @@ class Recorder:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torn = path.exists() and not path.read_bytes().endswith(b"\n")
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise RecordError(
                 f"cannot write {path}: {error.strerror}; choose another folder with --out"
             ) from error
+        self._path = path
         if torn:
-            self._file.write("\n")
+            self._file.write(b"\n")
         self._write("run", {**asdict(run), **environment(), **noted})
 
     def eval(self, step: int, **figures: float) -> None:
@@ -170,8 +171,13 @@ class Recorder:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in fields.items()
         }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        text = f"{json.dumps(line)}\n".encode()
+        try:
+            written = self._file.write(text)
+        except OSError as error:
+            raise RecordError(f"cannot write {self._path}: {error.strerror}") from error
+        if written != len(text):
+            raise RecordError(f"cannot write {self._path}: it took {written} of {len(text)} bytes")
 
 
 @contextmanager
@@ -251,13 +257,13 @@ def read(path: Path) -> Record | None:
                 record.evals.append(line or {})
             else:
                 record = Record(record.run, record.evals, line)
-        elif torn is None:
-            torn = number
-    if torn is not None and torn < len(lines):
-        raise RecordError(
-            f"{path}, line {torn}, is no line of a record; move the file away to have its run "
-            "repeated"
-        )
+        elif line is None:
+            torn = torn or number  # an attempt ends here: another may begin, and be torn as well
+        else:
+            raise RecordError(
+                f"{path}, line {torn or number}, is no line of a record; move the file away to "
+                "have its run repeated"
+            )
     return record
 
 

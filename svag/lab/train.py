@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from svag import optim
 from svag.anatomy import method
-from svag.errors import InvalidOption, in_one_line
+from svag.errors import InvalidOption, RecordError, in_one_line
 from svag.lab.records import Recorder, Run, Status
 from svag.problems import Data, Problem, Split
 
@@ -68,6 +68,8 @@ def train(
                 status = "diverged"
         except KeyboardInterrupt:
             recorder.end("interrupted", wall_time=_since(started))
+            raise
+        except RecordError:
             raise
         except Exception as error:
             recorder.end("error", message=in_one_line(error), wall_time=_since(started))

@@ -134,8 +134,9 @@ def _sign_dominates(analysis: Analysis) -> Observation:
     loss = analysis.effects["train_loss"]
     sign = loss["sign"]
     within = [loss[f"adaptation {word} sign"] for word in ("without", "with")]
-    dominates = abs(sign.estimate) > max(abs(effect.estimate) for effect in within)
-    decided = any(effect.direction != 0 for effect in (sign, *within))
+    widest = max(within, key=lambda effect: abs(effect.estimate))
+    dominates = abs(sign.estimate) > abs(widest.estimate)
+    decided = (sign if dominates else widest).direction != 0
     return Observation(
         "The sign aspect dominates: methods cluster into sign-based and others.",
         ("holds" if dominates else "does not hold") if decided else "not decided",

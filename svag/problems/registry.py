@@ -145,7 +145,7 @@ def _sources(file: Path) -> list[Path]:
     found = {file.resolve()}
     for module in list(sys.modules.values()):
         path = Path(getattr(module, "__file__", None) or "/")
-        if path.suffix == ".py" and path.resolve().is_relative_to(folder):
+        if path.suffix == ".py" and path.is_file() and path.resolve().is_relative_to(folder):
             found.add(path.resolve())
     return sorted(path for path in found if path == file.resolve() or not _installed(path))
 

@@ -186,12 +186,16 @@ def test_the_paper_s_methods_stand_for_their_cells():
         assert found.methods[key].cell == cell
 
 
-def test_another_method_of_a_cell_takes_the_place_of_a_missing_one():
-    others = {"m-sgd": "sgd", "m-svag": "svag", "m-ssd": "ssd", "adam": "adam-star"}
-    for left_out, stand_in in others.items():
+def test_another_method_of_a_cell_and_direction_takes_the_place_of_a_missing_one():
+    records = [record(k, seed=s) for k in METHODS if k != "adam" for s in SEEDS]
+    assert analyse(records).cells == {**SQUARE, (True, True): "adam-star"}
+    assert analyse(records).effects
+
+
+def test_momentum_is_not_mixed_with_the_halves():
+    for left_out in ("m-sgd", "m-svag", "m-ssd"):
         records = [record(k, seed=s) for k in METHODS if k != left_out for s in SEEDS]
-        assert stand_in in analyse(records).cells.values()
-        assert analyse(records).effects
+        assert analyse(records).cells == {}
 
 
 # --- replications

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -119,7 +120,9 @@ def test_a_model_that_raises_is_an_error_of_its_run(crew):
     assert ended(carry_out(pooled, runs)) == [11, 12, 13]
     assert task.statuses(runs) == ["error"] * 3
     for run in runs:
-        assert task.record(run).end["message"] == f"RuntimeError: {message}"
+        said = task.record(run).end["message"]
+        assert said.startswith("RuntimeError: no [/bracket] [red]is markup in a message (")
+        assert re.search(r"task\.py:\d+\)$", said)
     order.unlink()
     before = workers()
     carry_out(pooled, runs)

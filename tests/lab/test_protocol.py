@@ -178,8 +178,20 @@ def test_one_step_size_that_does_badly_does_not_end_the_search():
 
 def test_of_equals_the_largest_step_size_is_taken():
     searched, replicated = drive("m-sgd", lambda run: {"status": "done", "test_accuracy": 0.5})
-    assert searched == [1.0, 3.0, 10.0, 0.3, 0.1]
+    assert searched[:3] == [1.0, 3.0, 10.0]
+    assert searched[3:] == [lr for lr in reversed(GRID.values()) if lr < 1]
     assert {run.lr for run in replicated} == {10.0}
+
+
+def test_at_chance_the_search_goes_on_downwards():
+    def outcome(run):
+        chance = {0.01: 0.06, 0.03: 0.05, 0.1: 0.07, 3e-3: 0.05, 1e-3: 0.04}
+        learns = {3e-4: 0.9, 1e-4: 0.8, 3e-5: 0.7}
+        return {"status": "done", "test_accuracy": {**chance, **learns}.get(run.lr, 0.05)}
+
+    searched, replicated = drive("adam", outcome)
+    assert {run.lr for run in replicated} == {3e-4}
+    assert searched[-2:] == [1e-4, 3e-5]
 
 
 def test_where_all_diverge_nothing_is_replicated():

@@ -96,7 +96,7 @@ def test_the_identity_leaves_versions_out(real):
 def test_lines_of_a_real_run(real):
     path, run = real
     first, *evals, end = lines_of(path)
-    assert list(first) == ["kind", *asdict(run), *ENVIRONMENT, "source"]
+    assert list(first) == ["kind", *asdict(run), *ENVIRONMENT, "source", "threads"]
     assert {name: first[name] for name in asdict(run)} == asdict(run)
     assert [list(line) for line in evals] == [["kind", "step", *FIGURES]] * 5
     assert [line["step"] for line in evals] == [0, 1, 2, 3, 4]

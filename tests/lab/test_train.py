@@ -1,6 +1,7 @@
 """One run: deterministic, every example once an epoch, and a status for whatever happens."""
 
 import json
+import re
 from dataclasses import asdict, replace
 
 import pytest
@@ -225,12 +226,12 @@ def test_a_run_that_starts_without_a_finite_loss_has_diverged(tmp_path):
     assert (record.status, record.end["step"], record.end["train_loss"]) == ("diverged", 0, None)
 
 
-def test_a_test_loss_that_is_not_finite_is_no_divergence(tmp_path):
+def test_an_evaluation_that_is_not_finite_is_divergence(tmp_path):
     data = points()
     data = Data(data.train, Split(data.test.inputs * float("inf"), data.test.targets))
     record = trained(tmp_path, classification(lambda: nn.Linear(3, 3), data), data)
-    assert (record.status, record.end["test_loss"]) == ("done", None)
-    assert record.end["train_loss"] < record.evals[0]["train_loss"]
+    assert (record.status, record.end["test_loss"]) == ("diverged", None)
+    assert [line["step"] for line in record.evals] == [0]
 
 
 # --- errors
@@ -256,7 +257,8 @@ def test_a_model_that_raises_is_a_status(tmp_path):
     problem = classification(lambda: Failing(error), data)
     record = trained(tmp_path, problem, data, eval_every=2)
     assert (record.status, record.finished) == ("error", False)
-    assert record.end["message"] == "RuntimeError: boom [/here]\nand there"
+    assert record.end["message"].startswith("RuntimeError: boom [/here] and there (")
+    assert re.search(r"test_train\.py:\d+\)$", record.end["message"])
     assert [line["step"] for line in record.evals] == [0, 2]
 
 
@@ -269,7 +271,7 @@ def test_any_part_of_a_problem_that_raises_is_a_status(tmp_path, part):
     problem = classification(**{"model": lambda: nn.Linear(3, 3), "data": data, part: broken})
     record = trained(tmp_path, problem, data)
     assert record.status == "error"
-    assert record.end["message"] == f"ValueError: no {part}"
+    assert record.end["message"].startswith(f"ValueError: no {part} (")
 
 
 def test_a_model_that_does_not_fit_the_data_is_a_status(tmp_path):

@@ -40,7 +40,7 @@ FRESH: Final = 10_000
 
 _PATH_SIZE = 50
 _ROUND_OFF = 1e-17
-_LOOK: dict[FullBatch, tuple[str, str, str]] = {
+_LOOK: Final[dict[FullBatch, tuple[str, str, str]]] = {
     "sign-descent": ("sign descent", SSD, "o"),
     "adam": ("Adam", ADAM, "s"),
     "adagrad": ("AdaGrad", "#d4568f", "^"),
@@ -48,10 +48,12 @@ _LOOK: dict[FullBatch, tuple[str, str, str]] = {
     "gd": ("gradient descent", SGD, "D"),
     "m-svag": ("M-SVAG", MSVAG, "o"),
 }
+NAMES: Final = {method: look[0] for method, look in _LOOK.items()}
+"""What the methods are called."""
 
 
 @dataclass(frozen=True)
-class TestError:
+class FreshError:
     """Test error of a method at one size of the training set.
 
     Attributes:
@@ -66,8 +68,6 @@ class TestError:
         most: likewise.
         train: mean training error.
     """
-
-    __test__ = False
 
     method: FullBatch
     n: int
@@ -93,14 +93,14 @@ class Course:
     errors: Array
 
 
-def measure(sizes: Sequence[int] = SIZES, sets: int = SETS, steps: int = STEPS) -> list[TestError]:
+def measure(sizes: Sequence[int] = SIZES, sets: int = SETS, steps: int = STEPS) -> list[FreshError]:
     """Train on several sets of each size, and test after the first step and the last."""
     found = []
     for n in sizes:
         for method in FULL_BATCH:
             runs = np.array([_run(method, n, seed, steps) for seed in range(sets)])  # (S, 2, 2)
             found += [
-                TestError(method, n, at, *_summary(runs[:, k, 0]), float(runs[:, k, 1].mean()))
+                FreshError(method, n, at, *_summary(runs[:, k, 0]), float(runs[:, k, 1].mean()))
                 for k, at in enumerate((1, steps))
             ]
     return found
@@ -113,7 +113,7 @@ def paths(n: int = _PATH_SIZE, steps: int = STEPS, seed: int = 0) -> list[Course
 
 def draw(
     directory: Path,
-    found: Sequence[TestError] | None = None,
+    found: Sequence[FreshError] | None = None,
     followed: Sequence[Course] | None = None,
 ) -> list[Path]:
     """Draw ``wilson`` and write its test errors."""
@@ -124,7 +124,7 @@ def draw(
     return files + tables.write(directory, "wilson", *table(found))
 
 
-def table(found: Sequence[TestError]) -> tuple[list[str], list[list[object]]]:
+def table(found: Sequence[FreshError]) -> tuple[list[str], list[list[object]]]:
     """Return head and rows of the test errors: a row a method, a column a size."""
     sizes = sorted({row.n for row in found})
     cells = {(row.method, row.steps, row.n): row for row in found}
@@ -137,7 +137,9 @@ def table(found: Sequence[TestError]) -> tuple[list[str], list[list[object]]]:
     return head, rows
 
 
-def _cell(row: TestError) -> str:
+def _cell(row: FreshError) -> str:
+    if row.mean == 0:
+        return f"0 [0, {row.high:.5f}]"
     return f"{row.mean:.4f} [{row.low:.4f}, {row.high:.4f}]"
 
 
@@ -176,14 +178,17 @@ def _path(method: FullBatch, n: int, steps: int, seed: int) -> Array:
     return np.array(errors)
 
 
-def _picture(directory: Path, found: Sequence[TestError], followed: Sequence[Course]) -> list[Path]:
+def _picture(
+    directory: Path, found: Sequence[FreshError], followed: Sequence[Course]
+) -> list[Path]:
     worst = max(row.train for row in found if row.steps > 1)
+    most = f"at most {worst:g}" if worst else "0 for all"
     figure = canvas(
         10.2,
         4.5,
         "Wilson et al.'s example: it is the sign that does not generalise",
         f"Left: error on {FRESH:,} fresh examples, mean of {SETS} training sets; 95 % intervals "
-        f"are smaller than the marks. Training error after {STEPS} steps: at most {worst:g}.",
+        f"are smaller than the marks. Training error after {STEPS} steps: {most}.",
         "Right: distance of the iterates from the line through sign($X^Ty$), "
         f"n = {_PATH_SIZE}, while $|X\\theta-y| > 10^{{-6}}|y|$. Full batches, no ε.",
     )
@@ -203,7 +208,7 @@ def _picture(directory: Path, found: Sequence[TestError], followed: Sequence[Cou
     return save(figure, directory, "wilson")
 
 
-def _errors(axes: Axes, found: Sequence[TestError]) -> None:
+def _errors(axes: Axes, found: Sequence[FreshError]) -> None:
     axes.axhline(1 - MAJORITY, color=INK, linewidth=0.8, linestyle=":")
     axes.text(5, 1 - MAJORITY + 0.022, "always the majority: 1 − p = 0.3", fontsize=8, color=MUTED)
     for k, (method, (_, color, marker)) in enumerate(_LOOK.items()):

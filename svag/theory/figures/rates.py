@@ -124,7 +124,7 @@ def table(found: Sequence[Rate]) -> tuple[list[str], list[list[object]]]:
     rows: list[list[object]] = []
     for rate in found:
         constants = rate.constants
-        slopes = [f"{rate.slopes[name]:.2f} ± {rate.errors[name]:.2f}" for name in _LOOK]
+        slopes = [f"{_rounded(rate.slopes[name]):.2f} ± {rate.errors[name]:.2f}" for name in _LOOK]
         rows.append(
             [
                 rate.name,
@@ -156,6 +156,11 @@ def _measured(spectrum: str, rotated: bool, noise: float, steps: int, seeds: int
     slopes = {name: fitted_slope(found.t, found.mean(name)) for name in _LOOK}
     errors = {name: _jackknife(found, name) for name in _LOOK}
     return Rate(spectrum, rotated, noise, theorem1_constants(quadratic), found, slopes, errors)
+
+
+def _rounded(slope: float) -> float:
+    """Round to two decimals, without a negative zero."""
+    return round(slope, 2) + 0.0
 
 
 def _jackknife(found: Trajectories, name: str) -> float:
@@ -204,7 +209,7 @@ def _panel(axes: Axes, rate: Rate, *, last: bool) -> None:
         )
         axes.plot(t[shown], mean[shown], color=color, linestyle=line, linewidth=1.8)
         label = "SGD, constant" if name == "SGD" else name
-        slope = f"{rate.slopes[name]:+.2f}".replace("-", "\N{MINUS SIGN}")
+        slope = f"{_rounded(rate.slopes[name]):.2f}".replace("-", "\N{MINUS SIGN}")
         entries.append((f"{label}  {slope}", color))
     start = rate.trajectories.mean("SGD")[0]
     bound = theorem1_bound(rate.constants, float(start), int(t[-1]))
