@@ -103,6 +103,7 @@ def compare(
             f"{workers} worker{'s' * (workers > 1)}; records in {directory}",
             highlight=False,
             markup=False,
+            emoji=False,
             soft_wrap=True,
         )
         try:
@@ -115,12 +116,15 @@ def compare(
         finally:
             executor.close()
     failed = [record for record in carried_out if record.status == "error"]
-    if len(failed) < len(carried_out):
+    try:
         _report(directory, console, study.lrs, **protocol.shared_settings(base))
+    except RecordError:  # nothing to report: what failed is said below
+        if not failed:
+            raise
     messages = Counter(str((record.end or {}).get("message")) for record in failed)
     for message, count in messages.items():
-        runs = f"{count} run{'s' * (count > 1)}"
-        console.print(f"error in {runs}: {message}", highlight=False, markup=False, soft_wrap=True)
+        text = f"error in {count} of {len(carried_out)} runs: {message}"
+        console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 
@@ -240,7 +244,7 @@ def _report(directory: Path, console: Console, lrs: Mapping[str, float], **wante
     analysis = analyse(records.load(directory), lrs, **wanted)
     page = reports.write(analysis, directory)
     print(verdict(analysis))
-    console.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report: {page}", highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def _step_sizes(options: list[str]) -> dict[str, float]:

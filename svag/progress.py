@@ -56,7 +56,7 @@ class RunProgress:
             self._reused += event.reused
             self._ended += not event.reused
             line = _line(event.run, record, reused=event.reused)
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._show()
 
     def _show(self) -> None:

@@ -97,6 +97,12 @@ class MethodResult:
     trials: Sequence[Trial]
 
     @property
+    def complete(self) -> bool:
+        """Whether it was replicated, or its search found nothing that could be."""
+        searched_in_vain = all(trial.status == "diverged" for trial in self.trials)
+        return bool(self.replications or self.diverged or searched_in_vain)
+
+    @property
     def cell(self) -> Cell:
         """Its place in the paper's Figure 1."""
         anatomy = METHODS[self.key].anatomy
@@ -154,7 +160,7 @@ def analyse(
             studies the one with most runs is taken.
 
     Raises:
-        RecordError: no finished replication is among the records.
+        RecordError: no method's runs are complete among the records of the study wanted.
     """
     records = list(records)
     studies: dict[tuple[Any, ...], list[Record]] = {}
@@ -169,7 +175,7 @@ def analyse(
             result = _method_result(key, own, (lrs or {}).get(key))
             if result is not None:
                 methods[key] = result
-        if any(result.replications or result.diverged for result in methods.values()):
+        if any(result.complete for result in methods.values()):
             cells = _cells(methods)
             return Analysis(
                 settings=dict(zip(STUDY, setting, strict=True)),

@@ -150,7 +150,7 @@ class Pool:
         connection.close()
         process.join()
         record = find(self._place.directory, run)
-        if record is None or record.end is None:
+        if record is None or not record.finished:
             with Recorder(self._place.directory, run, source=self._place.spec) as recorder:
                 message = f"the worker process died (exit code {process.exitcode})"
                 recorder.end("error", message=message)

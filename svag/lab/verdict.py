@@ -49,7 +49,9 @@ def left_out(analysis: Analysis) -> list[str]:
     reasons = []
     for key, result in analysis.methods.items():
         many = len(result.replications) + result.diverged
-        if many == 0:
+        if many == 0 and any(trial.status == "done" for trial in result.trials):
+            reasons.append(f"{METHODS[key].name}, of which nothing has been replicated")
+        elif many == 0:
             reasons.append(f"{METHODS[key].name}, for which no stable step size was found")
         elif result.diverged == many:
             reasons.append(f"{METHODS[key].name}, of which every replication diverged")

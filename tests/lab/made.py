@@ -137,7 +137,7 @@ def write_task(folder: Path) -> str:
     return f"{folder / 'task.py'}:task"
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
     """Wait for what is certain to come; the limit only ends a test that would never end."""
     limit = time.monotonic() + seconds
     while not condition():
