@@ -467,8 +467,12 @@ def comparison(folder: Path):
     return "compare", spec, "--methods", "m-sgd", *LRS[:2], "--seeds", 1, "--out", folder / "out"
 
 
-def in_training(folder: Path):
-    return lambda: list(folder.glob("training-*"))
+def in_training(folder: Path, process=None):
+    def reached():
+        assert process is None or process.poll() is None, process.communicate()
+        return list(folder.glob("training-*"))
+
+    return reached
 
 
 def gone(process) -> bool:
@@ -486,7 +490,7 @@ def test_ctrl_c(svag, tmp_path):
     """In a terminal, which tells the whole group."""
     command = comparison(tmp_path)
     process = start(*command, "--workers", 2)
-    wait_until(in_training(tmp_path), "a worker trains")
+    wait_until(in_training(tmp_path, process), "a worker trains")
     assert "another process is recording" in unusable(svag(*command))
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate()
@@ -543,7 +547,7 @@ def test_ctrl_c_while_a_worker_starts(svag, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "early"), prepend=os.pathsep)
     command = comparison(tmp_path)
     process = start(*command, "--workers", 2)
-    wait_until(in_training(tmp_path), "a worker starts")
+    wait_until(in_training(tmp_path, process), "a worker starts")
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130
@@ -555,7 +559,7 @@ def test_ctrl_c_while_a_worker_starts(svag, tmp_path, monkeypatch):
 def test_a_killed_parent_takes_its_workers_along(svag, tmp_path):
     command = comparison(tmp_path)
     process = start(*command, "--workers", 2)
-    wait_until(in_training(tmp_path), "a worker trains")
+    wait_until(in_training(tmp_path, process), "a worker trains")
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -564,14 +568,15 @@ def test_a_killed_parent_takes_its_workers_along(svag, tmp_path):
     completes(svag, command, tmp_path)
 
 
-def test_a_worker_that_dies_before_it_begins_is_an_error(svag, tmp_path):
-    """Also where an earlier attempt has left its end in the record."""
+@pytest.mark.parametrize("earlier", [False, True], ids=["no record", "an earlier attempt"])
+def test_a_worker_that_dies_before_it_begins_is_an_error(svag, tmp_path, earlier):
     command = comparison(tmp_path)
     (tmp_path / "hold").rename(tmp_path / "interrupt")
-    assert svag(*command, "--workers", 1)[0] == 130
+    if earlier:
+        assert svag(*command, "--workers", 1)[0] == 130
     (tmp_path / "interrupt").rename(tmp_path / "dead-on-arrival")
     code, out, err = svag(*command, "--workers", 2)
-    assert (code, out) == (1, "")
+    assert (code, out) == (1, ""), err
     assert "error in 1 of 1 runs: the worker process died (exit code 3)" in err
     assert "recorded earlier" not in err
     assert "Traceback" not in err

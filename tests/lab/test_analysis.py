@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from lab.made import record
 from svag.anatomy import METHODS
@@ -121,7 +122,7 @@ def test_intervals_contain_the_estimate_and_shrink_with_the_noise():
 
 
 def test_an_interval_is_about_as_wide_as_theory_has_it():
-    """Bootstrap of a mean of n: +- 1.96 sd/sqrt(n), sd with n; the sign is half of 4 cells' sum."""
+    """As Student's for a mean of n: +- t sd/sqrt(n); the sign is half of the four cells' sum."""
     value = additive(0.0, 0.0, 0.0, noise=1.0)
     seeds = range(1, 41)
     each = [
@@ -130,7 +131,8 @@ def test_an_interval_is_about_as_wide_as_theory_has_it():
     ]
     effect = analyse(square(value, seeds)).effects["train_loss"]["sign"]
     assert effect.estimate == pytest.approx(np.mean(each))
-    assert width(effect) == pytest.approx(2 * 1.96 * np.std(each) / math.sqrt(40), rel=0.05)
+    student = stats.t.ppf(0.975, 39) * np.std(each, ddof=1) / math.sqrt(40)
+    assert width(effect) == pytest.approx(2 * student, rel=0.02)
 
 
 def test_equal_seeds_are_resampled_together():
@@ -196,6 +198,32 @@ def test_momentum_is_not_mixed_with_the_halves():
     for left_out in ("m-sgd", "m-svag", "m-ssd"):
         records = [record(k, seed=s) for k in METHODS if k != left_out for s in SEEDS]
         assert analyse(records).cells == {}
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_intervals_of_few_seeds_cover_what_they_should(n):
+    """Of 150 studies without any effect; four standard errors below 95 % are 88 %."""
+    rng = np.random.default_rng(n)
+    covered = 0
+    for _ in range(150):
+        values = rng.normal(size=(2, 2, n + 1))
+        found = analyse(square(lambda s, a, k, v=values: v[int(s), int(a), k], range(1, n + 1)))
+        low, high = found.effects["train_loss"]["sign"].interval
+        covered += low <= 0 <= high
+    assert covered / 150 >= 0.88
+
+
+def test_equal_accuracies_differ_by_nothing():
+    """Means of multiples of 1/500 leave 1e-17, which is no effect."""
+    accuracy = {1: 0.986, 2: 0.988, 3: 0.982, 4: 0.986, 5: 0.976}
+    records = [
+        record(key, seed=seed, test_accuracy=accuracy[seed if key != "adam" else 6 - seed])
+        for key in SQUARE.values()
+        for seed in accuracy
+    ]
+    for effect in analyse(records).effects["test_accuracy"].values():
+        assert effect.estimate == 0
+        assert effect.direction == 0
 
 
 # --- replications
@@ -296,6 +324,15 @@ def test_the_step_size_is_the_one_that_was_searched_best():
     assert [t.figures["test_accuracy"] for t in result.trials] == [0.5, 0.9, 0.7, 0.99]
 
 
+def test_a_step_size_that_was_settled_counts_before_one_that_was_searched():
+    records = [record(seed=0, lr=lr, test_accuracy=lr) for lr in (0.1, 0.3)]
+    records += [record(seed=1, lr=lr) for lr in (0.1, 0.3, 0.5)]
+    assert analyse(records).methods["m-sgd"].lr == 0.3
+    assert analyse(records, {"adam": 1.0}).methods["m-sgd"].lr == 0.3
+    assert analyse(records, {"m-sgd": 0.1}).methods["m-sgd"].lr == 0.1
+    assert analyse(records, {"m-sgd": 0.5}).methods["m-sgd"].lr == 0.5
+
+
 def test_without_a_search_the_step_size_is_the_one_replicated_most():
     records = [record(seed=seed, lr=0.3) for seed in (1, 2, 3)]
     records += [record(seed=seed, lr=0.5) for seed in (1, 2)]
@@ -365,8 +402,16 @@ def test_a_study_without_replications_stands_back():
 def test_nothing_to_analyse(records):
     with pytest.raises(RecordError, match="no run has finished"):
         analyse(records)
-    with pytest.raises(RecordError):
-        analyse([record()], steps=1)
+
+
+def test_a_study_that_is_not_among_the_records():
+    records = [record(), record(steps=40), record(problem="other")]
+    with pytest.raises(RecordError) as caught:
+        analyse(records, problem="other", steps=40)
+    assert str(caught.value) == (
+        "no study among the records has problem other, steps 40; there are made-up with 20 steps, "
+        "made-up with 40 steps, other with 20 steps"
+    )
 
 
 def test_versions_and_time():

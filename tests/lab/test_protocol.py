@@ -46,6 +46,12 @@ def curve(peak, largest=math.inf):
     return outcome
 
 
+def answered(runs, outcome):
+    """Records by name; before the first step the accuracy is that of chance, a tenth."""
+    start = {"kind": "eval", "step": 0, "test_accuracy": 0.1, "validation_accuracy": 0.1}
+    return {run.id: Record(asdict(run), [start], outcome(run)) for run in runs}
+
+
 def drive(key, outcome, wanted=None):
     """Answer a plan until it ends; returns the step sizes searched and the runs that replicate."""
     asked = plan(RUN, key, wanted or study(key))
@@ -58,9 +64,8 @@ def drive(key, outcome, wanted=None):
             searched.append(runs[0].lr)
         else:
             replicated = runs
-        answer = {run.id: Record(asdict(run), [], outcome(run)) for run in runs}
         try:
-            runs = asked.send(answer)
+            runs = asked.send(answered(runs, outcome))
         except StopIteration:
             return searched, replicated
 
@@ -183,6 +188,35 @@ def test_of_equals_the_largest_step_size_is_taken():
     assert {run.lr for run in replicated} == {10.0}
 
 
+def table(accuracies, otherwise):
+    return lambda run: {"status": "done", "test_accuracy": accuracies.get(run.lr, otherwise)}
+
+
+def test_equals_do_not_end_a_search():
+    equals = dict.fromkeys((0.1, 0.3, 1.0, 3.0, 10.0), 0.5)
+    searched, replicated = drive("m-sgd", table(equals, otherwise=0.4))
+    assert searched == [1.0, 3.0, 10.0, 30.0, 100.0, 0.3, 0.1, 0.03, 0.01]
+    assert {run.lr for run in replicated} == {10.0}
+
+
+@pytest.mark.parametrize("chance", [0.1, 0.1899])
+def test_where_nothing_is_learnt_at_first_the_search_goes_on_downwards_only(chance):
+    searched, replicated = drive("m-sgd", table({1e-4: 0.5, 3e-5: 0.7, 1e-5: 0.6}, chance))
+    assert searched == [1.0, 3.0, *(GRID[index] for index in range(-1, -12, -1))]
+    assert {run.lr for run in replicated} == {3e-5}
+
+
+def test_a_tenth_of_what_was_wrong_is_enough_to_have_learnt():
+    searched, _ = drive("m-sgd", table({1.0: 0.1902}, otherwise=0.15))
+    assert searched == [1.0, 3.0, 10.0, 0.3, 0.1]
+
+
+def test_where_nothing_is_ever_learnt_the_search_ends_with_the_grid():
+    searched, replicated = drive("m-sgd", table({}, otherwise=0.1))
+    assert searched == [1.0, 3.0, *(GRID[index] for index in range(-1, -15, -1))]
+    assert len(replicated) == 3
+
+
 def test_at_chance_the_search_goes_on_downwards():
     def outcome(run):
         chance = {0.01: 0.06, 0.03: 0.05, 0.1: 0.07, 3e-3: 0.05, 1e-3: 0.04}
@@ -219,7 +253,7 @@ def test_the_search_is_by_validation_where_that_is_asked_for():
     asked = plan(run, "m-sgd", study(select="validation"))
     runs = next(asked)
     while runs[0].seed == 0:
-        runs = asked.send({run.id: Record(asdict(run), [], outcome(run)) for run in runs})
+        runs = asked.send(answered(runs, outcome))
     assert {run.lr for run in runs} == {3.0}
 
 

@@ -371,6 +371,23 @@ def test_folders_merge_by_copying(tmp_path):
     assert all(find(merged, run).finished for run in runs)
 
 
+def test_more_can_be_noted_without_a_change_of_identity(tmp_path):
+    with Recorder(tmp_path, RUN, source="there.py:task", threads=3):
+        pass
+    noted = find(tmp_path, RUN).run
+    assert (noted["source"], noted["threads"]) == ("there.py:task", 3)
+
+
+def test_a_run_line_that_lacks_a_field_is_none(real, tmp_path):
+    path, run = real
+    first, *others = path.read_bytes().splitlines(keepends=True)
+    incomplete = path_of(tmp_path, run)
+    incomplete.parent.mkdir()
+    incomplete.write_bytes(first.replace(b'"lr"', b'"learning_rate"') + b"".join(others))
+    with pytest.raises(RecordError, match="line 1, is no line of a record"):
+        read(incomplete)
+
+
 def test_environment_and_source_are_noted(tmp_path):
     with Recorder(tmp_path, RUN, source="there.py:task"):
         pass

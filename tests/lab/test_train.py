@@ -214,6 +214,7 @@ def test_a_loss_that_is_not_finite_ends_a_run_between_evaluations(tmp_path):
     problem, data, run = parabola(steps=40, eval_every=40)
     record = trained(tmp_path, problem, data, run(1e30))
     assert record.status == "diverged"
+    assert list(record.end) == ["kind", "status", "step", "wall_time"]  # no figure is of this step
     assert record.end["step"] == 1
     assert [line["step"] for line in record.evals] == [0]
 
@@ -272,6 +273,16 @@ def test_any_part_of_a_problem_that_raises_is_a_status(tmp_path, part):
     record = trained(tmp_path, problem, data)
     assert record.status == "error"
     assert record.end["message"].startswith(f"ValueError: no {part} (")
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, 93.0])
+def test_an_accuracy_that_is_no_fraction_is_an_error(tmp_path, value):
+    data = points()
+    problem = classification(lambda: nn.Linear(3, 3), data, accuracy=lambda outputs, targets: value)
+    record = trained(tmp_path, problem, data)
+    assert record.status == "error"
+    assert f"the accuracy of 'points' is {value:.4g}" in record.end["message"]
+    assert "[0, 1]" in record.end["message"]
 
 
 def test_a_model_that_does_not_fit_the_data_is_a_status(tmp_path):

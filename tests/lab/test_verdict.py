@@ -112,6 +112,50 @@ def test_without_the_four_cells_nothing_is_decided():
     assert observations(found) == []
 
 
+def test_an_interaction_that_is_the_largest_is_said_first():
+    for interaction, both in ((surely(-0.06), True), (surely(0.01), False), (perhaps(0.06), False)):
+        given = {
+            **half(surely(0.05), perhaps(0.01)),
+            "interaction": interaction,
+            "adaptation without sign": surely(0.07),
+            "adaptation with sign": surely(-0.05),
+        }
+        text = verdict(analysis(given, given))
+        assert text.startswith("On clouds the two halves of Adam act only together: ") == both
+        assert ("the sign decides" in text) == (not both)
+    given["interaction"] = surely(-0.06)
+    text = verdict(analysis(given, given))
+    assert "by +7.00 points [+3.50, +14.00] without the sign and by -5.00 points" in text
+
+
+def test_without_the_four_cells_there_is_a_ranking():
+    found = analyse([record("m-sgd", test_accuracy=0.7), record("adam", test_accuracy=0.85)])
+    assert verdict(found).startswith(
+        "On made-up Adam ends at 85.00 % test accuracy, M-SGD 70.00 %. Which half of Adam"
+    )
+    only = analyse([record("adam")])
+    assert verdict(only).startswith("On made-up Adam ends at 80.00 % test accuracy. Which")
+
+
+def test_what_is_in_no_figure_is_said():
+    records = [record("m-sgd"), record("m-sgd", seed=2, status="diverged")]
+    records += [record("m-ssd", status="diverged"), record("adam", seed=0, status="diverged")]
+    text = verdict(analyse([*records, record("m-svag", seed=0)]))
+    for words in (
+        "On made-up M-SGD ends at 80.00 % test accuracy. ",
+        " Not in these figures: 1 of 2 replications of M-SGD; ",
+        "M-SSD, of which every replication diverged",
+        "M-SVAG, of which nothing has been replicated",
+        "Adam, for which no stable step size was found",
+    ):
+        assert words in text
+
+
+def test_where_all_diverge_there_is_no_ranking():
+    text = verdict(analyse([record("adam", status="diverged")]))
+    assert text.startswith("On made-up no method has a replication that did not diverge. ")
+
+
 @pytest.mark.parametrize(("key", "half_of_adam"), [(0, "the sign"), (1, "variance adaptation")])
 def test_from_records_to_the_sentence(key, half_of_adam):
     records = [
@@ -145,18 +189,20 @@ def test_there_are_four():
 
 
 @pytest.mark.parametrize(
-    ("sign", "adaptation", "expected"),
+    ("sign", "without", "along", "expected"),
     [
-        (surely(0.5), perhaps(0.1), "holds"),
-        (surely(-0.5), surely(0.4), "holds"),
-        (surely(0.1), surely(-0.5), "does not hold"),
-        (perhaps(0.5), surely(0.1), "not decided"),
-        (perhaps(0.1), perhaps(0.5), "not decided"),
-        (0.5, 0.1, "not decided"),
+        (surely(0.5), NOTHING, NOTHING, "holds"),
+        (surely(-0.5), surely(0.4), surely(-0.4), "holds"),
+        (surely(0.3), surely(-0.5), NOTHING, "does not hold"),
+        (surely(0.3), NOTHING, surely(0.5), "does not hold"),
+        (perhaps(0.1), perhaps(0.5), NOTHING, "not decided"),
+        (NOTHING, NOTHING, NOTHING, "not decided"),
+        (0.5, 0.1, 0.1, "not decided"),
     ],
 )
-def test_the_sign_dominates(sign, adaptation, expected):
-    assert outcome(0, loss=half(sign, adaptation)) == expected
+def test_the_sign_dominates(sign, without, along, expected):
+    loss = {"sign": sign, "adaptation without sign": without, "adaptation with sign": along}
+    assert outcome(0, loss=loss) == expected
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import inspect
 import io
 import math
 import pickle
+import re
 import warnings
 from collections.abc import Callable
 
@@ -406,3 +407,108 @@ def test_a_group_may_have_options_of_its_own() -> None:
         optimizer.step()
     assert torch.equal(first, alone)
     assert torch.equal(second, apart)
+
+
+@pytest.mark.parametrize("key", ["ssd", "m-ssd", "adam-star", "m-svag", "adam"])
+@pytest.mark.parametrize("foreach", [True, False])
+def test_a_nan_gradient_shows(key: str, foreach: bool) -> None:
+    p = parameter(4)
+    optimizer = CLASSES[key]([p], foreach=foreach)
+    run(optimizer, 2)
+    p.grad = torch.tensor([1.0, math.nan, 1.0, 1.0], dtype=p.dtype)
+    optimizer.step()
+    assert p.isnan().tolist() == [False, True, False, False]
+
+
+GROUPS = {
+    "another row's decays": {"betas": (0.5, 0.9)},
+    "another row's eps": {"eps": 1e-3},
+    "another row's amsgrad": {"amsgrad": True},
+    "a misspelt option": {"weigth_decay": 0.1},
+    "an anatomy": {"anatomy": Anatomy("gradient")},
+}
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_a_group_with_a_foreign_option_is_refused(case: str) -> None:
+    (name,) = GROUPS[case]
+    with pytest.raises(TypeError, match=name):
+        svag.MSVAG([{"params": [parameter(2)], **GROUPS[case]}])
+
+
+def test_a_group_may_carry_notes() -> None:
+    optimizer = svag.MSVAG([{"params": [parameter(2)], "name": "head", "lr_scale": 0.5}])
+    assert optimizer.param_groups[0]["name"] == "head"
+
+
+def test_checkpoints_of_older_torch_load() -> None:
+    p, q = parameter(5), parameter(5)
+    saved = adam_checkpoint(svag.Adam, p)
+    group = saved["param_groups"][0]  # type: ignore[index]
+    old = {k: group[k] for k in ("lr", "betas", "eps", "weight_decay", "amsgrad", "params")}
+    state = {**saved["state"][0], "step": 5}  # type: ignore[index]
+    optimizer = svag.Adam([q])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.load_state_dict({"state": {0: state}, "param_groups": [old]})
+    run(optimizer, 1)
+    assert float(optimizer.state[q]["step"]) == 6
+    assert optimizer.param_groups[0]["lr"] == 0.05
+
+
+@pytest.mark.parametrize("make", [torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax])
+def test_other_optimizers_are_not_taken_for_adam(make: type[torch.optim.Optimizer]) -> None:
+    p = parameter(5)
+    donor = make([p])
+    p.grad = torch.ones_like(p)
+    donor.step()
+    optimizer = svag.Adam([p], lr=0.2)
+    with pytest.warns(UserWarning, match="another optimizer"):
+        optimizer.load_state_dict(donor.state_dict())
+    assert optimizer.param_groups[0]["lr"] == 0.2
+    run(optimizer, 1)
+
+
+@every_stateful
+def test_every_method_takes_over_from_every_other(key: str) -> None:
+    for other, make in CLASSES.items():
+        for dtype in (torch.float32, torch.complex64, torch.bfloat16):
+            p = parameter(5, dtype=dtype)
+            donor = make([p])
+            run(donor, 3)
+            optimizer = STATEFUL[key]([p])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore" if other != key else "error")
+                optimizer.load_state_dict(donor.state_dict())
+            run(optimizer, 2)
+            assert torch.view_as_real(p).isfinite().all() if p.is_complex() else p.isfinite().all()
+            taken = METHODS[other].anatomy.buffers
+            assert float(optimizer.state[p]["step"]) == (5 if taken else 2)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_hyperparameters_are_differentiable(decoupled: bool) -> None:
+    def end(lr: Tensor, beta: Tensor, decay: Tensor) -> Tensor:
+        p = torch.linspace(-1, 1, 3, dtype=torch.float64, requires_grad=True).clone()
+        optimizer = svag.Adam([p], lr, (beta, beta * 0.9), weight_decay=decay, differentiable=True)
+        for n in range(2):
+            p.grad = (p + n + 1) ** 2
+            optimizer.step()
+        return p.sum()
+
+    values = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.1, 0.8, 0.05))
+    assert torch.autograd.gradcheck(end, tuple(values))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"betas": 0.9}, "Invalid betas: 0.9"),
+        ({"betas": (0.9,)}, "give two decays"),
+        ({"betas": ("0.9", 0.9)}, "Invalid beta parameter at index 0: '0.9'"),
+        ({"lr": "0.1"}, "Invalid learning rate: '0.1'"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        svag.Adam([parameter(2)], **options)  # type: ignore[arg-type]

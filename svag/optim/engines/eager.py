@@ -99,7 +99,8 @@ def _update(ops: Arithmetic, rule: Rule, step: Scalar, operands: Row, dtype: tor
     if rule.maximize:
         grad = ops.neg(grad)
     if isinstance(rule.weight_decay, Tensor) and not rule.decoupled:
-        grad = ops.add(grad, ops.mul(param, rule.weight_decay))
+        # A copy, since autograd keeps it while the parameter moves on.
+        grad = ops.add(grad, ops.mul(ops.add(param, 0), rule.weight_decay))
     elif rule.weight_decay != 0 and not rule.decoupled:
         grad = ops.add(grad, param, alpha=rule.weight_decay)
     elif rule.weight_decay != 0:
