@@ -192,10 +192,10 @@ def table(accuracies, otherwise):
     return lambda run: {"status": "done", "test_accuracy": accuracies.get(run.lr, otherwise)}
 
 
-def test_equals_do_not_end_a_search():
-    equals = dict.fromkeys((0.1, 0.3, 1.0, 3.0, 10.0), 0.5)
+def test_equals_end_a_search_upwards_and_not_downwards():
+    equals = dict.fromkeys((3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0), 0.5)
     searched, replicated = drive("m-sgd", table(equals, otherwise=0.4))
-    assert searched == [1.0, 3.0, 10.0, 30.0, 100.0, 0.3, 0.1, 0.03, 0.01]
+    assert searched == [1.0, 3.0, 10.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4]
     assert {run.lr for run in replicated} == {10.0}
 
 
