@@ -85,6 +85,7 @@ class MethodResult:
         best: the best value that each run's figure took at any evaluation.
         curves: figures over training.
         trials: the search, by ascending step size.
+        searched: whether there was a search and every run of it has finished.
     """
 
     key: str
@@ -95,12 +96,17 @@ class MethodResult:
     best: Mapping[Figure, Spread]
     curves: Mapping[Figure, Curve]
     trials: Sequence[Trial]
+    searched: bool
+
+    @property
+    def searched_in_vain(self) -> bool:
+        """Whether its search went to its end and found nothing that could be replicated."""
+        return self.searched and all(trial.status == "diverged" for trial in self.trials)
 
     @property
     def complete(self) -> bool:
         """Whether it was replicated, or its search found nothing that could be."""
-        searched_in_vain = all(trial.status == "diverged" for trial in self.trials)
-        return bool(self.replications or self.diverged or searched_in_vain)
+        return bool(self.replications or self.diverged or self.searched_in_vain)
 
     @property
     def cell(self) -> Cell:
@@ -202,7 +208,8 @@ def analyse(
 def _method_result(
     key: str, records: Sequence[Record], settled: float | None
 ) -> MethodResult | None:
-    search = [r for r in records if r.run["seed"] == SEARCH_SEED and r.finished]
+    begun = [r for r in records if r.run["seed"] == SEARCH_SEED]
+    search = [r for r in begun if r.finished]
     repeated: dict[float, list[Record]] = {}
     for record in records:
         if record.run["seed"] != SEARCH_SEED and record.finished:
@@ -228,6 +235,7 @@ def _method_result(
         best={f: _spread([_best(f, r) for r in runs]) for f in FIGURES},
         curves={f: _curve(f, runs) for f in FIGURES},
         trials=sorted(trials, key=lambda trial: trial.lr),
+        searched=0 < len(search) == len(begun),
     )
 
 

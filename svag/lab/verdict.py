@@ -49,7 +49,7 @@ def left_out(analysis: Analysis) -> list[str]:
     reasons = []
     for key, result in analysis.methods.items():
         many = len(result.replications) + result.diverged
-        if many == 0 and any(trial.status == "done" for trial in result.trials):
+        if many == 0 and not result.searched_in_vain:
             reasons.append(f"{METHODS[key].name}, of which nothing has been replicated")
         elif many == 0:
             reasons.append(f"{METHODS[key].name}, for which no stable step size was found")

@@ -1,5 +1,6 @@
 """Problems by name, by file and by module: one way in for built-in ones and a user's own."""
 
+import ast
 import hashlib
 import importlib
 import sys
@@ -140,19 +141,34 @@ def _from_module(name: str, spec: str) -> ModuleType:
 
 
 def _sources(file: Path) -> list[Path]:
-    """Return a file and the modules imported from its folder or below, installed ones not."""
+    """Return a file and the files beside and below it that it imports, directly or not."""
     folder = file.resolve().parent
-    found = {file.resolve()}
-    for module in list(sys.modules.values()):
-        path = Path(getattr(module, "__file__", None) or "/")
-        if path.suffix == ".py" and path.is_file() and path.resolve().is_relative_to(folder):
-            found.add(path.resolve())
-    return sorted(path for path in found if path == file.resolve() or not _installed(path))
+    found: set[Path] = set()
+    waiting = [file.resolve()]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += [
+                candidate.resolve()
+                for name in _imported(path)
+                for base in {folder, path.parent}
+                for candidate in (base / f"{name}.py", base / name / "__init__.py")
+                if candidate.is_file()
+            ]
+    return sorted(found)
 
 
-def _installed(path: Path) -> bool:
-    package = Path(__file__).parents[1]
-    return "site-packages" in path.parts or path.is_relative_to(package)
+def _imported(path: Path) -> set[str]:
+    """Return what a file imports, as paths without their endings."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names |= {module, *(f"{module}.{alias.name}".strip(".") for alias in node.names)}
+    return {name.replace(".", "/") for name in names if name}
 
 
 def _also_import_from(folder: Path) -> None:

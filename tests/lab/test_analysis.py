@@ -404,6 +404,14 @@ def test_nothing_to_analyse(records):
         analyse(records)
 
 
+@pytest.mark.parametrize("status", ["interrupted", "error"])
+def test_a_search_that_did_not_get_to_its_end_has_no_result(status):
+    """All that it has tried diverged, but what lies further down was not tried."""
+    search = [record(seed=0, lr=1.0, status="diverged"), record(seed=0, lr=0.3, status=status)]
+    with pytest.raises(RecordError, match="no run has finished"):
+        analyse(search)
+
+
 def test_a_study_that_is_not_among_the_records():
     records = [record(), record(steps=40), record(problem="other")]
     with pytest.raises(RecordError) as caught:

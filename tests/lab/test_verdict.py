@@ -151,6 +151,21 @@ def test_what_is_in_no_figure_is_said():
         assert words in text
 
 
+@pytest.mark.parametrize("status", ["interrupted", "error"])
+def test_a_search_that_did_not_get_to_its_end_is_not_said_to_have_failed(status):
+    records = [record("m-sgd"), record("adam", seed=0, lr=1.0, status="diverged")]
+    text = verdict(analyse([*records, record("adam", seed=0, lr=0.3, status=status)]))
+    assert "Adam, of which nothing has been replicated" in text
+    assert "stable" not in text
+
+
+def test_a_settled_step_size_without_a_run_is_not_said_to_have_been_searched():
+    records = [record("m-sgd"), record("adam", lr=0.01), record("adam", lr=0.1, status="error")]
+    text = verdict(analyse(records, {"adam": 0.1}))
+    assert "Adam, of which nothing has been replicated" in text
+    assert "stable" not in text
+
+
 def test_where_all_diverge_there_is_no_ranking():
     text = verdict(analyse([record("adam", status="diverged")]))
     assert text.startswith("On made-up no method has a replication that did not diverge. ")

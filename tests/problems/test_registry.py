@@ -2,6 +2,8 @@
 
 import pickle
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -166,3 +168,40 @@ def test_something_else_returned(write):
     assert "returned dict instead of svag.problems.Problem" in message(
         f"{write('def mine(): return {}')}:mine"
     )
+
+
+TASK = """
+from helper import CLASSES
+from svag.problems import get
+
+def task():
+    from dataclasses import replace
+    return replace(get("digits"), name=f"digits of {CLASSES}", version=VERSION)
+
+VERSION = "1"
+"""
+
+
+def test_the_version_covers_what_the_file_imports_and_nothing_else(tmp_path):
+    file = tmp_path / "task.py"
+    file.write_text(TASK)
+    (tmp_path / "helper.py").write_text("from deeper import CLASSES")
+    (tmp_path / "deeper.py").write_text("CLASSES = 10")
+    (tmp_path / "other.py").write_text("")
+
+    def version():
+        code = f"from svag.problems import get; print(get({f'{file}:task'!r}).version)"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    first = version()
+    assert version() == first
+    (tmp_path / "other.py").write_text("1")
+    assert version() == first
+    (tmp_path / "deeper.py").write_text("CLASSES = 9 + 1")
+    second = version()
+    assert second != first
+    file.write_text(TASK.replace('"1"', '"2"'))
+    assert version() not in (first, second)
