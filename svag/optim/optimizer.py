@@ -202,7 +202,9 @@ class Dissected(Optimizer):
         buckets: dict[Any, Bucket] = {}
         unique = itertools.count()
         for param, state in zip(params, states, strict=True):
-            step = as_scalar(state["step"], traced=traced) if buffers else 1.0
+            step = 1.0
+            if buffers:
+                step = as_scalar(state["step"], traced=True) if traced else state["step"].item()
             key = next(unique) if traced else (param.device, param.dtype, step)
             if group["differentiable"]:
                 state.update({name: state[name].clone() for name in buffers})

@@ -5,6 +5,7 @@ Read :func:`_update` first: gradient -> moments -> variance -> factor -> update,
 
 import itertools
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,14 +59,15 @@ def _step(rule: Rule, step: Scalar, rows: list[Row], foreach: bool | None) -> No
     else:
         listed, single = (rows, []) if foreach or foreach is None else ([], rows)
     dtype = rows[0].param.dtype
+    now = _Now(step, moments.debiasing(rule.beta, step), moments.debiasing(rule.beta2, step))
     if listed:
         columns = zip(*listed, strict=True)
         operands = (None if column[0] is None else list(column) for column in columns)
-        _update(MANY, rule, step, Row(*operands), dtype)
+        _update(MANY, rule, now, Row(*operands), dtype)
     corrected = rule.anatomy.adapted and not rule.anatomy.raw
     for row in single:
         for piece in _pieces(row) if corrected else (row,):
-            _update(ONE, rule, step, piece, dtype)
+            _update(ONE, rule, now, piece, dtype)
 
 
 def _pieces(row: Row) -> Iterable[Row]:
@@ -93,7 +95,15 @@ def _map(function: Callable[[Tensor], Tensor], row: Row) -> Row:
     return Row(*(None if tensor is None else function(tensor) for tensor in row))
 
 
-def _update(ops: Arithmetic, rule: Rule, step: Scalar, operands: Row, dtype: torch.dtype) -> None:
+class _Now(NamedTuple):
+    """The step, and how much of the averages' weight has been given by then."""
+
+    step: Scalar
+    weight: Scalar
+    weight2: Scalar
+
+
+def _update(ops: Arithmetic, rule: Rule, now: _Now, operands: Row, dtype: torch.dtype) -> None:
     anatomy = rule.anatomy
     param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq = operands
     if rule.maximize:
@@ -108,7 +118,7 @@ def _update(ops: Arithmetic, rule: Rule, step: Scalar, operands: Row, dtype: tor
 
     variance = None
     if anatomy.adapted and not anatomy.raw:
-        variance = _corrected_variance(ops, rule, step, grad, exp_avg, exp_avg_sq)
+        variance = _corrected_variance(ops, rule, now.step, grad, exp_avg, exp_avg_sq)
     if exp_avg is not None:
         moments.average_(ops, exp_avg, grad, rule.beta)
     if exp_avg_sq is not None:
@@ -118,25 +128,24 @@ def _update(ops: Arithmetic, rule: Rule, step: Scalar, operands: Row, dtype: tor
 
     spread = None
     if anatomy.raw:
-        root_weight = moments.debiasing(rule.beta2, step) ** 0.5
+        root_weight = now.weight2**0.5
         denominator = _raw_denominator(ops, rule, root_weight, exp_avg_sq, dtype)
-        weight = moments.debiasing(rule.beta, step) / root_weight
+        weight = now.weight / root_weight
         if anatomy == _ADAM:
             # Eq. (7) backwards: sign(m) * |m|/(sqrt(v) + eps) is m/(sqrt(v) + eps).
             _descend(ops, param, exp_avg, rule.lr / weight, over=denominator)
             return
         spread = raw_dispersion(ops, denominator, ops.div(exp_avg, weight))
     elif variance is not None:
-        mean = ops.div(exp_avg, moments.debiasing(rule.beta, step))
-        spread = dispersion(ops, variance, mean, dtype)
-        if isinstance(step, Tensor):
-            spread = spread.masked_fill(step == 1, 1)
+        spread = dispersion(ops, variance, ops.div(exp_avg, now.weight), dtype)
+        if isinstance(now.step, Tensor):
+            spread = spread.masked_fill(now.step == 1, 1)
 
     direction, step_size = grad, rule.lr
     if anatomy.direction == "momentum":
         direction = exp_avg
         if not anatomy.sign:
-            step_size = rule.lr / moments.debiasing(rule.beta, step)
+            step_size = rule.lr / now.weight
     if anatomy.sign:
         # torch.sign(NaN) is 0: without the second term a NaN would freeze a coordinate unseen.
         direction = ops.add_(ops.sign(direction), direction, alpha=0)
