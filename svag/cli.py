@@ -239,11 +239,23 @@ def _report(directory: Path, console: Console, lrs: Mapping[str, float], **wante
     from svag import report as reports
     from svag.lab import records
     from svag.lab.analysis import analyse
+    from svag.lab.published import beside
     from svag.lab.verdict import verdict
+    from svag.report import tables
 
     analysis = analyse(records.load(directory), lrs, **wanted)
     page = reports.write(analysis, directory)
     print(verdict(analysis))
+    known = beside(analysis)
+    columns = ("method", "step size", "n", "test accuracy", "training loss")
+    table = Table(*columns, *("published",) * (known is not None), box=None, pad_edge=False)
+    for key, row in tables.rows(analysis).items():
+        cells = [row.name, row.lr, str(row.n), row.final["test_accuracy"], row.final["train_loss"]]
+        if known is not None:
+            published = known.test_accuracy.get(key)
+            cells.append("" if published is None else f"{100 * published:.1f} %")
+        table.add_row(*cells)
+    Console(width=max(100, Console().width)).print(table, highlight=False)
     console.print(f"report: {page}", highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 

@@ -34,8 +34,7 @@ SPECTRA: Final[dict[str, tuple[str, Callable[[int, np.random.Generator], Array],
     "well-conditioned": ("U[0.1, 1.1]", eigenvalues_uniform, MSVAG),
     "ill-conditioned": ("90 % U[0, 1], 10 % U[30, 60]", eigenvalues_structured, ADAM),
 }
-_ENTRIES = 4_000_000  # of all rotations at one dimension, which bounds the time
-_MOST = 200
+ROTATIONS: Final = 1_000
 _DISTRIBUTION = 1_000_000
 
 
@@ -65,14 +64,10 @@ class DiagonalMass:
 
 
 def measure(
-    dimensions: Sequence[int] = DIMENSIONS, rotations: int | None = None
+    dimensions: Sequence[int] = DIMENSIONS, rotations: int = ROTATIONS
 ) -> list[DiagonalMass]:
-    """Average over rotations: as many as told, or fewer the larger d."""
-    return [
-        _measured(spectrum, d, rotations or min(_MOST, _ENTRIES // d**2))
-        for spectrum in SPECTRA
-        for d in dimensions
-    ]
+    """Average over rotations, for each spectrum and dimension."""
+    return [_measured(spectrum, d, rotations) for spectrum in SPECTRA for d in dimensions]
 
 
 def draw(directory: Path, found: Sequence[DiagonalMass] | None = None) -> list[Path]:
