@@ -10,6 +10,9 @@ import pytest
 
 import svag
 from svag import METHODS
+from svag.lab.analysis import analyse
+from svag.lab.records import load
+from svag.report.tables import rows
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(m.name for m in pkgutil.walk_packages(svag.__path__, "svag."))
@@ -48,3 +51,12 @@ def test_readme_commands_exist() -> None:
     assert set(re.findall(r"^    make (\w+)", text, re.M)) == {"demo", "test"} <= set(targets)
     ci = (ROOT / ".ci" / "run").read_text()
     assert re.findall(r"^make .*$", ci, re.M) == ["make test"]
+
+
+def test_readme_shows_p1_as_recorded() -> None:
+    folder = ROOT / "results" / "fmnist-2c2d"
+    analysis = analyse(load(folder))
+    text = (ROOT / "README.md").read_text()
+    for row in rows(analysis).values():
+        cells = (row.name, row.lr, str(row.n), row.final["test_accuracy"], row.final["train_loss"])
+        assert re.search(r"^    " + r"\s+".join(map(re.escape, cells)), text, re.M), row.name

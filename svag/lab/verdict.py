@@ -96,6 +96,8 @@ def _decision(analysis: Analysis, figure: Figure) -> str:
     interaction = effects["interaction"]
     if interaction.direction != 0 and abs(interaction.estimate) >= size[larger]:
         return _TOGETHER
+    if effects[larger].direction == 0 and effects[smaller].direction != 0:
+        return f"{_HALVES[smaller]} counts, and whether {_HALVES[larger]} does is open"
     if effects[larger].direction == 0:
         return "neither half of Adam decides"
     if clear or effects[smaller].direction == 0:
