@@ -52,11 +52,6 @@ def svag(monkeypatch, capsys):
     return run
 
 
-def _hears_interrupts():
-    """A test run started in the background may have been told to ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def start(*arguments):
     """Start the command as a shell does: a process group of its own."""
     return subprocess.Popen(
@@ -65,7 +60,6 @@ def start(*arguments):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=_hears_interrupts,
     )
 
 
