@@ -9,10 +9,11 @@ def main() -> None:
     """Run the command line; expected errors end in one line and exit code 2."""
     try:
         from svag.cli import app
-    except ModuleNotFoundError as error:
-        sys.exit(f"error: the svag command needs {error.name}; pip install 'svag[lab]'")
-    try:
+
         app()
+    except ModuleNotFoundError as error:
+        print(f"error: this needs {error.name}; pip install 'svag[all]'", file=sys.stderr)
+        sys.exit(2)
     except SvagError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
