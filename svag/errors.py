@@ -18,12 +18,32 @@ class InvalidOption(SvagError, ValueError):
     """An option has a value outside its set, or two options contradict each other."""
 
 
+class ConflictingOptions(InvalidOption, RuntimeError):
+    """Two options that exclude each other; torch raises a RuntimeError there."""
+
+
 class UnknownOption(SvagError, TypeError):
     """A keyword that this optimizer does not have."""
 
 
 class SparseGradient(SvagError, RuntimeError):
     """A sparse gradient reached an optimizer that needs dense ones."""
+
+
+class MissingVariance(SvagError, RuntimeError):
+    """A gradient has no variance, or one that belonged to an earlier gradient."""
+
+
+class TooFewSamples(SvagError, RuntimeError):
+    """A variance was asked of fewer than two micro-batches, ranks or examples."""
+
+
+class PerExampleError(SvagError, RuntimeError):
+    """The gradients of single examples do not exist, or not all of them could be seen."""
+
+
+class EngineUnavailable(SvagError, RuntimeError):
+    """A fused step was asked for, and no fused engine can take it."""
 
 
 class UnknownName(SvagError, ValueError):

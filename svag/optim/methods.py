@@ -12,6 +12,7 @@ limits and errors: :class:`svag.Dissected`.
 from dataclasses import replace
 from typing import Unpack
 
+import torch
 from torch import Tensor
 
 from svag.anatomy import METHODS, Anatomy, Variance
@@ -205,11 +206,8 @@ class Adam(Dissected):
         eps: added to sqrt(v).
         weight_decay: coefficient of the L2 term, or of the decoupled shrinkage.
         amsgrad: use the largest v~ so far.
-        foreach: see :class:`svag.optim.options.Options`.
-        maximize: ascend.
-        capturable: keep steps on the device.
-        differentiable: let autograd see the step.
-        fused: no fused engine is part of this version.
+        foreach, maximize, capturable, differentiable, fused, state_dtype, stochastic_rounding,
+            seed: see :class:`svag.optim.options.Options`.
         decoupled_weight_decay: AdamW's weight decay.
 
     Example:
@@ -236,6 +234,9 @@ class Adam(Dissected):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
     ):
         super().__init__(
             params,
@@ -251,6 +252,9 @@ class Adam(Dissected):
             fused=fused,
             capturable=capturable,
             differentiable=differentiable,
+            state_dtype=state_dtype,
+            stochastic_rounding=stochastic_rounding,
+            seed=seed,
         )
 
 

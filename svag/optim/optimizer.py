@@ -1,7 +1,7 @@
 """The one optimizer: parameter groups, state and dispatch around the rule of the family."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias, Unpack, overload
 
 import torch
@@ -12,8 +12,10 @@ from svag.anatomy import Anatomy
 from svag.errors import InvalidOption, SparseGradient
 from svag.optim import checkpoint, options
 from svag.optim.engines import eager
+from svag.optim.local import local, local_gradient
 from svag.optim.moments import as_scalar
 from svag.optim.options import Options
+from svag.optim.plan import Entry, Fused, Plan
 from svag.optim.rule import Bucket, Row, Rule
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -99,6 +101,7 @@ class Dissected(Optimizer):
                 "variance='moving-average', or factor='none'"
             )
         self.anatomy = anatomy
+        self._plan: Plan | None = None
         defaults = options.defaults(
             type(self).__name__,
             anatomy,
@@ -111,9 +114,19 @@ class Dissected(Optimizer):
         )
         options.check(defaults)
         super().__init__(params, defaults)
+        self._step_supports_amp_scaling = bool(defaults["fused"])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "anatomy": self.anatomy}
+        scaling = self._step_supports_amp_scaling
+        return {
+            **super().__getstate__(),
+            "anatomy": self.anatomy,
+            "_step_supports_amp_scaling": scaling,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plan = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group with options of its own; those it does not name are the optimizer's.
@@ -137,7 +150,16 @@ class Dissected(Optimizer):
         parameter without ``exp_avg`` starts afresh. With ``exp_avg`` but no ``exp_avg_sq``, v
         starts at m^2, which is zero variance. Pre-hooks see what has been taken.
         """
-        super().load_state_dict(checkpoint.translate(state_dict, self.anatomy, self.param_groups))
+        translated = checkpoint.translate(state_dict, self.anatomy, self.param_groups)
+        super().load_state_dict(translated)
+        # torch has cast the averages to the parameters' dtypes.
+        saved = (index for group in translated["param_groups"] for index in group["params"])
+        own = ((group, param) for group in self.param_groups for param in group["params"])
+        for index, (group, param) in zip(saved, own, strict=True):
+            state = self.state.get(param, {}) if group["state_dtype"] is not None else {}
+            for name in state.keys() & _buffers(self.anatomy, group):
+                dtype = _state_dtype(group, param)
+                state[name] = translated["state"][index][name].to(param.device, dtype, copy=True)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -162,59 +184,92 @@ class Dissected(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.set_grad_enabled(bool(self.defaults["differentiable"])):
-            for group in self.param_groups:
-                self._step_group(group)
+            if torch.compiler.is_compiling():
+                self._step_eagerly(self._entries())
+                return loss
+            if self._plan is None or not self._plan.holds(self.param_groups, self.state):
+                entries = self._entries()
+                self._plan = Plan(self.anatomy, self.param_groups, self.state, entries)
+            self._step_fused(self._plan.fused)
+            self._step_eagerly(self._plan.rest)
         return loss
 
-    def _step_group(self, group: dict[str, Any]) -> None:
-        params = [p for p in group["params"] if p.grad is not None]
-        if not params:
+    def _entries(self) -> list[Entry]:
+        """Return every parameter that has a gradient, with its state."""
+        entries, place = [], 0
+        for index, group in enumerate(self.param_groups):
+            for param in group["params"]:
+                if param.grad is not None:
+                    entries.append(Entry(param, place, index, self._state(group, param)))
+                place += 1
+        return entries
+
+    def _step_fused(self, tables: Sequence[Fused]) -> None:
+        if tables:
+            scaling = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+            rules = [self._rule(group, traced=False) for group in self.param_groups]
+            for table in tables:
+                table.launch(rules, *scaling)
+
+    def _step_eagerly(self, entries: Iterable[Entry]) -> None:
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.item():
             return
-        traced = bool(group["capturable"]) or torch.compiler.is_compiling()
+        for index, of_group in itertools.groupby(entries, key=lambda entry: entry.group):
+            group = self.param_groups[index]
+            traced = bool(group["capturable"]) or torch.compiler.is_compiling()
+            followed = traced or bool(group["differentiable"])
+            rule = self._rule(group, traced=followed)
+            for bucket in self._buckets(group, list(of_group), traced=traced):
+                eager.apply(rule, bucket, foreach=False if followed else group["foreach"])
+
+    def _rule(self, group: dict[str, Any], *, traced: bool) -> Rule:
         betas = group.get("betas") or (group.get("beta", 0.0),) * 2
-        followed = traced or bool(group["differentiable"])
-        beta, beta2 = (as_scalar(beta, traced=followed) for beta in betas)
-        rule = Rule(
+        beta, beta2 = (as_scalar(beta, traced=traced) for beta in betas)
+        return Rule(
             anatomy=self.anatomy,
-            lr=as_scalar(group["lr"], traced=followed),
+            lr=as_scalar(group["lr"], traced=traced),
             beta=beta,
             beta2=beta2,
             eps=group.get("eps", 0.0),
-            weight_decay=as_scalar(group["weight_decay"], traced=followed),
+            weight_decay=as_scalar(group["weight_decay"], traced=traced),
             decoupled=group["decoupled_weight_decay"],
             maximize=group["maximize"],
+            dither_param=group["stochastic_rounding"],
+            dither_state=group["stochastic_rounding"] or group["state_dtype"] is not None,
+            seed=group["seed"],
         )
-        for bucket in self._buckets(group, params, traced=traced):
-            one_by_one = traced or group["differentiable"]
-            eager.apply(rule, bucket, foreach=False if one_by_one else group["foreach"])
 
     def _buckets(
-        self, group: dict[str, Any], params: list[Tensor], *, traced: bool
+        self, group: dict[str, Any], entries: list[Entry], *, traced: bool
     ) -> Iterable[Bucket]:
         """Advance the steps and gather tensors of one device, dtype and step.
 
         A traced step must not be read, so there each tensor is a bucket of its own.
         """
-        buffers = self.anatomy.buffers + ("max_exp_avg_sq",) * group.get("amsgrad", False)
-        states = [self._state(group, p, buffers) for p in params]
+        buffers = _buffers(self.anatomy, group)
         if buffers:
-            torch._foreach_add_([state["step"] for state in states], 1)
+            torch._foreach_add_([entry.state["step"] for entry in entries], 1)
+        grad_scale = getattr(self, "grad_scale", None)
         buckets: dict[Any, Bucket] = {}
         unique = itertools.count()
-        for param, state in zip(params, states, strict=True):
+        for param, place, _, state in entries:
             step = 1.0
             if buffers:
                 step = as_scalar(state["step"], traced=True) if traced else state["step"].item()
             key = next(unique) if traced else (param.device, param.dtype, step)
             if group["differentiable"]:
                 state.update({name: state[name].clone() for name in buffers})
-            row = Row(param, param.grad, **{name: state[name] for name in buffers})
-            buckets.setdefault(key, Bucket(step)).rows.append(row)
+            grad = local_gradient(param)
+            if grad_scale is not None:
+                grad = grad / grad_scale.to(grad.device)
+            kept = {name: local(state[name]) for name in buffers}
+            bucket = buckets.setdefault(key, Bucket(step))
+            bucket.rows.append(Row(local(param), grad, **kept))
+            bucket.places.append(place)
         return buckets.values()
 
-    def _state(
-        self, group: dict[str, Any], param: Tensor, buffers: tuple[str, ...]
-    ) -> dict[str, Any]:
+    def _state(self, group: dict[str, Any], param: Tensor) -> dict[str, Any]:
         """Return a parameter's state, created at its first gradient."""
         if param.grad is not None and param.grad.is_sparse:
             name = type(self).__name__
@@ -223,10 +278,29 @@ class Dissected(Optimizer):
                 f"or make the layer's gradient dense (nn.Embedding(..., sparse=False))"
             )
         state: dict[str, Any] = self.state[param]
+        buffers = _buffers(self.anatomy, group)
         if buffers and not state:
-            device = param.device if group["capturable"] else None
+            device = param.device if group["capturable"] or group["fused"] else None
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
         for name in buffers:
             if name not in state:
-                state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+                state[name] = torch.zeros_like(
+                    param, dtype=_state_dtype(group, param), memory_format=torch.preserve_format
+                )
         return state
+
+
+def _buffers(anatomy: Anatomy, group: dict[str, Any]) -> tuple[str, ...]:
+    return anatomy.buffers + ("max_exp_avg_sq",) * group.get("amsgrad", False)
+
+
+def _state_dtype(group: dict[str, Any], param: Tensor) -> torch.dtype:
+    """Return the dtype of a parameter's moving averages."""
+    dtype: torch.dtype | None = group["state_dtype"]
+    if dtype is not None and param.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise InvalidOption(
+            f"state_dtype={dtype} with a parameter of dtype {param.dtype}; averages are kept in "
+            "another dtype for float32, bfloat16 and float16 parameters only: put others into a "
+            "group of their own with state_dtype=None"
+        )
+    return dtype or param.dtype

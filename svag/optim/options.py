@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, Final, TypedDict
 
+import torch
 from torch import Tensor
 
 from svag.anatomy import Anatomy
-from svag.errors import InvalidOption, UnknownOption, nearest
+from svag.errors import ConflictingOptions, InvalidOption, UnknownOption, nearest
 
 
 class Options(TypedDict, total=False):
@@ -15,10 +16,18 @@ class Options(TypedDict, total=False):
 
     ``weight_decay``: coefficient lambda, added to the gradient as lambda * parameter, or, with
     ``decoupled_weight_decay``, taken off the parameter as lr * lambda * parameter.
-    ``maximize``: ascend. ``foreach``: operate on lists (True), tensor by tensor (False), or
-    as is faster on the device (None). ``fused``: no fused engine is part of this version, so
-    True is refused. ``capturable``: keep steps and their arithmetic on the device, for CUDA
-    graphs. ``differentiable``: let autograd see the step.
+    ``maximize``: ascend. ``fused``: update each element once, in one pass over memory: by the
+    fused engine (True), wherever there is one (None), or not (False). ``foreach``: operate on
+    lists (True), tensor by tensor (False), or by the fused engine, else as is faster (None).
+    ``capturable``: keep steps and their arithmetic on the device, for CUDA graphs.
+    ``differentiable``: let autograd see the step.
+
+    ``state_dtype``: dtype of the moving averages, ``torch.bfloat16`` or ``torch.float32``, of
+    parameters in float32 or half precision; None is the parameter's own. Averages kept in
+    bfloat16 by this option are rounded stochastically, so that small increments count on average.
+    ``stochastic_rounding``: round bfloat16 parameters, and their bfloat16 averages, so as well.
+    ``seed``: of the noise, which depends on it, the step, the parameter's place and the element
+    alone: a run can be repeated and resumed to the bit.
     """
 
     weight_decay: float
@@ -28,6 +37,9 @@ class Options(TypedDict, total=False):
     fused: bool | None
     capturable: bool
     differentiable: bool
+    state_dtype: torch.dtype | None
+    stochastic_rounding: bool
+    seed: int
 
 
 _COMMON: Final[Options] = {
@@ -38,6 +50,9 @@ _COMMON: Final[Options] = {
     "fused": None,
     "capturable": False,
     "differentiable": False,
+    "state_dtype": None,
+    "stochastic_rounding": False,
+    "seed": 0,
 }
 _EVERY: Final = ("lr", "beta", "betas", "eps", "amsgrad", "anatomy", *_COMMON)
 
@@ -124,15 +139,32 @@ def check(group: Mapping[str, Any]) -> None:
             )
     _check_number("eps", "epsilon value", group.get("eps", 0.0))
     _check_number("weight_decay", "weight_decay value", group["weight_decay"])
-    if group["fused"]:
-        raise InvalidOption(
-            "fused=True: this version has no fused engine; use fused=None or False (eager)"
+    for flag in ("fused", "foreach"):
+        if group[flag] and group["differentiable"]:
+            raise ConflictingOptions(
+                f"`{flag}` does not support `differentiable`: autograd does not see into it; "
+                f"use {flag}=None or False"
+            )
+    if group["fused"] and group["foreach"]:
+        raise ConflictingOptions(
+            "`fused` and `foreach` cannot be `True` together: they are two engines; choose one"
         )
-    if group["foreach"] and group["differentiable"]:
+    _check_rounding(group)
+
+
+def _check_rounding(group: Mapping[str, Any]) -> None:
+    if group["state_dtype"] not in (None, torch.float32, torch.bfloat16):
         raise InvalidOption(
-            "foreach=True with differentiable=True: list operations do not support autograd; "
-            "use foreach=None or False"
+            f"state_dtype={group['state_dtype']!r}; it is torch.bfloat16, torch.float32, or None "
+            "for the parameter's own"
         )
+    if group["differentiable"] and (group["state_dtype"] or group["stochastic_rounding"]):
+        raise ConflictingOptions(
+            "differentiable=True with state_dtype or stochastic_rounding: rounding has no "
+            "derivative; use neither"
+        )
+    if not isinstance(group["seed"], int) or not 0 <= group["seed"] < 2**32:
+        raise InvalidOption(f"seed={group['seed']!r} is not an integer in [0, 2^32)")
 
 
 def _check_number(key: str, words: str, value: float | Tensor) -> None:

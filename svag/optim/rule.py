@@ -20,6 +20,9 @@ class Rule(NamedTuple):
         decoupled: shrink the parameter by lr * lambda instead of adding lambda * parameter to
             the gradient.
         maximize: follow the negated gradient.
+        dither_param: round bfloat16 parameters stochastically.
+        dither_state: round bfloat16 averages stochastically.
+        seed: of the noise that they are rounded with.
     """
 
     anatomy: Anatomy
@@ -30,6 +33,9 @@ class Rule(NamedTuple):
     weight_decay: Scalar
     decoupled: bool
     maximize: bool
+    dither_param: bool = False
+    dither_state: bool = False
+    seed: int = 0
 
 
 class Row(NamedTuple):
@@ -50,7 +56,9 @@ class Bucket:
     """Rows of one device, dtype and step.
 
     ``step`` is the number of the step being taken, from 1: a float, or one tensor if traced.
+    ``places`` are the parameters' places in the optimizer, which tell their noise apart.
     """
 
     step: Scalar
     rows: list[Row] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)

@@ -68,8 +68,8 @@ def test_adam_has_torchs_signature_in_torchs_order() -> None:
     theirs = inspect.signature(torch.optim.Adam.__init__).parameters
     positional = [n for n, p in theirs.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert list(ours)[: len(positional)] == positional
-    assert set(ours) == set(theirs)
-    assert {n: p.default for n, p in ours.items()} == {n: p.default for n, p in theirs.items()}
+    assert set(ours) == {*theirs, "state_dtype", "stochastic_rounding", "seed"}
+    assert {n: ours[n].default for n in theirs} == {n: p.default for n, p in theirs.items()}
 
 
 @every_method
@@ -341,10 +341,23 @@ ERRORS = {
         lambda p: svag.MSVAG([p], wieght_decay=0.1), TypeError, "Did you mean 'weight_decay'",
     ),
     "beta of SGD": (lambda p: svag.SGD([p], beta=0.9), TypeError, "'beta'"),
-    "fused": (lambda p: svag.MSVAG([p], fused=True), ValueError, "fused=None or False"),
     "foreach and differentiable": (
         lambda p: svag.MSVAG([p], foreach=True, differentiable=True), ValueError, "foreach=None",
     ),
+    "fused and differentiable": (
+        lambda p: svag.MSVAG([p], fused=True, differentiable=True), RuntimeError, "fused=None",
+    ),
+    "fused and foreach": (
+        lambda p: svag.MSVAG([p], fused=True, foreach=True), RuntimeError, "choose one",
+    ),
+    "state dtype": (
+        lambda p: svag.MSVAG([p], state_dtype=torch.float16), ValueError, "torch.bfloat16",
+    ),
+    "rounding and differentiable": (
+        lambda p: svag.MSVAG([p], stochastic_rounding=True, differentiable=True), RuntimeError,
+        "no derivative",
+    ),
+    "seed": (lambda p: svag.MSVAG([p], seed=-1), ValueError, "[0, 2^32)"),
     "lr of two elements": (
         lambda p: svag.MSVAG([p], lr=torch.ones(2)), ValueError, "1-element",
     ),

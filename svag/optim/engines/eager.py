@@ -5,19 +5,26 @@ Read :func:`_update` first: gradient -> moments -> variance -> factor -> update,
 
 import itertools
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from svag.anatomy import METHODS
-from svag.optim import moments
+from svag.optim import moments, rounding
 from svag.optim.arithmetic import MANY, ONE, Arithmetic, Operand, Scalar
 from svag.optim.factors import FACTORS, dispersion, raw_dispersion
 from svag.optim.rule import Bucket, Row, Rule
 
 _ADAM = METHODS["adam"].anatomy
 _HALF = (torch.bfloat16, torch.float16)
+_NOISE = {
+    "param": "param",
+    "exp_avg": "mean",
+    "exp_avg_sq": "second",
+    "exp_avg_var": "second",
+    "max_exp_avg_sq": "largest",
+}
 
 # Measured on two cores. Below _SMALL elements calls cost more than arithmetic. With the corrected
 # variance's five temporaries, memory that does not stay in cache costs more than the rest, so there
@@ -40,15 +47,27 @@ def apply(rule: Rule, bucket: Bucket, *, foreach: bool | None) -> None:
     rows = bucket.rows
     if rows[0].param.is_complex():
         rows = [_map(torch.view_as_real, row) for row in rows]
-    if rows[0].param.dtype not in _HALF:
+    if not any(tensor is not None and tensor.dtype in _HALF for tensor in rows[0]):
         _step(rule, bucket.step, rows, foreach)
         return
     computed = [_map(Tensor.float, row) for row in rows]
     _step(rule, bucket.step, computed, foreach)
-    for row, result in zip(rows, computed, strict=True):
-        for stored, tensor in zip(row, result, strict=True):
-            if stored is not None and stored is not row.grad:
-                stored.copy_(tensor)
+    for row, result, place in zip(rows, computed, bucket.places, strict=True):
+        _store(rule, row, result, rounding.key(rule.seed, place, bucket.step))
+
+
+def _store(rule: Rule, row: Row, result: Row, key: Any) -> None:
+    """Write back what was computed in float32, rounded to nearest or stochastically."""
+    dithers = rule.dither_param or rule.dither_state
+    noise = rounding.noise(key, row.param) if dithers else None
+    for name, stored, value in zip(Row._fields, row, result, strict=True):
+        if stored is None or stored is value or name in ("grad", "grad_var"):
+            continue
+        dithered = rule.dither_param if name == "param" else rule.dither_state
+        if noise is not None and dithered and stored.dtype == torch.bfloat16:
+            rounding.round_(stored, value, getattr(noise, _NOISE[name]))
+        else:
+            stored.copy_(value)
 
 
 def _step(rule: Rule, step: Scalar, rows: list[Row], foreach: bool | None) -> None:

@@ -1,0 +1,126 @@
+"""Numbers as bits, for the compiled loop: half precision, and noise for stochastic rounding."""
+
+import functools
+from typing import Any, Final
+
+import llvmlite.binding
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
+
+EXACT: Final[dict[str, Any]] = {"error_model": "numpy"}
+"""IEEE arithmetic with every operation rounded, as torch has it: no product fused into a sum."""
+
+compiled = functools.partial(njit, nogil=True, **EXACT)
+
+# bfloat16 and float16 are unknown to Numba: it loads them as integers, which `widen` and
+# `narrow` tell apart by their sign.
+STORAGE: Final = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.bfloat16: np.uint16,
+    torch.float16: np.int16,
+}
+
+
+def _has_half() -> bool:
+    """Whether this processor converts float16 itself."""
+    features = llvmlite.binding.get_host_cpu_features()
+    return features.get("f16c", False) or features.get("fullfp16", False)
+
+
+DTYPES: Final = frozenset(STORAGE) - ({torch.float16} if not _has_half() else set())
+"""Dtypes of parameters and averages that this engine updates."""
+
+LOW: Final = np.uint32(0xFFFF)
+
+
+@intrinsic
+def _bits(typing, value):
+    def generate(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
+
+
+@intrinsic
+def _from_bits(typing, bits):
+    def generate(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic
+def _from_half(typing, half):
+    def generate(context, builder, signature, args):
+        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.int16), generate
+
+
+@intrinsic
+def _to_half(typing, value):
+    def generate(context, builder, signature, args):
+        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+
+    return types.int16(types.float32), generate
+
+
+def widen(stored):
+    """Return a stored number in the precision that it is computed in."""
+
+
+@overload(widen, inline="always")
+def _widen_by_type(stored):
+    if stored == types.uint16:
+        return lambda stored: _from_bits(np.uint32(np.uint32(stored) << np.uint32(16)))
+    if stored == types.int16:
+        return lambda stored: _from_half(stored)
+    return lambda stored: stored
+
+
+def narrow(value, like, noise):
+    """Round a number to the dtype of ``like``; bfloat16 with ``noise`` below its last bit."""
+
+
+@overload(narrow, inline="always")
+def _narrow_by_type(value, like, noise):
+    if like == types.uint16:
+        return lambda value, like, noise: _to_bfloat16(value, noise)
+    if like == types.int16:
+        return lambda value, like, noise: _to_half(value)
+    return lambda value, like, noise: value
+
+
+@compiled
+def _to_bfloat16(value, noise):
+    """Add ``noise``, 0 to 65535, to the bits that are cut off; NEAREST rounds half to even."""
+    bits = _bits(value)
+    if noise == NEAREST:
+        noise = np.uint32(np.uint32(0x7FFF) + np.uint32((bits >> np.uint32(16)) & np.uint32(1)))
+    rounded = np.uint32(np.uint32(bits + noise) >> np.uint32(16))
+    # A NaN's payload may carry into the sign.
+    return np.uint16(rounded if value == value else np.uint32(0x7FC0))
+
+
+NEAREST: Final = np.uint32(0xFFFFFFFF)
+NEXT: Final = np.uint32(0x9E3779B9)
+"""From the noise of one element to the next one's: 2^32 over the golden ratio (Weyl, Knuth)."""
+
+
+@compiled
+def scatter(x):
+    """Half of :func:`mix`, enough for what counts up by NEXT."""
+    x = np.uint32(np.uint32(x ^ np.uint32(x >> np.uint32(16))) * np.uint32(0x7FEB352D))
+    return np.uint32(x ^ np.uint32(x >> np.uint32(15)))
+
+
+@compiled
+def mix(x):
+    """Mix 32 bits (Wellons' lowbias32)."""
+    x = scatter(x)
+    x = np.uint32(x * np.uint32(0x846CA68B))
+    return np.uint32(x ^ np.uint32(x >> np.uint32(16)))

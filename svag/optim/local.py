@@ -1,0 +1,31 @@
+"""The part of a tensor that this process holds.
+
+The update of an element depends on nothing but that element, so a shard is updated as any tensor
+is: what FSDP2 and tensor parallelism distribute (DTensor) is unwrapped before an engine sees it.
+"""
+
+from typing import Any, TypeGuard, cast
+
+from torch import Tensor
+from torch.nn import Parameter
+
+_PLAIN = (Tensor, Parameter)
+
+
+def is_distributed(tensor: Tensor) -> TypeGuard[Any]:
+    """Whether a tensor is a DTensor; asked without importing torch.distributed."""
+    return type(tensor) not in _PLAIN and hasattr(tensor, "to_local")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the local shard of a DTensor, and any other tensor as it is."""
+    return cast(Tensor, tensor.to_local()) if is_distributed(tensor) else tensor
+
+
+def local_gradient(param: Tensor) -> Tensor:
+    """Return the gradient as ``param`` is distributed, which need not be how it came."""
+    grad = param.grad
+    assert grad is not None
+    if is_distributed(param) and is_distributed(grad) and grad.placements != param.placements:
+        grad = grad.redistribute(param.device_mesh, param.placements)
+    return local(grad)

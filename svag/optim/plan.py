@@ -1,0 +1,247 @@
+"""Which engine updates which parameter, and whether that still holds at the next step.
+
+Fused engines work on tables of addresses, and tensors move between steps: gradients are made
+anew, ``.data`` is swapped, states are loaded. So every step looks where all of them are. A
+gradient elsewhere is a number to write; anything else out of place makes a new plan.
+"""
+
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from svag.anatomy import Anatomy
+from svag.errors import EngineUnavailable
+from svag.optim.engines import serving
+from svag.optim.engines.kernel import REAL, Kernel, kernel
+from svag.optim.local import is_distributed, local, local_gradient
+from svag.optim.rule import Rule
+
+Group: TypeAlias = dict[str, Any]
+State: TypeAlias = dict[str, Any]
+
+_DECISIVE = (
+    "fused",
+    "foreach",
+    "capturable",
+    "differentiable",
+    "amsgrad",
+    "state_dtype",
+    "stochastic_rounding",
+    "decoupled_weight_decay",
+)
+
+
+_address: Final = Tensor.data_ptr
+_strides: Final = Tensor.stride
+
+
+class Entry(NamedTuple):
+    """A parameter with a gradient: its place among all, its group and its state."""
+
+    param: Tensor
+    place: int
+    group: int
+    state: State
+
+
+class Fused:
+    """Parameters that one kernel updates, and where their tensors were last seen."""
+
+    def __init__(self, kernel: Kernel, entries: Sequence[Entry]) -> None:
+        self.params = [entry.param for entry in entries]
+        self.places = [entry.place for entry in entries]
+        self._states = [entry.state for entry in entries]
+        self._names = kernel.columns
+        self._kept = _getter(kernel.columns)
+        self._distributed = any(map(is_distributed, self.params))
+        shards = [local(param) for param in self.params]
+        engine = serving.engine(shards[0].device.type)
+        assert not isinstance(engine, str)
+        self._table = engine.Table(
+            kernel,
+            shards[0].device,
+            sizes=[shard.numel() * (2 if shard.is_complex() else 1) for shard in shards],
+            groups=[entry.group for entry in entries],
+            streams=self.places,
+        )
+        # Held, so that nothing else can come to lie at the addresses that were seen.
+        self._buffers = [self._kept(state) for state in self._states]
+        self._seen: tuple[Any, ...] | None = None
+        self._grads: list[int] = []
+
+    def follow(self, grads: list[Tensor]) -> bool:
+        """Find the gradients where they are now; False if anything else has changed."""
+        try:
+            params = self.params
+            buffers = list(itertools.chain.from_iterable(map(self._kept, self._states)))
+            if self._distributed:
+                grads = [local_gradient(param) for param in params]
+                params, buffers = list(map(local, params)), list(map(local, buffers))
+            seen = (
+                list(map(_address, params)),
+                list(map(_address, buffers)),
+                list(map(_strides, grads)),
+                [grad.dtype for grad in grads],
+            )
+            addresses = list(map(_address, grads))
+        except (AttributeError, KeyError, RuntimeError):  # gone, or without an address
+            return False
+        if self._seen is None:
+            self._table.place("param", seen[0])
+            for i, name in enumerate(self._names):
+                self._table.place(name, seen[1][i :: len(self._names)])
+            self._seen = seen
+        if seen != self._seen:
+            return False
+        if addresses != self._grads:
+            self._table.place("grad", addresses)
+            self._grads = addresses
+        return True
+
+    def launch(
+        self, rules: Sequence[Rule], grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> None:
+        """Take the step, each parameter by its group's rule.
+
+        Args:
+            rules: of all groups.
+            grad_scale: what the loss was multiplied by.
+            found_inf: not 0 if the step is to be left out.
+        """
+        self._table.launch(rules, grad_scale, found_inf)
+        torch.autograd.graph.increment_version(self.params)
+
+
+class Plan:
+    """How one optimizer takes its next step.
+
+    Args:
+        anatomy: of the update.
+        groups: parameter groups.
+        states: of all parameters.
+        entries: every parameter that has a gradient.
+
+    Attributes:
+        fused: what the fused engines take.
+        rest: what is left to the eager engine.
+
+    Raises:
+        EngineUnavailable: a group asks for a fused engine, and one of its parameters has none.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        groups: Sequence[Group],
+        states: Mapping[Tensor, State],
+        entries: Sequence[Entry],
+    ) -> None:
+        params = _params(groups)
+        self._ids = [id(param) for param in params]
+        self._absent = [param.grad is None for param in params]
+        self._options = _decisive(groups)
+        self._settled = True
+        self.rest: list[Entry] = []
+        tables: dict[tuple[torch.device, Kernel], list[Entry]] = {}
+        for entry in entries:
+            key = self._assign(anatomy, groups[entry.group], entry)
+            (self.rest if key is None else tables.setdefault(key, [])).append(entry)
+        self.fused = [Fused(kernel, of_kernel) for (_, kernel), of_kernel in tables.items()]
+        self._states = list(states.values())
+        if not self._follow([param.grad for param in params]):
+            raise AssertionError("a tensor has moved while it was looked at")
+
+    def holds(self, groups: Sequence[Group], states: Mapping[Tensor, State]) -> bool:
+        """Whether everything is as it was, gradients being elsewhere aside."""
+        params = _params(groups)
+        grads = [param.grad for param in params]
+        return (
+            self._settled
+            and list(map(id, params)) == self._ids
+            and [grad is None for grad in grads] == self._absent
+            and _decisive(groups) == self._options
+            and len(states) == len(self._states)
+            and all(map(operator.is_, states.values(), self._states))
+            and self._follow(grads)
+        )
+
+    def _follow(self, grads: Sequence[Any]) -> bool:
+        return all(fused.follow([grads[place] for place in fused.places]) for fused in self.fused)
+
+    def _assign(
+        self, anatomy: Anatomy, group: Group, entry: Entry
+    ) -> tuple[torch.device, Kernel] | None:
+        """Choose the kernel that updates a parameter; None for the eager engine."""
+        asked, param = group["fused"], local(entry.param)
+        if not (asked or (asked is None and group["foreach"] is None)) or group["differentiable"]:
+            return None
+        key = None
+        reason = serving.refusal(param)
+        if reason is None:
+            key, reason = self._fit(anatomy, group, entry, param)
+            self._settled &= reason is None
+        if reason is not None and asked:
+            raise EngineUnavailable(
+                f"fused=True: no fused engine can update parameter {entry.place} of shape "
+                f"{tuple(param.shape)}: {reason}; use fused=None, which leaves such parameters "
+                "to the eager engine"
+            )
+        return key
+
+    def _fit(
+        self, anatomy: Anatomy, group: Group, entry: Entry, param: Tensor
+    ) -> tuple[tuple[torch.device, Kernel] | None, str | None]:
+        """Return the kernel for a parameter's tensors as they are, or why there is none."""
+        needed = kernel(
+            anatomy,
+            amsgrad=group.get("amsgrad", False),
+            decays=bool(group["weight_decay"]) and not group["decoupled_weight_decay"],
+            param=param.dtype,
+            state=group["state_dtype"] or param.dtype,
+            dither_param=group["stochastic_rounding"],
+            dither_state=group["stochastic_rounding"] or group["state_dtype"] is not None,
+        )
+        names = [name for name in needed.columns if name not in ("step", "grad_var")]
+        buffers = [local(entry.state[name]) for name in names]
+        reason = serving.mismatch(param, local_gradient(entry.param), buffers)
+        odd = [
+            buffer.dtype
+            for buffer in buffers
+            if REAL.get(buffer.dtype, buffer.dtype) != needed.state
+        ]
+        if reason is None and odd:
+            reason = f"its averages are {odd[0]}, not {needed.state}"
+        if reason is not None:
+            return None, reason
+        _settle_step(entry.state, param)
+        return (param.device, needed), None
+
+
+def _settle_step(state: State, param: Tensor) -> None:
+    """Put the step where a fused engine counts it: on the parameter's device, in float32."""
+    step = state.get("step")
+    if step is not None and (step.device != param.device or step.dtype != torch.float32):
+        state["step"] = step.to(param.device, torch.float32)
+
+
+def _getter(names: Sequence[str]) -> Callable[[State], tuple[Tensor, ...]]:
+    """Return what gets the named tensors of a state."""
+    if len(names) > 1:
+        return operator.itemgetter(*names)
+    return lambda state: tuple(state[name] for name in names)
+
+
+def _params(groups: Iterable[Group]) -> list[Tensor]:
+    return [param for group in groups for param in group["params"]]
+
+
+def _decisive(groups: Iterable[Group]) -> list[tuple[Any, ...]]:
+    """Return what a plan depends on of each group's options."""
+    return [
+        (bool(group["weight_decay"]), *(group.get(option) for option in _DECISIVE))
+        for group in groups
+    ]
