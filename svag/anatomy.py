@@ -79,11 +79,24 @@ class Anatomy:
         return self.adapted and self.relative_variance == "raw"
 
     @property
+    def within_batch(self) -> bool:
+        """Whether the update is adapted by a variance that each mini-batch gives."""
+        return self.adapted and self.variance == "within-batch"
+
+    @property
     def buffers(self) -> tuple[str, ...]:
-        """Names of the moving averages that the update needs, as ``torch.optim.Adam`` has them."""
-        averaged = self.adapted and self.variance == "moving-average"
+        """Names of the moving averages that the update needs, as ``torch.optim.Adam`` has them.
+
+        ``exp_avg_var`` averages the variances that mini-batches give.
+        """
+        averaged = self.adapted and not self.within_batch
         needs_mean = self.direction == "momentum" or averaged
-        return ("exp_avg",) * needs_mean + ("exp_avg_sq",) * averaged
+        needs_variance = self.direction == "momentum" and self.within_batch
+        return (
+            *("exp_avg",) * needs_mean,
+            *("exp_avg_sq",) * averaged,
+            *("exp_avg_var",) * needs_variance,
+        )
 
     def __str__(self) -> str:
         """Return the update in symbols, e.g. ``sign(m) * 1/sqrt(1 + rho s/m^2)``."""
@@ -93,7 +106,7 @@ class Anatomy:
             return direction
         if self.raw:
             ratio = "(v - m^2)/m^2"
-        elif self.variance == "within-batch":
+        elif self.within_batch:
             ratio = f"var[{symbol}]/{symbol}^2"
         else:
             ratio = "rho s/m^2" if self.direction == "momentum" else "s/m^2"

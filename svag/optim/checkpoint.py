@@ -1,13 +1,14 @@
 """Another method's state in this method's terms."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from svag.anatomy import METHODS, Anatomy
-from svag.optim.moments import debiasing
+from svag.optim.moments import debiasing, rho
 
 _TORCH_ADAM = str(METHODS["adam"].anatomy)
 
@@ -81,19 +82,36 @@ def _tensor_step(entry: dict[str, Any]) -> dict[str, Any]:
 def _rescaled(
     entry: dict[str, Any], saved: tuple[float, float], own: tuple[float, float]
 ) -> dict[str, Any]:
-    """Rescale m~ and v~ so that, debiased with this optimizer's betas, m and v are unchanged."""
+    """Rescale m~ and v~ so that, debiased with this optimizer's betas, m and v are unchanged.
+
+    The variance of m, which within-batch rows keep, is rho (v - m^2)/(1 - rho), and v is m^2 where
+    there is neither.
+    """
     if "exp_avg" not in entry or float(entry.get("step", 0)) < 1:
         return {}
     step = float(entry["step"])
-    mean: Tensor = entry["exp_avg"] / debiasing(saved[0], step)
+    weight, own_weight = debiasing(saved[0], step), debiasing(own[0], step)
+    mean: Tensor = entry["exp_avg"] / weight
+    share = rho(saved[0], step)  # the variance of m over that of g
     if "exp_avg_sq" in entry:
         second = entry["exp_avg_sq"] / debiasing(saved[1], step)
-    elif mean.is_complex():
-        second = torch.view_as_complex(torch.view_as_real(mean).square())
+        spread = _per_real(lambda v, m: (v - m * m).clamp_min(0), second, mean)
+        variance = spread * (share / (1 - share)) if share < 1 else torch.zeros_like(mean)
     else:
-        second = mean.square()
+        variance = torch.zeros_like(mean)
+        if "exp_avg_var" in entry:
+            variance = entry["exp_avg_var"] / (weight * weight)
+        second = _per_real(lambda r, m: m * m + r * ((1 - share) / share), variance, mean)
     return {
         **_tensor_step({"step": entry["step"]}),
-        "exp_avg": mean * debiasing(own[0], step),
+        "exp_avg": mean * own_weight,
         "exp_avg_sq": second * debiasing(own[1], step),
+        "exp_avg_var": variance * (own_weight * own_weight),
     }
+
+
+def _per_real(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Apply a function to real tensors, or to complex ones as pairs of reals."""
+    if not x.is_complex():
+        return function(x, y)
+    return torch.view_as_complex(function(torch.view_as_real(x), torch.view_as_real(y)))

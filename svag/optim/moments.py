@@ -97,6 +97,21 @@ def average_square_(ops: Arithmetic, exp_avg_sq: Operand, grad: Operand, beta: S
         ops.addcmul_(exp_avg_sq, grad, grad, value=1 - beta)
 
 
+def average_variance_(
+    ops: Arithmetic, exp_avg_var: Operand, grad_var: Operand, beta: Scalar
+) -> None:
+    """Take a gradient's variance into that of the first moment.
+
+    r~_t = beta^2 r~_(t-1) + (1 - beta)^2 s_t is the variance of m~_t, the gradients being
+    independent; divided by the square of the debiasing it is that of m_t.
+    """
+    ops.mul_(exp_avg_var, beta * beta)
+    if isinstance(beta, Tensor):
+        ops.add_(exp_avg_var, ops.mul(grad_var, (1 - beta) ** 2))
+    else:
+        ops.add_(exp_avg_var, grad_var, alpha=(1 - beta) ** 2)
+
+
 def as_scalar(value: float | Tensor, *, traced: bool) -> Scalar:
     """Return a number as a float, or as a double on its device where it must stay traced."""
     if not isinstance(value, Tensor):

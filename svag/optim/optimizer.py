@@ -17,6 +17,8 @@ from svag.optim.moments import as_scalar
 from svag.optim.options import Options
 from svag.optim.plan import Entry, Fused, Plan
 from svag.optim.rule import Bucket, Row, Rule
+from svag.variance import attachment
+from svag.variance.clipping import check_unscaled
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -31,7 +33,8 @@ class Dissected(Optimizer):
 
     State per parameter, as ``torch.optim.Adam`` names it and only as far as the anatomy needs it:
     ``step`` (number of steps taken), ``exp_avg`` (m before debiasing), ``exp_avg_sq`` (v before
-    debiasing), ``max_exp_avg_sq`` (amsgrad). SGD and SSD have no state. Half-precision parameters
+    debiasing), ``max_exp_avg_sq`` (amsgrad), ``exp_avg_var`` (the variance of ``exp_avg``, where
+    mini-batches give that of g). SGD and SSD have no state. Half-precision parameters
     have half-precision state, complex ones are pairs of reals.
 
     At the first step (t = 0), and at ``beta=0``, the averages hold one gradient and no variance:
@@ -94,12 +97,6 @@ class Dissected(Optimizer):
                 f"anatomy={anatomy!r} is not an Anatomy; give svag.Anatomy(...) or "
                 "svag.METHODS[key].anatomy"
             )
-        if anatomy.adapted and anatomy.variance != "moving-average":
-            raise InvalidOption(
-                f"variance={anatomy.variance!r}: nothing in this version estimates it, so the "
-                f"factor {anatomy.factor!r} has no variance to feed it; use "
-                "variance='moving-average', or factor='none'"
-            )
         self.anatomy = anatomy
         self._plan: Plan | None = None
         defaults = options.defaults(
@@ -114,7 +111,8 @@ class Dissected(Optimizer):
         )
         options.check(defaults)
         super().__init__(params, defaults)
-        self._step_supports_amp_scaling = bool(defaults["fused"])
+        # Within-batch rows have to hear of a scaler, since it does not touch their variances.
+        self._step_supports_amp_scaling = bool(defaults["fused"]) or anatomy.within_batch
 
     def __getstate__(self) -> dict[str, Any]:
         scaling = self._step_supports_amp_scaling
@@ -136,6 +134,9 @@ class Dissected(Optimizer):
             UnknownOption: the group has an option that this optimizer has not.
         """
         if isinstance(param_group, dict):
+            # A group that another optimizer has filled in says what that one was.
+            known = isinstance(param_group.get("anatomy"), str)
+            param_group = {k: v for k, v in param_group.items() if not (known and k == "anatomy")}
             options.check_names(param_group, self.defaults, type(self).__name__)
             options.check({**self.defaults, **param_group})
         super().add_param_group(param_group)
@@ -148,7 +149,8 @@ class Dissected(Optimizer):
         warning, only what was averaged is taken: this optimizer keeps its own options, the
         averages are rescaled to its betas' debiasing, so that m and v are what they were, and a
         parameter without ``exp_avg`` starts afresh. With ``exp_avg`` but no ``exp_avg_sq``, v
-        starts at m^2, which is zero variance. Pre-hooks see what has been taken.
+        starts at m^2, which is zero variance; between ``exp_avg_sq`` and the ``exp_avg_var`` of
+        within-batch rows, the variance of m is kept. Pre-hooks see what has been taken.
         """
         translated = checkpoint.translate(state_dict, self.anatomy, self.param_groups)
         super().load_state_dict(translated)
@@ -183,6 +185,8 @@ class Dissected(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.anatomy.within_batch:
+            check_unscaled(self)
         with torch.set_grad_enabled(bool(self.defaults["differentiable"])):
             if torch.compiler.is_compiling():
                 self._step_eagerly(self._entries())
@@ -193,6 +197,12 @@ class Dissected(Optimizer):
             self._step_fused(self._plan.fused)
             self._step_eagerly(self._plan.rest)
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, or set them to zero, and drop their variances."""
+        super().zero_grad(set_to_none)
+        for group in self.param_groups:
+            attachment.clear(group["params"])
 
     def _entries(self) -> list[Entry]:
         """Return every parameter that has a gradient, with its state."""
@@ -260,10 +270,15 @@ class Dissected(Optimizer):
             key = next(unique) if traced else (param.device, param.dtype, step)
             if group["differentiable"]:
                 state.update({name: state[name].clone() for name in buffers})
-            grad = local_gradient(param)
-            if grad_scale is not None:
-                grad = grad / grad_scale.to(grad.device)
+            grad = local_gradient(param).resolve_conj()
             kept = {name: local(state[name]) for name in buffers}
+            if self.anatomy.within_batch:
+                kept["grad_var"] = local(attachment.current(param))
+            if grad_scale is not None:
+                scale = grad_scale.to(grad.device)
+                grad = grad / scale
+                if self.anatomy.within_batch:
+                    kept["grad_var"] = kept["grad_var"] / scale / scale
             bucket = buckets.setdefault(key, Bucket(step))
             bucket.rows.append(Row(local(param), grad, **kept))
             bucket.places.append(place)
@@ -280,7 +295,7 @@ class Dissected(Optimizer):
         state: dict[str, Any] = self.state[param]
         buffers = _buffers(self.anatomy, group)
         if buffers and not state:
-            device = param.device if group["capturable"] or group["fused"] else None
+            device = param.device if group["capturable"] or group["fused"] else "cpu"
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
         for name in buffers:
             if name not in state:
@@ -291,7 +306,8 @@ class Dissected(Optimizer):
 
 
 def _buffers(anatomy: Anatomy, group: dict[str, Any]) -> tuple[str, ...]:
-    return anatomy.buffers + ("max_exp_avg_sq",) * group.get("amsgrad", False)
+    largest = ("max_exp_avg_sq",) if group.get("amsgrad") else ()
+    return anatomy.buffers + largest
 
 
 def _state_dtype(group: dict[str, Any], param: Tensor) -> torch.dtype:

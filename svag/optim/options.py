@@ -1,6 +1,6 @@
 """Options of a parameter group: their defaults, and the checks that every group passes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, Final, TypedDict
 
@@ -131,6 +131,7 @@ def check(group: Mapping[str, Any]) -> None:
     betas = group.get("betas", (group["beta"],) if "beta" in group else ())
     if "betas" in group and not (isinstance(betas, tuple | list) and len(betas) == 2):
         raise InvalidOption(f"Invalid betas: {betas!r}; give two decays, e.g. (0.9, 0.999)")
+    _check_tensors(group, betas)
     for index, beta in enumerate(betas):
         if not (_is_number(beta) and 0.0 <= beta < 1.0):
             raise InvalidOption(
@@ -165,6 +166,27 @@ def _check_rounding(group: Mapping[str, Any]) -> None:
         )
     if not isinstance(group["seed"], int) or not 0 <= group["seed"] < 2**32:
         raise InvalidOption(f"seed={group['seed']!r} is not an integer in [0, 2^32)")
+
+
+def _check_tensors(group: Mapping[str, Any], betas: Sequence[Any]) -> None:
+    """Refuse tensors where torch does: in lists of operations, which would have to read them."""
+    listed = group["foreach"] and not group["capturable"]
+    if listed and isinstance(group["lr"], Tensor):
+        raise InvalidOption(
+            "lr as a Tensor is not supported for capturable=False and foreach=True; "
+            "use foreach=None, or capturable=True"
+        )
+    tensors = [isinstance(beta, Tensor) for beta in betas]
+    if any(tensors) and not all(tensors):
+        raise InvalidOption("betas must be either both floats or both Tensors")
+    for index, beta in enumerate(betas):
+        if listed and tensors[index]:
+            raise InvalidOption(
+                f"betas[{index}] as a Tensor is not supported for capturable=False and "
+                "foreach=True; use foreach=None, or capturable=True"
+            )
+        if tensors[index] and beta.numel() != 1:
+            raise InvalidOption(f"Tensor betas[{index}] must be 1-element, not {beta.numel()}")
 
 
 def _check_number(key: str, words: str, value: float | Tensor) -> None:

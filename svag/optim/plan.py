@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from svag.anatomy import Anatomy
-from svag.errors import EngineUnavailable
+from svag.errors import EngineUnavailable, MissingVariance
 from svag.optim.engines import serving
 from svag.optim.engines.kernel import REAL, Kernel, kernel
 from svag.optim.local import is_distributed, local, local_gradient
 from svag.optim.rule import Rule
+from svag.variance.attachment import current
 
 Group: TypeAlias = dict[str, Any]
 State: TypeAlias = dict[str, Any]
@@ -55,8 +56,10 @@ class Fused:
         self.params = [entry.param for entry in entries]
         self.places = [entry.place for entry in entries]
         self._states = [entry.state for entry in entries]
-        self._names = kernel.columns
-        self._kept = _getter(kernel.columns)
+        self._names = [name for name in kernel.columns if name != "grad_var"]
+        self._kept = _getter(self._names)
+        self._within_batch = kernel.within_batch
+        self._complex = any(param.is_complex() for param in self.params)
         self._distributed = any(map(is_distributed, self.params))
         shards = [local(param) for param in self.params]
         engine = serving.engine(shards[0].device.type)
@@ -69,7 +72,9 @@ class Fused:
             streams=self.places,
         )
         # Held, so that nothing else can come to lie at the addresses that were seen.
-        self._buffers = [self._kept(state) for state in self._states]
+        self._buffers = list(itertools.chain.from_iterable(map(self._kept, self._states)))
+        # What can be transposed where it lies.
+        self._matrices = [t for t in [*shards, *map(local, self._buffers)] if t.dim() > 1]
         self._seen: tuple[Any, ...] | None = None
         self._grads: list[int] = []
 
@@ -77,17 +82,25 @@ class Fused:
         """Find the gradients where they are now; False if anything else has changed."""
         try:
             params = self.params
+            variances = list(map(current, params)) if self._within_batch else []
             buffers = list(itertools.chain.from_iterable(map(self._kept, self._states)))
+            if not all(map(operator.is_, buffers, self._buffers)):
+                return False
             if self._distributed:
                 grads = [local_gradient(param) for param in params]
                 params, buffers = list(map(local, params)), list(map(local, buffers))
+                variances = list(map(local, variances))
             seen = (
                 list(map(_address, params)),
                 list(map(_address, buffers)),
-                list(map(_strides, grads)),
-                [grad.dtype for grad in grads],
+                list(map(_strides, [*grads, *variances])),
+                [(grad.dtype, grad.is_neg()) for grad in [*grads, *variances]],
+                [(t.stride(), t.is_neg(), t.is_conj()) for t in self._matrices],
+                [grad.is_conj() for grad in grads] if self._complex else (),
             )
-            addresses = list(map(_address, grads))
+            addresses = list(map(_address, [*grads, *variances]))
+        except MissingVariance:
+            raise
         except (AttributeError, KeyError, RuntimeError):  # gone, or without an address
             return False
         if self._seen is None:
@@ -98,7 +111,9 @@ class Fused:
         if seen != self._seen:
             return False
         if addresses != self._grads:
-            self._table.place("grad", addresses)
+            self._table.place("grad", addresses[: len(grads)])
+            if variances:
+                self._table.place("grad_var", addresses[len(grads) :])
             self._grads = addresses
         return True
 
@@ -186,9 +201,10 @@ class Plan:
             self._settled &= reason is None
         if reason is not None and asked:
             raise EngineUnavailable(
-                f"fused=True: no fused engine can update parameter {entry.place} of shape "
-                f"{tuple(param.shape)}: {reason}; use fused=None, which leaves such parameters "
-                "to the eager engine"
+                "`fused=True` requires all the params to be floating point Tensors of supported "
+                f"devices, laid out alike with their gradients: parameter {entry.place}, "
+                f"{param.dtype} on {param.device} of shape {tuple(param.shape)}, is not: "
+                f"{reason}; fused=None leaves such parameters to the eager engine"
             )
         return key
 
@@ -207,7 +223,10 @@ class Plan:
         )
         names = [name for name in needed.columns if name not in ("step", "grad_var")]
         buffers = [local(entry.state[name]) for name in names]
-        reason = serving.mismatch(param, local_gradient(entry.param), buffers)
+        grads = [local_gradient(entry.param)]
+        if needed.within_batch:
+            grads.append(local(current(entry.param)))
+        reason = serving.mismatch(param, grads, buffers)
         odd = [
             buffer.dtype
             for buffer in buffers

@@ -39,7 +39,7 @@ class Rule(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One parameter with its gradient and buffers; None where the anatomy has no such buffer.
+    """One parameter with its gradient, their variance and its buffers; None where unneeded.
 
     Inside an engine a row may also hold lists of tensors (:mod:`svag.optim.arithmetic`).
     """
@@ -49,6 +49,8 @@ class Row(NamedTuple):
     exp_avg: Operand | None = None
     exp_avg_sq: Operand | None = None
     max_exp_avg_sq: Operand | None = None
+    exp_avg_var: Operand | None = None
+    grad_var: Operand | None = None
 
 
 @dataclass(slots=True)

@@ -369,9 +369,6 @@ ERRORS = {
         "it takes lr, beta",
     ),
     "no anatomy": (lambda p: Dissected([p], anatomy="adam"), ValueError, "svag.Anatomy"),
-    "a factor without variance": (
-        lambda p: svag.MSVAG([p], variance="within-batch"), ValueError, "no variance to feed it",
-    ),
     "a factor out of its set": (
         lambda p: Anatomy(factor="cube"), ValueError, "'none', 'svag', 'sqrt', 'erf'",
     ),

@@ -28,7 +28,7 @@ STORAGE: Final = {
 def _has_half() -> bool:
     """Whether this processor converts float16 itself."""
     features = llvmlite.binding.get_host_cpu_features()
-    return features.get("f16c", False) or features.get("fullfp16", False)
+    return bool(features.get("f16c") or features.get("fullfp16"))
 
 
 DTYPES: Final = frozenset(STORAGE) - ({torch.float16} if not _has_half() else set())

@@ -12,12 +12,12 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import carray, cfunc, types
+from numba import carray, cfunc, types  # type: ignore[attr-defined]
 from numba.core.errors import NumbaWarning
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -92,7 +92,9 @@ _SMALLEST: Final = 8192
 _LARGEST: Final = 131072
 _WORTH_A_THREAD: Final = 131072
 
-_SOURCES: Final = zlib.crc32(b"".join(Path(m.__file__).read_bytes() for m in (bits, kernels)))
+_SOURCES: Final = zlib.crc32(
+    b"".join(Path(str(module.__file__)).read_bytes() for module in (bits, kernels))
+)
 """Numba compiles anew when this file has changed, or a number that a closure refers to: this one
 stands for the files that the compiled code comes from besides."""
 
@@ -371,7 +373,7 @@ def _machine_code(kernel: Kernel | None) -> threads.Address:
         except RuntimeError:  # there is no folder to keep it in
             code = cfunc(signature, **EXACT)(function)
     _KEPT.append(code)
-    return int(code.address)
+    return cast(int, code.address)
 
 
 class Table:

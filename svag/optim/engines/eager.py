@@ -73,8 +73,8 @@ def _store(rule: Rule, row: Row, result: Row, key: Any) -> None:
 def _step(rule: Rule, step: Scalar, rows: list[Row], foreach: bool | None) -> None:
     """Update small tensors as one list, large ones one by one, in pieces that fit a cache."""
     if foreach is None and rows[0].param.device.type == "cpu":
-        listed = [row for row in rows if row.param.numel() <= _SMALL]
-        single = [row for row in rows if row.param.numel() > _SMALL]
+        listed = [row for row in rows if _listable(row)]
+        single = [row for row in rows if not _listable(row)]
     else:
         listed, single = (rows, []) if foreach or foreach is None else ([], rows)
     dtype = rows[0].param.dtype
@@ -87,6 +87,12 @@ def _step(rule: Rule, step: Scalar, rows: list[Row], foreach: bool | None) -> No
     for row in single:
         for piece in _pieces(row) if corrected else (row,):
             _update(ONE, rule, now, piece, dtype)
+
+
+def _listable(row: Row) -> bool:
+    """Whether a tensor is small, and none of a row's is a negated view, which lists refuse."""
+    small = row.param.numel() <= _SMALL
+    return small and not any(tensor is not None and tensor.is_neg() for tensor in row)
 
 
 def _pieces(row: Row) -> Iterable[Row]:
@@ -124,7 +130,7 @@ class _Now(NamedTuple):
 
 def _update(ops: Arithmetic, rule: Rule, now: _Now, operands: Row, dtype: torch.dtype) -> None:
     anatomy = rule.anatomy
-    param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq = operands
+    param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, exp_avg_var, grad_var = operands
     if rule.maximize:
         grad = ops.neg(grad)
     if isinstance(rule.weight_decay, Tensor) and not rule.decoupled:
@@ -136,7 +142,7 @@ def _update(ops: Arithmetic, rule: Rule, now: _Now, operands: Row, dtype: torch.
         ops.mul_(param, 1 - rule.lr * rule.weight_decay)
 
     variance = None
-    if anatomy.adapted and not anatomy.raw:
+    if exp_avg_sq is not None and not anatomy.raw:
         variance = _corrected_variance(ops, rule, now.step, grad, exp_avg, exp_avg_sq)
     if exp_avg is not None:
         moments.average_(ops, exp_avg, grad, rule.beta)
@@ -159,6 +165,12 @@ def _update(ops: Arithmetic, rule: Rule, now: _Now, operands: Row, dtype: torch.
         spread = dispersion(ops, variance, ops.div(exp_avg, now.weight), dtype)
         if isinstance(now.step, Tensor):
             spread = spread.masked_fill(now.step == 1, 1)
+    elif exp_avg_var is not None:
+        moments.average_variance_(ops, exp_avg_var, grad_var, rule.beta)
+        variance = ops.div(exp_avg_var, now.weight * now.weight)
+        spread = dispersion(ops, variance, ops.div(exp_avg, now.weight), dtype)
+    elif grad_var is not None:
+        spread = dispersion(ops, ops.add(grad_var, 0), grad, dtype)
 
     direction, step_size = grad, rule.lr
     if anatomy.direction == "momentum":

@@ -90,7 +90,7 @@ def kernel(
         factor=anatomy.factor,
         raw=anatomy.raw,
         adam=anatomy == _ADAM,
-        within_batch=anatomy.adapted and anatomy.variance == "within-batch",
+        within_batch=anatomy.within_batch,
         amsgrad=amsgrad,
         decays=decays,
         param=REAL.get(param, param),

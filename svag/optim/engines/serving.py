@@ -6,7 +6,7 @@ gradient and its averages correspond: they do where all are dense and laid out a
 
 import functools
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 from torch import Tensor
@@ -48,11 +48,14 @@ def refusal(param: Tensor) -> str | None:
     return None
 
 
-def mismatch(param: Tensor, grad: Tensor, buffers: Iterable[Tensor]) -> str | None:
+def mismatch(param: Tensor, grads: Sequence[Tensor], buffers: Iterable[Tensor]) -> str | None:
     """Say why a parameter cannot be updated by a fused engine with these tensors beside it."""
     if not _dense(param):
         return f"its memory has gaps or overlaps (strides {param.stride()})"
-    for name, tensor in (("gradient", grad), *(("state", buffer) for buffer in buffers)):
+    if param.is_neg() or param.is_conj():
+        return "it is a view that stands for its negative or conjugate"
+    named = [("gradient", grad) for grad in grads] + [("state", buffer) for buffer in buffers]
+    for name, tensor in named:
         if type(tensor) not in (Tensor, Parameter):
             return f"its {name} is a {type(tensor).__name__}, not a plain tensor"
         if tensor.device != param.device or tensor.shape != param.shape:
@@ -61,9 +64,8 @@ def mismatch(param: Tensor, grad: Tensor, buffers: Iterable[Tensor]) -> str | No
             return f"its {name} is laid out in another way ({tensor.stride()}, {param.stride()})"
         if tensor.is_neg() or tensor.is_conj():
             return f"its {name} is a view that stands for its negative or conjugate"
-    if grad.dtype != param.dtype:
-        return f"its gradient is {grad.dtype}, not {param.dtype}"
-    return None
+    odd = [grad.dtype for grad in grads if grad.dtype != param.dtype]
+    return f"its gradient is {odd[0]}, not {param.dtype}" if odd else None
 
 
 def _dense(tensor: Tensor) -> bool:

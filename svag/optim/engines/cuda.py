@@ -1,0 +1,264 @@
+"""The rule on a GPU: one launch of one Triton kernel over the elements of all tensors.
+
+As on a CPU (:mod:`svag.optim.engines.cpu`), a table holds the addresses of each tensor and a
+second one cuts the tensors into chunks; a program of the grid takes a chunk. The tables lie on the
+device, and so does whatever changes from step to step: the kernel reads the step, the scale of
+the loss and whether to leave the step out, so that nothing is waited for and a captured CUDA
+graph does at every replay what the step would have done.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
+
+import numpy as np
+import torch
+import triton.language as tl
+from numpy.typing import NDArray
+from torch import Tensor
+
+from svag.optim.engines.kernel import ADDRESSES, OPTIONS, Kernel, options
+from svag.optim.engines.triton_kernel import step_kernel
+from svag.optim.rule import Rule
+
+# bfloat16 is rounded by its bits, as on a CPU, so the kernel loads it as integers.
+_STORAGE: Final = {
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+    torch.bfloat16: tl.uint16,
+    torch.float16: tl.float16,
+}
+
+DTYPES: Final = frozenset(_STORAGE)
+"""Dtypes of parameters and averages that this engine updates."""
+
+# Reckoned for an H100 (132 multiprocessors, 3.35 TB/s), not measured. 16 bytes a load and thread
+# of each float32 tensor, twice: a program of 4 warps has 32 KB of M-SVAG's four tensors under way,
+# and Little's law asks for 18 KB a multiprocessor. At 8 programs on each, about 1000 run at once:
+# chunks are made so small that there are ten times as many, so that they end together, but not
+# smaller than pays for a program's start (some 2000 cycles of loads that wait for each other, all
+# hidden behind other programs' traffic), nor larger than helps.
+_BLOCK: Final = 1024
+_WARPS: Final = 4
+_PROGRAMS: Final = 16384
+_SMALLEST: Final = 4096
+_LARGEST: Final = 65536
+
+# What captured graphs read and write. Nothing says when a graph is destroyed, and it may outlive
+# its optimizer's tables, so these few kilobytes a capture are never freed.
+_CAPTURED: Final[list[Any]] = []
+
+
+_ADDRESS: Final = {name: place for place, name in enumerate(ADDRESSES.names or ())}
+_OPTION: Final = {name: place for place, name in enumerate(OPTIONS.names or ())}
+
+
+class _Mirror:
+    """A table that the host writes, and its copy on the device."""
+
+    def __init__(self, table: NDArray[Any], device: torch.device) -> None:
+        self.table = table
+        self._device = device
+        self._copy = torch.empty(table.shape, dtype=_dtype(table), device=device)
+        self._stale = True
+        self._spare: Tensor | None = self._pinned()
+
+    def write(self, index: Any, values: Any) -> None:
+        """Change some of the numbers."""
+        self.table[index] = values
+        self._stale = True
+
+    def current(self) -> Tensor:
+        """Return the copy on the device, brought up to date."""
+        if self._stale:
+            # torch keeps pinned memory from being used again before the copy has been made.
+            self._copy.copy_(self._filled(self._pinned()), non_blocking=True)
+            self._stale = False
+        if self._spare is None:
+            self._spare = self._pinned()
+        return self._copy
+
+    def captured(self) -> Tensor:
+        """Return a copy on the device that belongs to the graph being captured.
+
+        A capture records the copying but does none of it, and every replay does it again. So the
+        graph gets a host table that nothing writes any more and a device table that no other step
+        reads: neither a replay nor a step between replays can then change what the other sees. The
+        host table was allocated beforehand, since allocating pinned memory may wait for events,
+        which a capture forbids.
+        """
+        source = self._filled(self._pinned() if self._spare is None else self._spare)
+        self._spare = None
+        copy = torch.empty_like(self._copy)
+        copy.copy_(source, non_blocking=True)
+        _CAPTURED.append((source, copy))
+        return copy
+
+    def _pinned(self) -> Tensor:
+        pinned = self._device.type == "cuda"
+        return torch.empty(self.table.shape, dtype=_dtype(self.table), pin_memory=pinned)
+
+    def _filled(self, host: Tensor) -> Tensor:
+        host.numpy()[...] = self.table
+        return host
+
+
+class Table:
+    """The tensors that one kernel updates in one launch.
+
+    Args:
+        kernel: what their update is made of.
+        device: the GPU; the CPU in Triton's interpreter.
+        sizes: their numbers of elements, complex ones counting twice.
+        groups: the row of options that each of them takes.
+        streams: numbers that tell their noise in stochastic rounding apart.
+        chunk: elements that a program updates.
+        block: elements that it updates at a time, a power of 2.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        device: torch.device,
+        *,
+        sizes: Sequence[int],
+        groups: Sequence[int],
+        streams: Sequence[int],
+        chunk: int | None = None,
+        block: int | None = None,
+    ) -> None:
+        self._device = device
+        self._used = sorted(set(groups))
+        self._addresses = _Mirror(np.zeros((len(sizes), len(_ADDRESS)), np.int64), device)
+        self._options = _Mirror(np.zeros((max(groups) + 1, len(_OPTION)), np.float64), device)
+        self._rows: list[tuple[float, ...]] = []
+        wide = torch.float64 in (kernel.param, kernel.state)
+        chunks, counts = _chunks(sizes, chunk or _chunk_size(sum(sizes)))
+        tensors = np.stack([np.array(groups), np.array(streams), counts], axis=1).astype(np.int64)
+        self._programs = len(chunks)
+        self._fixed = (
+            torch.from_numpy(chunks).to(device),
+            torch.from_numpy(tensors).to(device),
+        )
+        self._finished = torch.zeros(len(sizes), dtype=torch.int32, device=device)
+        self._no_scale = torch.ones((), dtype=torch.float32, device=device)
+        self._no_inf = torch.zeros((), dtype=torch.float32, device=device)
+        self._switches = {
+            **_switches(kernel),
+            "block": block or (_BLOCK // 2 if wide else _BLOCK),
+            "num_warps": _WARPS,
+            # Products stay out of sums, as in the other engines and in torch.
+            "enable_fp_fusion": False,
+        }
+
+    def place(self, column: str, addresses: Sequence[int]) -> None:
+        """Say where the tensors of one column are."""
+        self._addresses.write((slice(None), _ADDRESS[column]), addresses)
+
+    def launch(
+        self, rules: Sequence[Rule], grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> None:
+        """Take a step with every tensor, each by its group's rule.
+
+        A step size, decay rate or weight decay that is a tensor on the device is not read here: the
+        kernel finds its value at the time, also when a captured graph is replayed.
+        """
+        with _on(self._device):
+            scale = self._no_scale if grad_scale is None else self._scalar(grad_scale)
+            skip = self._no_inf if found_inf is None else self._scalar(found_inf)
+            numbers, tensors = zip(*(self._row(rules[group]) for group in self._used), strict=True)
+            if list(numbers) != self._rows:
+                self._rows = list(numbers)
+                self._options.write(self._used, self._rows)
+            if self._captures():
+                addresses, row_table = self._addresses.captured(), self._options.captured()
+                _CAPTURED.append((self._fixed, self._finished, scale, skip))
+            else:
+                addresses, row_table = self._addresses.current(), self._options.current()
+            for group, of_group in zip(self._used, tensors, strict=True):
+                for column, tensor in of_group.items():
+                    row_table[group, column].copy_(tensor.reshape(()))
+            step_kernel[(self._programs,)](
+                *self._fixed,
+                addresses,
+                row_table,
+                self._finished,
+                scale,
+                skip,
+                aligned=self._aligned(),
+                **self._switches,
+            )
+
+    def _row(self, rule: Rule) -> tuple[tuple[float, ...], dict[int, Tensor]]:
+        """Return a group's row of options, and the columns of it that tensors on the device give.
+
+        Those are NaN in the row.
+        """
+        decay = "decoupled_weight_decay" if rule.decoupled else "weight_decay"
+        columns = {"lr": "lr", "beta": "beta", "beta2": "beta2", "weight_decay": decay}
+        tensors = {
+            name: value
+            for name in columns
+            if isinstance(value := getattr(rule, name), Tensor) and value.device == self._device
+        }
+        unread: dict[str, Any] = dict.fromkeys(tensors, math.nan)
+        row = options(rule._replace(**unread), grad_scale=1.0)
+        places = {_OPTION[columns[name]]: value for name, value in tensors.items()}
+        return row, places
+
+    def _scalar(self, value: Tensor) -> Tensor:
+        return value.to(self._device, torch.float32, non_blocking=True)
+
+    def _captures(self) -> bool:
+        return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+    def _aligned(self) -> bool:
+        """Whether 16 bytes can be loaded at once from every tensor, the step aside."""
+        return not np.any(self._addresses.table[:, : _ADDRESS["step"]] & 15)
+
+
+def _on(device: torch.device) -> AbstractContextManager[None]:
+    """Make a device the one that Triton launches on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _dtype(table: NDArray[Any]) -> torch.dtype:
+    return torch.float64 if table.dtype == np.float64 else torch.int64
+
+
+def _switches(kernel: Kernel) -> dict[str, Any]:
+    """Return the constants that a kernel is compiled with."""
+    real = np.finfo(np.float64 if kernel.param == torch.float64 else np.float32)
+    tiny = float(real.tiny)
+    names = ("momentum", "sign", "factor", "raw", "adam", "within_batch", "amsgrad", "decays")
+    kept = ("averages_gradient", "averages_square", "dither_param", "dither_state")
+    return {
+        **{name: getattr(kernel, name) for name in (*names, *kept)},
+        "counts": "step" in kernel.columns,
+        "stored": _STORAGE[kernel.param],
+        "kept": _STORAGE[kernel.state],
+        "real": tl.float64 if kernel.param == torch.float64 else tl.float32,
+        "tiny": tiny,
+        "root_tiny": tiny**0.5,
+        "huge": float(real.max),
+    }
+
+
+def _chunk_size(elements: int) -> int:
+    """Cut finely enough to occupy all multiprocessors to the end, and no finer."""
+    share = elements // _PROGRAMS
+    return max(_SMALLEST, min(_LARGEST, share // _SMALLEST * _SMALLEST))
+
+
+def _chunks(sizes: Sequence[int], chunk: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return tensor, first element and size of every chunk, and how many each tensor has.
+
+    An empty tensor has one as well, which counts its step.
+    """
+    lengths = np.array(sizes, np.int64)
+    counts = np.maximum(1, -(-lengths // chunk))
+    tensor = np.repeat(np.arange(len(lengths)), counts)
+    begin = (np.arange(len(tensor)) - np.repeat(np.cumsum(counts) - counts, counts)) * chunk
+    size = np.minimum(chunk, lengths[tensor] - begin)
+    return np.stack([tensor, begin, size], axis=1), counts

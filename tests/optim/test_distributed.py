@@ -1,0 +1,164 @@
+"""Two processes over gloo: DDP, FSDP2, DTensors and distributed checkpoints, against one process.
+
+Everything is in float64, so that the order in which ranks add their gradients does not matter.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from svag import METHODS
+
+from . import distributed_worker as worker
+
+WORKER = Path(worker.__file__)
+LIMIT = 240.0  # seconds until two processes that wait for each other are given up
+BUFFERS = {
+    **{key: set(row.anatomy.buffers) for key, row in METHODS.items()},
+    "m-ssd-erf": {"exp_avg", "exp_avg_sq"},
+}
+
+every_make = pytest.mark.parametrize("name", worker.MAKES)
+every_way = pytest.mark.parametrize("way", worker.FLAGS)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What came of all scenarios, for each rank; where a process ends badly, its last words."""
+    folder = tmp_path_factory.mktemp("distributed")
+    processes = []
+    for rank in range(worker.WORLD):
+        command = [sys.executable, str(WORKER), str(rank), str(folder)]
+        with (folder / f"{rank}.txt").open("w") as file:
+            processes.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT))
+    give_up = time.monotonic() + LIMIT
+    try:
+        while any(process.poll() is None for process in processes):
+            failed = any(process.poll() for process in processes)
+            if failed or time.monotonic() > give_up:
+                break
+            time.sleep(0.02)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    ranks = range(worker.WORLD)
+    words = "\n".join((folder / f"{rank}.txt").read_text()[-3000:] for rank in ranks)
+    assert [process.returncode for process in processes] == [0, 0], words
+    return [torch.load(folder / f"ends-{rank}.pt", weights_only=True) for rank in ranks]
+
+
+def came_of(both: list[dict[str, Any]], scenario: str, case: str) -> Any:
+    """The values on rank 0; where a rank failed in this case, it fails here with those words."""
+    for rank in both:
+        assert not isinstance(rank[scenario][case], str), rank[scenario][case]
+    return both[0][scenario][case]
+
+
+def alone(name: str, steps: int = worker.STEPS) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The same run in this process: whole batches, whole tensors, a for-loop."""
+    net = worker.model()
+    optimizer = worker.MAKES[name](net.parameters(), **worker.OPTIONS, foreach=False)
+    worker.descend(net, optimizer, range(steps), slice(None))
+    return net, optimizer
+
+
+def assert_same(ours: list[Tensor], theirs: Any, bound: float = 1e-10) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=bound, atol=bound)
+
+
+def test_the_runs_go_somewhere() -> None:
+    start, (net, _) = worker.model(), alone("m-svag")
+    for p, q in zip(start.parameters(), net.parameters(), strict=True):
+        assert not torch.allclose(p, q, rtol=1e-3, atol=1e-3)
+
+
+@every_way
+@every_make
+def test_two_replicas_train_as_one_process(both: list[dict[str, Any]], name: str, way: str) -> None:
+    assert_same(came_of(both, "ddp", f"{name}, {way}"), alone(name)[0].parameters())
+
+
+def test_state_may_be_spread_over_replicas(both: list[dict[str, Any]]) -> None:
+    assert_same(
+        came_of(both, "ddp", "m-svag, ZeroRedundancyOptimizer"), alone("m-svag")[0].parameters()
+    )
+
+
+@every_way
+@every_make
+def test_fully_sharded_parameters_train_as_whole_ones(
+    both: list[dict[str, Any]], name: str, way: str
+) -> None:
+    net, optimizer = alone(name)
+    ends = came_of(both, "fsdp", f"{name}, {way}")
+    assert_same(ends["parameters"], net.parameters())
+    for p, state in zip(net.parameters(), ends["state"], strict=True):
+        assert state.keys() == optimizer.state[p].keys()
+        assert_same(list(state.values()), optimizer.state[p].values())
+
+
+@every_way
+@every_make
+def test_sharded_state_is_placed_as_its_parameter(
+    both: list[dict[str, Any]], name: str, way: str
+) -> None:
+    step = {"step": False} if BUFFERS[name] else {}
+    expected = {**step, **dict.fromkeys(BUFFERS[name], True)}
+    assert came_of(both, "fsdp", f"{name}, {way}")["placed"] == expected
+
+
+@pytest.mark.parametrize("form", ["nested", "flat"])
+@every_make
+def test_a_distributed_checkpoint_resumes_exactly(
+    both: list[dict[str, Any]], name: str, form: str
+) -> None:
+    ends = came_of(both, "checkpoints", f"{name}, {form}")
+    assert all(map(torch.equal, ends["resumed"], ends["straight"]))
+    assert ends["lr"] == worker.OPTIONS["lr"]
+    assert ends["steps"] == ([worker.STEPS] if BUFFERS[name] else [])
+    assert_same(ends["resumed"], alone(name)[0].parameters())
+
+
+@pytest.mark.parametrize("form", ["nested", "flat"])
+@every_make
+def test_state_made_to_be_loaded_into_moves_no_parameter(
+    both: list[dict[str, Any]], name: str, form: str
+) -> None:
+    """torch makes it by a step with lr = 0 and gradients of zero."""
+    before = came_of(both, "checkpoints", f"{name}, {form}")["before loading"]
+    assert all(map(torch.equal, before, (p.detach() for p in worker.model().parameters())))
+
+
+@pytest.mark.parametrize("name", worker.STATEFUL)
+def test_a_gathered_state_is_that_of_one_process_and_can_be_spread_again(
+    both: list[dict[str, Any]], name: str
+) -> None:
+    ends = came_of(both, "gathered", f"{name}, full")
+    net, optimizer = alone(name, worker.STEPS // 2)
+    for label, p in net.named_parameters():
+        state = ends["state"].get(label, {})
+        assert set(state) == set(optimizer.state[p])
+        assert_same([state[key] for key in optimizer.state[p]], optimizer.state[p].values())
+    assert all(map(torch.equal, ends["resumed"], ends["straight"]))
+
+
+@pytest.mark.parametrize("way", [*worker.FLAGS, "capturable"])
+@every_make
+def test_dtensors_of_any_placement_step_as_plain_tensors_beside_a_plain_one(
+    both: list[dict[str, Any]], name: str, way: str
+) -> None:
+    params = [nn.Parameter(value) for value in worker.plain_values()]
+    optimizer = worker.MAKES[name](params, **worker.OPTIONS, foreach=False)
+    for n in range(worker.STEPS):
+        for p, gradient in zip(params, worker.plain_gradients(n), strict=True):
+            p.grad = gradient
+        optimizer.step()
+    assert_same(came_of(both, "dtensors", f"{name}, {way}"), params)
