@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from svag.anatomy import Anatomy
-from svag.errors import EngineUnavailable, MissingVariance
+from svag.errors import EngineUnavailable
 from svag.optim.engines import serving
 from svag.optim.engines.kernel import REAL, Kernel, kernel
 from svag.optim.local import is_distributed, local, local_gradient
@@ -38,6 +38,8 @@ _DECISIVE = (
 
 _address: Final = Tensor.data_ptr
 _strides: Final = Tensor.stride
+_is_neg: Final = Tensor.is_neg
+_is_conj: Final = Tensor.is_conj
 
 
 class Entry(NamedTuple):
@@ -57,7 +59,6 @@ class Fused:
         self.places = [entry.place for entry in entries]
         self._states = [entry.state for entry in entries]
         self._names = [name for name in kernel.columns if name != "grad_var"]
-        self._kept = _getter(self._names)
         self._within_batch = kernel.within_batch
         self._complex = any(param.is_complex() for param in self.params)
         self._distributed = any(map(is_distributed, self.params))
@@ -72,7 +73,8 @@ class Fused:
             streams=self.places,
         )
         # Held, so that nothing else can come to lie at the addresses that were seen.
-        self._buffers = list(itertools.chain.from_iterable(map(self._kept, self._states)))
+        self._values = _flat(map(dict.values, self._states))
+        self._buffers = _flat(map(_getter(self._names), self._states))
         # What can be transposed where it lies.
         self._matrices = [t for t in [*shards, *map(local, self._buffers)] if t.dim() > 1]
         self._seen: tuple[Any, ...] | None = None
@@ -80,28 +82,27 @@ class Fused:
 
     def follow(self, grads: list[Tensor]) -> bool:
         """Find the gradients where they are now; False if anything else has changed."""
+        values = _flat(map(dict.values, self._states))
+        if len(values) != len(self._values) or not all(map(operator.is_, values, self._values)):
+            return False
+        params, buffers = self.params, self._buffers
+        if self._within_batch:
+            grads = [*grads, *map(current, params)]
         try:
-            params = self.params
-            variances = list(map(current, params)) if self._within_batch else []
-            buffers = list(itertools.chain.from_iterable(map(self._kept, self._states)))
-            if not all(map(operator.is_, buffers, self._buffers)):
-                return False
             if self._distributed:
-                grads = [local_gradient(param) for param in params]
+                grads = [*map(local_gradient, params), *map(local, grads[len(params) :])]
                 params, buffers = list(map(local, params)), list(map(local, buffers))
-                variances = list(map(local, variances))
+            if any(map(_is_neg, grads)) or (self._complex and any(map(_is_conj, grads))):
+                return False
             seen = (
                 list(map(_address, params)),
                 list(map(_address, buffers)),
-                list(map(_strides, [*grads, *variances])),
-                [(grad.dtype, grad.is_neg()) for grad in [*grads, *variances]],
+                list(map(_strides, grads)),
+                [grad.dtype for grad in grads],
                 [(t.stride(), t.is_neg(), t.is_conj()) for t in self._matrices],
-                [grad.is_conj() for grad in grads] if self._complex else (),
             )
-            addresses = list(map(_address, [*grads, *variances]))
-        except MissingVariance:
-            raise
-        except (AttributeError, KeyError, RuntimeError):  # gone, or without an address
+            addresses = list(map(_address, grads))
+        except (AttributeError, RuntimeError):  # gone, or without an address
             return False
         if self._seen is None:
             self._table.place("param", seen[0])
@@ -111,9 +112,9 @@ class Fused:
         if seen != self._seen:
             return False
         if addresses != self._grads:
-            self._table.place("grad", addresses[: len(grads)])
-            if variances:
-                self._table.place("grad_var", addresses[len(grads) :])
+            self._table.place("grad", addresses[: len(params)])
+            if self._within_batch:
+                self._table.place("grad_var", addresses[len(params) :])
             self._grads = addresses
         return True
 
@@ -155,9 +156,8 @@ class Plan:
         states: Mapping[Tensor, State],
         entries: Sequence[Entry],
     ) -> None:
-        params = _params(groups)
-        self._ids = [id(param) for param in params]
-        self._absent = [param.grad is None for param in params]
+        self._params = _params(groups)
+        self._absent = [param.grad is None for param in self._params]
         self._options = _decisive(groups)
         self._settled = True
         self.rest: list[Entry] = []
@@ -167,7 +167,7 @@ class Plan:
             (self.rest if key is None else tables.setdefault(key, [])).append(entry)
         self.fused = [Fused(kernel, of_kernel) for (_, kernel), of_kernel in tables.items()]
         self._states = list(states.values())
-        if not self._follow([param.grad for param in params]):
+        if not self._follow([param.grad for param in self._params]):
             raise AssertionError("a tensor has moved while it was looked at")
 
     def holds(self, groups: Sequence[Group], states: Mapping[Tensor, State]) -> bool:
@@ -176,7 +176,8 @@ class Plan:
         grads = [param.grad for param in params]
         return (
             self._settled
-            and list(map(id, params)) == self._ids
+            and len(params) == len(self._params)
+            and all(map(operator.is_, params, self._params))
             and [grad is None for grad in grads] == self._absent
             and _decisive(groups) == self._options
             and len(states) == len(self._states)
@@ -184,8 +185,12 @@ class Plan:
             and self._follow(grads)
         )
 
-    def _follow(self, grads: Sequence[Any]) -> bool:
-        return all(fused.follow([grads[place] for place in fused.places]) for fused in self.fused)
+    def _follow(self, grads: list[Any]) -> bool:
+        whole = len(self.fused) == 1 and len(self.fused[0].places) == len(grads)
+        return all(
+            fused.follow(grads if whole else [grads[place] for place in fused.places])
+            for fused in self.fused
+        )
 
     def _assign(
         self, anatomy: Anatomy, group: Group, entry: Entry
@@ -245,6 +250,10 @@ def _settle_step(state: State, param: Tensor) -> None:
     step = state.get("step")
     if step is not None and (step.device != param.device or step.dtype != torch.float32):
         state["step"] = step.to(param.device, torch.float32)
+
+
+def _flat(parts: Iterable[Iterable[Any]]) -> list[Any]:
+    return list(itertools.chain.from_iterable(parts))
 
 
 def _getter(names: Sequence[str]) -> Callable[[State], tuple[Tensor, ...]]:

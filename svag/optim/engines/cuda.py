@@ -8,6 +8,8 @@ graph does at every replay what the step would have done.
 """
 
 import math
+import os
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
@@ -17,10 +19,21 @@ import torch
 import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
+from triton import knobs
 
 from svag.optim.engines.kernel import ADDRESSES, OPTIONS, Kernel, options
 from svag.optim.engines.triton_kernel import step_kernel
 from svag.optim.rule import Rule
+
+if not (
+    knobs.runtime.interpret
+    or knobs.build.impl
+    or os.environ.get("CC")
+    or shutil.which("gcc")
+    or shutil.which("clang")
+):
+    # Triton would say so too, but only in the first step.
+    raise ImportError("it needs a C compiler and there is none: install gcc or clang, or set CC")
 
 # bfloat16 is rounded by its bits, as on a CPU, so the kernel loads it as integers.
 _STORAGE: Final = {
@@ -33,12 +46,12 @@ _STORAGE: Final = {
 DTYPES: Final = frozenset(_STORAGE)
 """Dtypes of parameters and averages that this engine updates."""
 
-# Reckoned for an H100 (132 multiprocessors, 3.35 TB/s), not measured. 16 bytes a load and thread
-# of each float32 tensor, twice: a program of 4 warps has 32 KB of M-SVAG's four tensors under way,
-# and Little's law asks for 18 KB a multiprocessor. At 8 programs on each, about 1000 run at once:
-# chunks are made so small that there are ten times as many, so that they end together, but not
-# smaller than pays for a program's start (some 2000 cycles of loads that wait for each other, all
-# hidden behind other programs' traffic), nor larger than helps.
+# Reckoned for an H100 (132 multiprocessors, 3.35 TB/s), not measured. A thread loads 16 bytes at
+# once, twice from each float32 tensor, so a program has 16 KB of M-SVAG's four tensors under way.
+# With 77 registers a thread, 6 programs fit on a multiprocessor: 96 KB, where bandwidth times
+# latency (700 ns) asks for 18. About 800 programs run at once, and there are some ten times as
+# many chunks, so that they end together. A program starts with 2000 cycles of loads that wait for
+# one another, about 5 % of the time that the smallest chunk takes, behind others' traffic.
 _BLOCK: Final = 1024
 _WARPS: Final = 4
 _PROGRAMS: Final = 16384
@@ -113,8 +126,6 @@ class Table:
         sizes: their numbers of elements, complex ones counting twice.
         groups: the row of options that each of them takes.
         streams: numbers that tell their noise in stochastic rounding apart.
-        chunk: elements that a program updates.
-        block: elements that it updates at a time, a power of 2.
     """
 
     def __init__(
@@ -125,16 +136,13 @@ class Table:
         sizes: Sequence[int],
         groups: Sequence[int],
         streams: Sequence[int],
-        chunk: int | None = None,
-        block: int | None = None,
     ) -> None:
         self._device = device
         self._used = sorted(set(groups))
         self._addresses = _Mirror(np.zeros((len(sizes), len(_ADDRESS)), np.int64), device)
         self._options = _Mirror(np.zeros((max(groups) + 1, len(_OPTION)), np.float64), device)
         self._rows: list[tuple[float, ...]] = []
-        wide = torch.float64 in (kernel.param, kernel.state)
-        chunks, counts = _chunks(sizes, chunk or _chunk_size(sum(sizes)))
+        chunks, counts = _chunks(sizes, _chunk_size(sum(sizes)))
         tensors = np.stack([np.array(groups), np.array(streams), counts], axis=1).astype(np.int64)
         self._programs = len(chunks)
         self._fixed = (
@@ -146,7 +154,7 @@ class Table:
         self._no_inf = torch.zeros((), dtype=torch.float32, device=device)
         self._switches = {
             **_switches(kernel),
-            "block": block or (_BLOCK // 2 if wide else _BLOCK),
+            "block": _BLOCK // 2 if kernel.param == torch.float64 else _BLOCK,
             "num_warps": _WARPS,
             # Products stay out of sums, as in the other engines and in torch.
             "enable_fp_fusion": False,
