@@ -19,6 +19,12 @@ _HOME = {
     "MSVAG": "svag.optim",
     "Adam": "svag.optim",
     "AdamStar": "svag.optim",
+    "within_batch_variance": "svag.variance",
+    "micro_batch_variance": "svag.variance",
+    "rank_variance": "svag.variance",
+    "clip_grad_norm_": "svag.variance",
+    "clip_grad_value_": "svag.variance",
+    "unscale_": "svag.variance",
 }
 
 __all__ = [*_HOME, "__version__"]

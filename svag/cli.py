@@ -1,9 +1,9 @@
 """The ``svag`` command: parse, call, print."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -11,6 +11,9 @@ from rich.table import Table
 
 from svag.anatomy import METHODS, PAPER_METHODS, method
 from svag.errors import InvalidOption, RecordError, SvagError
+
+if TYPE_CHECKING:
+    from svag.bench.step import Row as StepRow
 
 app = typer.Typer(
     help="Adam taken apart: does its sign or its variance adaptation help, on your own problem?",
@@ -98,7 +101,7 @@ def compare(
         if workers > 1:
             executor = pool.Pool(pool.Place(problem, data_dir, directory), workers)
         console.print(
-            f"{task.name}: {', '.join(METHODS[key].name for key in study.methods)}; "
+            f"{task.name}: {', '.join(method(key).name for key in study.methods)}; "
             f"{study.steps} steps a run, {study.seeds} seeds, "
             f"{workers} worker{'s' * (workers > 1)}; records in {directory}",
             highlight=False,
@@ -211,28 +214,96 @@ def bench_runner(
     print(runner.measure(task, problems.load(task, data_dir), steps=steps, rounds=rounds))
 
 
+@bench.command("variance")
+def bench_variance(
+    workload: Annotated[
+        list[str] | None, typer.Option(help="One of the workloads; may be given again.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved timings.")] = 7,
+) -> None:
+    """Time the within-batch variance as a multiple of a plain forward and backward pass."""
+    from svag.bench import variance
+
+    known = variance.workloads()
+    for name in workload or known:
+        if name not in known:
+            raise InvalidOption(f"--workload {name!r}; known: {', '.join(known)}")
+        print(variance.measure(known[name](), rounds=rounds))
+
+
 @bench.command("step")
 def bench_step(
-    rounds: Annotated[int, typer.Option(min=1, help="Steps of every optimizer.")] = 30,
+    rounds: Annotated[int, typer.Option(min=2, help="Steps of every optimizer.")] = 30,
+    device: Annotated[
+        Literal["cpu", "cuda"], typer.Option(help="Where the parameters are.")
+    ] = "cpu",
+    layout: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Of parameters, such as 2c2d; or all.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="torch's; as many as it chooses by default.")
+    ] = None,
+    first_step: Annotated[
+        bool,
+        typer.Option("--first-step", help="Time what a process's first step costs, instead."),
+    ] = False,
 ) -> None:
-    """Time an optimizer's step against the better of torch's non-fused Adams."""
+    """Time an optimizer's step against torch's, interleaved, and against copying as many bytes."""
+    import torch
+
     from svag.bench import step
 
-    table = Table(
-        "parameters",
-        *(f"{name}\nms" for name in step.PEERS),
-        *(f"{name}\nms (ratio)" for name in step.OURS),
-        box=None,
-        pad_edge=False,
-    )
-    for layout, shapes in step.layouts().items():
-        timing = step.measure(layout, shapes, rounds=rounds)
-        peers = (f"{timing.milliseconds[name]:.3f}" for name in step.PEERS)
-        ours = (
-            f"{timing.milliseconds[name]:.3f} ({timing.ratios[name]:.2f})" for name in step.OURS
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if first_step:
+        columns = ("optimizer", "first step on a machine\ns", "in a later process\ns")
+        table = Table(*columns, box=None, pad_edge=False)
+        for one in step.first_steps():
+            table.add_row(one.name, f"{one.empty_cache:.2f}", f"{one.filled_cache:.2f}")
+        Console().print(table, highlight=False)
+        return
+    names = step.choose(layout or [], device)
+    print("; ".join(step.remarks(device)))
+    shown = step.has_targets(device)
+    missed = []
+    for name in names:
+        rows = step.measure(name, rounds=rounds, device=device)
+        Console(width=max(200, Console().width)).print(_step_table(rows, shown), highlight=False)
+        goals = [(row, *goal) for row in rows for goal in row.goals.items()]
+        missed += [f"{row.name} on {name}, {what}" for row, what, (_, met) in goals if not met]
+    if shown:
+        print(f"targets missed: {'; '.join(missed) or 'none'}")
+
+
+def _step_table(rows: "Iterable[StepRow]", shown: bool) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in (
+        *("parameters", "optimizer", "ms", "peer", "ratio (quartiles)", "target"),
+        *("bytes/\nelement", "GB/s", "share\nof copy", "target", "state bytes/\nelement"),
+        "allocated",
+    ):
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        goals = row.goals if shown else {}
+        table.add_row(
+            row.layout,
+            row.name,
+            f"{row.milliseconds:.3f}",
+            row.peer,
+            row.ratio and "{1:.3f} ({0:.3f}-{2:.3f})".format(*row.ratio),
+            _goal("<=", goals.get("ratio")),
+            f"{row.moved:.4g}",
+            f"{row.bandwidth:.1f}",
+            row.share and f"{row.share.median:.2f}",
+            _goal(">=", goals.get("share")),
+            None if row.state is None else f"{row.state:.2f}",
+            None if row.allocated is None else f"{row.allocated / 1e3:.0f} kB",
         )
-        table.add_row(layout, *peers, *ours)
-    Console(width=max(130, Console().width)).print(table, highlight=False)
+    return table
+
+
+def _goal(relation: str, goal: tuple[float, bool] | None) -> str:
+    return "" if goal is None else f"{relation} {goal[0]:.2f} {'met' if goal[1] else 'missed'}"
 
 
 def _report(directory: Path, console: Console, lrs: Mapping[str, float], **wanted: object) -> None:

@@ -7,7 +7,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from svag.anatomy import METHODS
+from svag.anatomy import method
 from svag.lab.pool import Event
 from svag.lab.records import Record, Run
 
@@ -84,7 +84,7 @@ def _line(run: Run, record: Record, *, reused: bool) -> str:
     else:
         outcome = record.status
     note = "  (recorded earlier)" if reused else ""
-    return f"{METHODS[run.method].name:<7} lr {run.lr:<8g} seed {run.seed:<3} {outcome}{note}"
+    return f"{method(run.method).name:<7} lr {run.lr:<8g} seed {run.seed:<3} {outcome}{note}"
 
 
 def _duration(seconds: float) -> str:

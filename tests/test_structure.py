@@ -30,15 +30,32 @@ FLOORS = (
         "svag.theory.figures.generalization",
     ),
     ("svag.theory.figures.quadratics",),
-    ("svag.variance.attachment",),
-    ("svag.variance.clipping", "svag.variance.micro_batches", "svag.variance.ranks"),
-    ("svag.variance.noise",),
+    ("svag.variance.attachment", "svag.variance.layout"),
+    (
+        "svag.variance.clipping",
+        "svag.variance.micro_batches",
+        "svag.variance.ranks",
+        "svag.variance.noise",
+        "svag.variance.contributions",
+    ),
+    ("svag.variance.convolution", "svag.variance.recorder"),
+    ("svag.variance.interception",),
+    ("svag.variance.layers", "svag.variance.cells"),
+    ("svag.variance.generic",),
+    ("svag.variance.recurrent", "svag.variance.independence"),
+    ("svag.variance.per_example",),
+    ("svag.variance",),
     ("svag.optim.arithmetic", "svag.optim.local"),
     ("svag.optim.moments", "svag.optim.rule", "svag.optim.rounding"),
     ("svag.optim.factors", "svag.optim.checkpoint", "svag.optim.options"),
     ("svag.optim.engines", "svag.optim.engines.kernel", "svag.optim.engines.threads"),
-    ("svag.optim.engines.bits",),
-    ("svag.optim.engines.eager", "svag.optim.engines.cpu", "svag.optim.engines.serving"),
+    ("svag.optim.engines.bits", "svag.optim.engines.triton_kernel"),
+    (
+        "svag.optim.engines.eager",
+        "svag.optim.engines.cpu",
+        "svag.optim.engines.cuda",
+        "svag.optim.engines.serving",
+    ),
     ("svag.optim.plan",),
     ("svag.optim.optimizer",),
     ("svag.optim.methods",),
@@ -57,7 +74,7 @@ FLOORS = (
     ("svag.lab.train",),
     ("svag.lab.pool",),
     ("svag.lab.protocol",),
-    ("svag.progress", "svag.bench", "svag.bench.runner", "svag.bench.step"),
+    ("svag.progress", "svag.bench", "svag.bench.runner", "svag.bench.step", "svag.bench.variance"),
     ("svag.cli",),
     ("svag.__main__",),
 )
@@ -65,6 +82,7 @@ FLOORS = (
 APART = {
     "svag.theory": ("svag.optim", "svag.problems", "svag.lab", "svag.report", "torch"),
     "svag.optim": ("svag.problems", "svag.lab", "svag.report"),
+    "svag.variance": ("svag.optim", "svag.problems", "svag.lab", "svag.report", "svag.theory"),
     "svag.problems": ("svag.optim", "svag.lab", "svag.report"),
     "svag.lab.analysis": ("svag.lab.train", "svag.lab.pool", "svag.problems", "torch"),
     "svag.report": ("svag.lab.train", "svag.lab.pool", "svag.problems", "svag.optim", "torch"),
@@ -123,6 +141,8 @@ def test_public_names_are_there_and_no_others() -> None:
     assert set(svag.__all__) == {
         "__version__", "METHODS", "Anatomy", "Dissected",
         "SGD", "MSGD", "SSD", "MSSD", "SVAG", "MSVAG", "Adam", "AdamStar",
+        "within_batch_variance", "micro_batch_variance", "rank_variance",
+        "clip_grad_norm_", "clip_grad_value_", "unscale_",
     }  # fmt: skip
     for key, row in svag.METHODS.items():
         assert key == row.key

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit
 
-from svag.anatomy import METHODS, PAPER_METHODS
+from svag.anatomy import PAPER_METHODS, in_order, method
 from svag.errors import RecordError
 from svag.lab.records import SEARCH_SEED, STUDY, Record
 
@@ -111,7 +111,7 @@ class MethodResult:
     @property
     def cell(self) -> Cell:
         """Its place in the paper's Figure 1."""
-        anatomy = METHODS[self.key].anatomy
+        anatomy = method(self.key).anatomy
         return anatomy.sign, anatomy.adapted
 
 
@@ -176,7 +176,7 @@ def analyse(
     ranked = sorted(studies.items(), key=lambda item: len(item[1]), reverse=True)
     for setting, runs in ranked:
         methods = {}
-        for key in METHODS:
+        for key in in_order(r.run["method"] for r in runs):
             own = [r for r in runs if r.run["method"] == key]
             result = _method_result(key, own, (lrs or {}).get(key))
             if result is not None:
@@ -280,7 +280,10 @@ def _cells(methods: Mapping[str, MethodResult]) -> dict[Cell, str]:
     for direction in ("momentum", "gradient"):
         cells: dict[Cell, str] = {}
         for key in sorted(methods, key=lambda key: key not in PAPER_METHODS):
-            if METHODS[key].anatomy.direction == direction and methods[key].replications:
+            anatomy = method(key).anatomy
+            if anatomy.within_batch:  # another estimate of the variance, not another half of Adam
+                continue
+            if anatomy.direction == direction and methods[key].replications:
                 cells.setdefault(methods[key].cell, key)
         if len(cells) == 4:
             return cells

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from svag.anatomy import METHODS
+from svag.anatomy import method
 from svag.errors import InvalidOption
 from svag.lab import records
 from svag.lab.pool import Event, Executor
@@ -89,7 +89,7 @@ def shared_settings(base: Run) -> dict[str, object]:
 
 def plan(base: Run, key: str, study: Study) -> Plan:
     """Plan one method's runs: the search, unless its step size is settled, and the replications."""
-    row = METHODS[key]
+    row = method(key)
     beta, beta2 = (*row.betas, None, None)[:2]
     run = replace(base, method=key, anatomy=str(row.anatomy), beta=beta, beta2=beta2)
     if key in study.lrs:

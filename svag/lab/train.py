@@ -5,9 +5,11 @@ no longer a finite number, when an evaluation finds the training loss at more th
 :data:`BLOW_UP` times its value before the first step, or when it ends above that value.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from svag.anatomy import method
 from svag.errors import InvalidOption, RecordError, in_one_line
 from svag.lab.records import Recorder, Run, Status
 from svag.problems import Data, Problem, Split
+from svag.variance.per_example import within_batch_variance
 
 BLOW_UP = 10.0
 _EVAL_BATCH = 1000
@@ -110,13 +113,20 @@ class Session:
                 group["lr"] = lr
             inputs, targets = next(self._batches)
             optimizer.zero_grad()
-            loss = problem.loss(model(inputs), targets)
-            loss.backward()
+            with self._recording():
+                loss = problem.loss(model(inputs), targets)
+                loss.backward()
             if not math.isfinite(loss.item()):
                 return False
             optimizer.step()
             self.step = step + 1
         return True
+
+    def _recording(self) -> AbstractContextManager[object]:
+        """Return what estimates the gradients' variance, where the method asks for it."""
+        if not method(self.run.method).anatomy.within_batch:
+            return nullcontext()
+        return within_batch_variance(self.model, check=self.step == 0)
 
     def evaluate(self) -> Figures:
         """Return losses on an equally large part of the training data and on the test data."""
@@ -139,7 +149,10 @@ class Session:
 
 def optimizer_of(problem: Problem, model: nn.Module, key: str, lr: float) -> Optimizer:
     """Build a method's optimizer; the problem's weight decay goes to weights, not to biases."""
-    make: Callable[..., Optimizer] = getattr(optim, method(key).optimizer)
+    row = method(key)
+    make: Callable[..., Optimizer] = getattr(optim, row.optimizer)
+    if row.anatomy.within_batch:
+        make = functools.partial(make, variance="within-batch")
     if problem.weight_decay == 0:
         return make(model.parameters(), lr=lr)
     weights = [p for p in model.parameters() if p.ndim >= 2]

@@ -7,7 +7,7 @@ excludes 0; one of two effects decides where it counts and is at least twice the
 from dataclasses import dataclass
 from typing import Literal
 
-from svag.anatomy import METHODS
+from svag.anatomy import method
 from svag.lab.analysis import Analysis, Effect, Figure
 
 Outcome = Literal["holds", "does not hold", "not decided", "does not arise"]
@@ -50,13 +50,13 @@ def left_out(analysis: Analysis) -> list[str]:
     for key, result in analysis.methods.items():
         many = len(result.replications) + result.diverged
         if many == 0 and not result.searched_in_vain:
-            reasons.append(f"{METHODS[key].name}, of which nothing has been replicated")
+            reasons.append(f"{method(key).name}, of which nothing has been replicated")
         elif many == 0:
-            reasons.append(f"{METHODS[key].name}, for which no stable step size was found")
+            reasons.append(f"{method(key).name}, for which no stable step size was found")
         elif result.diverged == many:
-            reasons.append(f"{METHODS[key].name}, of which every replication diverged")
+            reasons.append(f"{method(key).name}, of which every replication diverged")
         elif result.diverged:
-            reasons.append(f"{result.diverged} of {many} replications of {METHODS[key].name}")
+            reasons.append(f"{result.diverged} of {many} replications of {method(key).name}")
     return reasons
 
 
@@ -74,7 +74,7 @@ def observations(analysis: Analysis) -> list[Observation]:
 
 def _ranking(analysis: Analysis) -> str:
     means = {
-        METHODS[key].name: 100 * result.final["test_accuracy"].mean
+        method(key).name: 100 * result.final["test_accuracy"].mean
         for key, result in analysis.methods.items()
         if result.replications
     }
@@ -164,7 +164,7 @@ def _sign_depends_on_the_problem(analysis: Analysis) -> Observation:
 def _adaptation_helps(analysis: Analysis) -> Observation:
     parts, outcomes = [], []
     for sign, name in ((False, "adaptation without sign"), (True, "adaptation with sign")):
-        base, adapted = (METHODS[analysis.cells[sign, a]].name for a in (False, True))
+        base, adapted = (method(analysis.cells[sign, a]).name for a in (False, True))
         accuracy = analysis.effects["test_accuracy"][name]
         loss = analysis.effects["train_loss"][name]
         outcomes += [accuracy.direction, -loss.direction]

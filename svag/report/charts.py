@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
-from svag.anatomy import METHODS
+from svag.anatomy import method
 from svag.lab.analysis import Analysis, Figure, MethodResult
 from svag.report.axes import axis, band, drawn
-from svag.report.style import BAND_OPACITY, STYLES, step_size
+from svag.report.style import BAND_OPACITY, step_size, style_of
 
 Chart: TypeAlias = dict[str, Any]
 
@@ -33,7 +33,7 @@ def curves(analysis: Analysis, figure: Figure) -> Chart:
             "x": steps + steps[::-1],
             "y": _plain(high, scale) + _plain(low, scale)[::-1],
             "fill": "toself",
-            "fillcolor": _translucent(STYLES[key].color),
+            "fillcolor": _translucent(style_of(key).color),
             "line": {"width": 0},
             "hoverinfo": "skip",
             "mode": "lines",
@@ -104,8 +104,8 @@ def _searched(key: str, result: MethodResult, lowest: float) -> list[Chart]:
     done = [trial for trial in result.trials if "test_accuracy" in trial.figures]
     done = [trial for trial in done if trial.status == "done"]
     lost = [trial for trial in result.trials if trial.status == "diverged"]
-    adapted = METHODS[key].anatomy.adapted
-    name, color = METHODS[key].name, STYLES[key].color
+    adapted = method(key).anatomy.adapted
+    name, color = method(key).name, style_of(key).color
     accuracies = [100 * trial.figures["test_accuracy"] for trial in done]
     chosen = [trial.lr == result.lr for trial in done]
     line = {
@@ -156,12 +156,12 @@ def search_table(analysis: Analysis) -> tuple[list[str], Mapping[str, list[str]]
 
 
 def _line(key: str) -> Chart:
-    style = STYLES[key]
+    style = style_of(key)
     return {"color": style.color, "dash": style.dash, "width": style.width + 0.2}
 
 
 def _named(key: str) -> Chart:
-    return {"name": METHODS[key].name, "meta": key, "showlegend": False}
+    return {"name": method(key).name, "meta": key, "showlegend": False}
 
 
 def _plain(values: Iterable[float], scale: float = 1.0) -> list[float | None]:

@@ -10,10 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from svag.anatomy import METHODS
+from svag.anatomy import method
 from svag.lab.analysis import Analysis, Figure
 from svag.report.axes import Axis, axis, band, drawn
-from svag.report.style import BAND_OPACITY, STYLES, count
+from svag.report.style import BAND_OPACITY, count, style_of
 
 PANELS: tuple[tuple[Figure, str], ...] = (
     ("train_loss", "Training loss"),
@@ -49,7 +49,7 @@ def caption(analysis: Analysis) -> str:
     else:
         many = count(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
         text = f"Mean of {many}; shaded: one standard deviation."
-    missing = [METHODS[key].name for key, r in analysis.methods.items() if not r.replications]
+    missing = [method(key).name for key, r in analysis.methods.items() if not r.replications]
     return text + (f" Without a run that did not diverge: {', '.join(missing)}." if missing else "")
 
 
@@ -88,7 +88,7 @@ def _panel(axes: Axes, analysis: Analysis, figure: Figure) -> None:
     _scales(axes, shown, figure)
     ends = {}
     for key, curve in curves.items():
-        style = STYLES[key]
+        style = style_of(key)
         low, high = band(curve, shown)
         axes.fill_between(
             curve.steps, low, high, color=style.color, alpha=BAND_OPACITY, linewidth=0
@@ -141,7 +141,7 @@ def _label(axes: Axes, ends: dict[str, float]) -> None:
     keys = sorted(ends, key=lambda key: ends[key])
     places = spaced([ends[key] for key in keys], gap=0.058)
     for key, place in zip(keys, places, strict=True):
-        style = STYLES[key]
+        style = style_of(key)
         axes.plot(
             [1.0, 1.025, 1.065],
             [ends[key], place, place],
@@ -153,7 +153,7 @@ def _label(axes: Axes, ends: dict[str, float]) -> None:
         axes.text(
             1.075,
             place,
-            METHODS[key].name,
+            method(key).name,
             transform=axes.transAxes,
             va="center",
             color=style.color,

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
-from svag.anatomy import METHODS
+from svag.anatomy import method
 from svag.lab.analysis import Analysis
 from svag.lab.verdict import observations, verdict
 from svag.report import charts, style, tables
@@ -72,10 +72,10 @@ def _content(analysis: Analysis, directory: Path) -> dict[str, Any]:
         "rows": tables.rows(analysis),
         "published": tables.published(analysis),
         "dashes": _DASHES,
-        "styles": style.STYLES,
+        "style_of": style.style_of,
         "charts": drawn,
         "search": charts.search_table(analysis),
-        "given": [METHODS[key].name for key, r in analysis.methods.items() if not r.trials],
+        "given": [method(key).name for key, r in analysis.methods.items() if not r.trials],
         "observations": observations(analysis),
         "command": command(analysis, directory),
         "report_command": shlex.join(["svag", "report", str(directory)]),

@@ -7,7 +7,7 @@ simulated colour blindness.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -42,6 +42,13 @@ STYLES: Final[Mapping[str, Style]] = MappingProxyType(
         "adam-star": Style("#e07aa8", "solid", 1.3),
     }
 )
+
+
+def style_of(key: str) -> Style:
+    """Return a method's line; a variant's is thin and dotted in the colour of its method."""
+    base, _, variant = key.partition("@")
+    return replace(STYLES[base], dash="dot", width=1.4) if variant else STYLES[base]
+
 
 BAND_OPACITY: Final = 0.16
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from svag.anatomy import METHODS
+from svag.anatomy import METHODS, method
 from svag.lab.analysis import FIGURES, Analysis, Cell, Effect, Figure, MethodResult, Spread
 from svag.lab.published import beside, order
 from svag.report import style
@@ -47,10 +47,10 @@ def rows(analysis: Analysis) -> dict[str, Row]:
     return {
         key: Row(
             key=key,
-            name=METHODS[key].name,
-            sign=METHODS[key].anatomy.sign,
-            adapted=METHODS[key].anatomy.adapted,
-            update=str(METHODS[key].anatomy),
+            name=method(key).name,
+            sign=method(key).anatomy.sign,
+            adapted=method(key).anatomy.adapted,
+            update=str(method(key).anatomy),
             beta=_betas(result),
             lr=style.step_size(result.lr),
             final={f: style.spread(result.final[f], f, digits[f]) for f in FIGURES},
@@ -116,7 +116,7 @@ def published(analysis: Analysis) -> Mapping[str, object] | None:
         "source": known.source,
         "rows": [
             (
-                METHODS[key].name,
+                method(key).name,
                 style.spread(value, "test_accuracy", 2),
                 style.spread(Spread(theirs[key], math.nan, 1), "test_accuracy", 1),
             )
@@ -128,11 +128,11 @@ def published(analysis: Analysis) -> Mapping[str, object] | None:
 
 
 def _chain(keys: Iterable[str]) -> str:
-    return " > ".join(METHODS[key].name for key in keys)
+    return " > ".join(method(key).name for key in keys)
 
 
 def _why(analysis: Analysis, cell: Cell) -> str:
-    lost = [METHODS[key].name for key, r in analysis.methods.items() if r.cell == cell]
+    lost = [method(key).name for key, r in analysis.methods.items() if r.cell == cell]
     return f" ({style.listed(lost)} has no run that did not diverge)" if lost else ""
 
 
@@ -146,7 +146,7 @@ def _margin(effect: Effect, figure: Figure, decimals: int) -> Margin:
 
 def _betas(result: MethodResult) -> str:
     if not result.replications:
-        return ", ".join(f"{beta:g}" for beta in METHODS[result.key].betas) or style.NONE
+        return ", ".join(f"{beta:g}" for beta in method(result.key).betas) or style.NONE
     run = result.replications[0].run
     betas = [run.get("beta"), run.get("beta2")]
     return ", ".join(f"{beta:g}" for beta in betas if beta is not None) or style.NONE

@@ -1,14 +1,25 @@
-"""Within-batch gradient variance: per example, over micro-batches, over ranks."""
+"""Variance of gradients within a mini-batch: per example, over micro-batches, over ranks.
+
+All of them leave ``p.grad_var``, the variance of each entry of ``p.grad``, beside ``p.grad``.
+"""
 
 from importlib import import_module
-from typing import Any
 
-_HOME = {"within_batch_variance": "svag.variance.per_example"}
+_HOME = {
+    "within_batch_variance": "svag.variance.per_example",
+    "micro_batch_variance": "svag.variance.micro_batches",
+    "rank_variance": "svag.variance.ranks",
+    "clip_grad_norm_": "svag.variance.clipping",
+    "clip_grad_value_": "svag.variance.clipping",
+    "unscale_": "svag.variance.clipping",
+}
 
-__all__ = ["within_batch_variance"]
+__all__ = [*_HOME]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'svag.variance' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,237 @@
+"""Within-batch variance as a multiple of a plain forward and backward pass, beside its peers."""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import accumulate
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
+
+from svag.problems import models
+from svag.variance.per_example import within_batch_variance
+
+Run = Callable[[], None]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model with one mini-batch."""
+
+    name: str
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor
+    loss: Loss
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Median milliseconds by method, and medians of ratios to the plain pass of the same round.
+
+    Attributes:
+        workload: its name.
+        milliseconds: of forward and backward pass.
+        ratios: to the plain one.
+        memory: mebibytes by which svag's peak exceeds the plain pass's.
+        rounds: number of timings.
+    """
+
+    workload: str
+    milliseconds: Mapping[str, float]
+    ratios: Mapping[str, float]
+    memory: float
+    rounds: int
+
+    def __str__(self) -> str:
+        columns = (
+            f"{name} {ratio:.2f}x ({self.milliseconds[name]:.1f} ms)"
+            for name, ratio in self.ratios.items()
+        )
+        return f"{self.workload}: {', '.join(columns)}; {self.memory:+.0f} MiB at the peak"
+
+
+class Encoder(nn.Module):
+    """Four encoder layers of width 256 on 128 tokens, and a dense layer on their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(1000, 256)
+        layer = nn.TransformerEncoderLayer(256, 4, 1024, dropout=0.0, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+        self.dense = nn.Linear(256, 10)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map ``(B, T)`` to logits ``(B, 10)``."""
+        return cast(Tensor, self.dense(self.layers(self.embedding(tokens)).mean(1)))
+
+
+def workloads() -> dict[str, Callable[[], Workload]]:
+    """Return what is measured, by name; each is built when called."""
+    return {
+        "2c2d": lambda: _images("2c2d, batch 64", models.conv_2c2d(), 64, (1, 28, 28)),
+        "3c3d": lambda: _images("3c3d, batch 128", models.conv_3c3d(), 128, (3, 32, 32)),
+        "lstm": _lstm,
+        "transformer": _transformer,
+    }
+
+
+def _images(name: str, model: nn.Module, batch: int, shape: tuple[int, ...]) -> Workload:
+    targets = torch.randint(10, (batch,))
+    return Workload(name, model, torch.randn(batch, *shape), targets, functional.cross_entropy)
+
+
+def _lstm() -> Workload:
+    tokens, targets = torch.randint(82, (2, 50, 50))
+    return Workload("LSTM, batch 50 x 50", models.CharLSTM(82), tokens, targets, over_tokens)
+
+
+def _transformer() -> Workload:
+    tokens, targets = torch.randint(1000, (32, 128)), torch.randint(10, (32,))
+    name = "transformer, batch 32 x 128"
+    return Workload(name, Encoder(), tokens, targets, functional.cross_entropy)
+
+
+def over_tokens(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy over examples and tokens."""
+    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def plain(work: Workload) -> Run:
+    """Forward and backward."""
+
+    def run() -> None:
+        work.model.zero_grad()
+        work.loss(work.model(work.inputs), work.targets).backward()
+
+    return run
+
+
+def ours(work: Workload) -> Run:
+    """Forward and backward inside :func:`svag.within_batch_variance`."""
+
+    def run() -> None:
+        work.model.zero_grad()
+        with within_batch_variance(work.model, check=False):
+            work.loss(work.model(work.inputs), work.targets).backward()
+
+    return run
+
+
+def backpack(work: Workload) -> Run | None:
+    """BackPACK's ``Variance``, on sequences of the layers it knows."""
+    try:
+        package, extensions = import_module("backpack"), import_module("backpack.extensions")
+    except ImportError:
+        return None
+    if not isinstance(work.model, nn.Sequential):
+        return None
+    model, loss = package.extend(deepcopy(work.model)), package.extend(nn.CrossEntropyLoss())
+
+    def run() -> None:
+        model.zero_grad()
+        with package.backpack(extensions.Variance()):
+            loss(model(work.inputs), work.targets).backward()
+
+    return run
+
+
+def opacus(work: Workload) -> Run | None:
+    """Opacus' ``GradSampleModule``, and the variance of its per-example gradients."""
+    try:
+        package = import_module("opacus")
+    except ImportError:
+        return None
+    if not isinstance(work.model, nn.Sequential):
+        return None
+    model: Any = package.GradSampleModule(deepcopy(work.model))
+
+    def run() -> None:
+        model.zero_grad()
+        work.loss(model(work.inputs), work.targets).backward()
+        for p in model.parameters():
+            p.grad_var = p.grad_sample.var(0).div_(len(p.grad_sample))
+            p.grad_sample = None
+
+    return run
+
+
+def vmapped(work: Workload) -> Run | None:
+    """``torch.func.vmap`` of ``grad`` over the whole model, and the variance of its result."""
+    params = {name: p.detach() for name, p in work.model.named_parameters()}
+
+    def loss(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        out = torch.func.functional_call(work.model, values, (x.unsqueeze(0),))
+        return work.loss(out, y.unsqueeze(0))
+
+    def run() -> None:
+        every = torch.func.vmap(torch.func.grad(loss), (None, 0, 0), randomness="different")
+        rows = every(params, work.inputs, work.targets)
+        for row in rows.values():
+            row.var(0).div_(len(row))
+
+    return run
+
+
+METHODS: Mapping[str, Callable[[Workload], Run | None]] = {
+    "plain": plain,
+    "svag": ours,
+    "BackPACK Variance": backpack,
+    "Opacus": opacus,
+    "vmap": vmapped,
+}
+
+
+def measure(work: Workload, *, rounds: int) -> Cost:
+    """Time every method in turn, ``rounds`` times, those that cannot run the model aside."""
+    memory = -peak_mebibytes(plain(work)) + peak_mebibytes(ours(work))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _measure(work, rounds, memory)
+
+
+def _measure(work: Workload, rounds: int, memory: float) -> Cost:
+    runs = {name: run for name, make in METHODS.items() if (run := _usable(make(work)))}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            times[name].append((time.perf_counter() - started) * 1e3)
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(own, times["plain"], strict=True))
+        for name, own in times.items()
+    }
+    medians = {name: statistics.median(own) for name, own in times.items()}
+    return Cost(work.name, medians, ratios, memory, rounds)
+
+
+def _usable(run: Run | None) -> Run | None:
+    """Return the run if it gets through once."""
+    try:
+        if run is not None:
+            run()
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return None
+    return run
+
+
+def peak_mebibytes(run: Run) -> float:
+    """Return the most memory that tensors made in a run take at once.
+
+    After one run to warm up, whose gradients and variances count as there.
+    """
+    run()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = cast(Any, profiler).profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return float(max(accumulate((size for _, size in changes), initial=0))) / 2**20

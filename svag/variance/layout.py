@@ -1,0 +1,216 @@
+"""Where the examples of a mini-batch stand in each tensor that a model computes.
+
+Matching sizes would guess wrong as soon as a sequence is as long as the batch. So every tensor
+that depends on the mini-batch carries a mark, set when the model is called and handed on from
+the inputs of each operation to its outputs: exactly through views and reshapes, and elsewhere by
+size where only one dimension fits.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+_MARK = "_svag_layout"
+
+_RESHAPES = frozenset(
+    {"reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel"}
+    | {"reshape_as", "view_as"}
+)
+_VIEWS = frozenset(
+    {"transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "t", "__get__"}
+    | {"select", "narrow", "unbind", "split", "chunk", "tensor_split", "split_with_sizes"}
+    | {"expand", "__getitem__"}
+)
+
+_REDUCTIONS = frozenset(
+    {"sum", "mean", "prod", "amax", "amin", "max", "min", "median", "logsumexp", "norm", "std"}
+    | {"var", "all", "any", "argmax", "argmin"}
+)
+
+
+class Layout(NamedTuple):
+    """The examples lie along ``dim``, whose size is ``outer * examples * inner``.
+
+    A batch of sequences flattened to ``(B * T, ...)`` has outer 1 and inner T; flattened from
+    time-major, ``(T * B, ...)``, it has outer T and inner 1.
+    """
+
+    dim: int
+    examples: int
+    outer: int = 1
+
+    def split(self, tensor: Tensor) -> Tensor:
+        """Split ``dim`` into three, the examples in the middle."""
+        return cast(Tensor, tensor.unflatten(self.dim, (self.outer, self.examples, -1)))
+
+    def examples_first(self, tensor: Tensor) -> Tensor:
+        """Return ``(B, outer * inner, other dimensions)``."""
+        parts = self.split(tensor)
+        front: Tensor = parts.movedim((self.dim + 1, self.dim, self.dim + 2), (0, 1, 2))
+        return front.flatten(1, 2)
+
+    def one_by_one(self, tensor: Tensor) -> Tensor:
+        """Return ``(B, *shape)``, ``shape`` being the tensor's with ``dim`` cut to one example."""
+        return self.examples_first(tensor).movedim(1, self.dim + 1)
+
+
+class Mark:
+    """A state without a layout."""
+
+    def __init__(self, meaning: str) -> None:
+        self.meaning = meaning
+
+    def __repr__(self) -> str:
+        return self.meaning
+
+
+CONSTANT = Mark("independent of the mini-batch")
+LOST = Mark("depends on the mini-batch, but no one dimension is known to hold the examples")
+
+
+_sessions = itertools.count(1)
+_session = 0
+
+
+def forget_marks() -> None:
+    """Let the marks of all tensors so far count no longer."""
+    global _session
+    _session = next(_sessions)
+
+
+def mark(tensor: Tensor, where: Layout | Mark) -> None:
+    """Note on the tensor where its examples are."""
+    setattr(tensor, _MARK, (_session, where))
+
+
+def mark_of(tensor: Tensor) -> Layout | Mark | None:
+    """Return the mark, or None for a tensor that came from outside."""
+    session, where = getattr(tensor, _MARK, (0, None))
+    return where if session == _session else None
+
+
+def depends_on_batch(tensor: Tensor) -> bool:
+    """Whether the tensor was computed from a mini-batch."""
+    where = mark_of(tensor)
+    return where is not None and where is not CONSTANT
+
+
+def hand_on(
+    func: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    inputs: Iterable[Tensor],
+    outputs: Sequence[Tensor],
+) -> None:
+    """Mark the outputs of an operation by the marks of its inputs."""
+    marked = [(t, mark_of(t)) for t in inputs if depends_on_batch(t)]
+    placed = [(t, where) for t, where in marked if isinstance(where, Layout)]
+    if not placed:
+        for out in outputs:
+            mark(out, LOST if marked else CONSTANT)
+        return
+    source, where = max(placed, key=lambda pair: pair[0].dim())
+    name = getattr(func, "__name__", "")
+    if name in _RESHAPES:
+        for out in outputs:
+            mark(out, _through_reshape(source.shape, where, out.shape))
+    elif name in _VIEWS and source is args[0] and not _indexes_by_tensor(args[1:]):
+        _through_view(func, args, kwargs, source, where, list(outputs))
+    elif name in _REDUCTIONS and (reduced := _reduced(source.dim(), args, kwargs)) is not None:
+        for out in outputs:
+            mark(out, _through_reduction(where, reduced, keeps=out.dim() == source.dim()))
+    elif name == "stack":
+        new = kwargs.get("dim", args[1] if len(args) > 1 else 0) % outputs[0].dim()
+        mark(outputs[0], where._replace(dim=where.dim + (new <= where.dim)))
+    elif name == "einsum" and isinstance(args[0], str):
+        for out in outputs:
+            mark(out, _through_einsum(args[0], _operands(args), source, where))
+    else:
+        for out in outputs:
+            mark(out, _by_size(source.shape, where, out.shape))
+
+
+def _indexes_by_tensor(index: object) -> bool:
+    if isinstance(index, tuple | list):
+        return any(map(_indexes_by_tensor, index))
+    return isinstance(index, Tensor)
+
+
+def _through_reshape(before: Sequence[int], where: Layout, after: Sequence[int]) -> Layout | Mark:
+    """Follow the examples through a row-major reshape, whatever it merges or splits."""
+    dim, examples, outer = where
+    block = math.prod(before[dim:]) // (outer * examples)
+    for new, size in enumerate(after):
+        below = math.prod(after[new + 1 :])
+        whole = below and block % below == 0 and size % (examples * (block // below)) == 0
+        if whole and below * size >= block * examples:
+            return Layout(new, examples, size // (examples * (block // below)))
+    return LOST
+
+
+def _through_view(
+    func: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    source: Tensor,
+    where: Layout,
+    outputs: list[Tensor],
+) -> None:
+    """Apply the view to a tensor whose only stride marks the dimension of the examples."""
+    strides = [0] * source.dim()
+    strides[where.dim] = 1
+    size = source.shape[where.dim]
+    probe = torch.empty(size, device="meta").as_strided(source.shape, strides)
+    result = func(probe, *args[1:], **kwargs)
+    results = [result] if isinstance(result, Tensor) else list(result)
+    for out, viewed in zip(outputs, results, strict=True):
+        steps = viewed.stride()
+        whole = [d for d, step in enumerate(steps) if step == 1 and viewed.shape[d] == size]
+        if viewed._is_view() and len(whole) == 1 and sum(map(bool, steps)) == 1:
+            mark(out, where._replace(dim=whole[0]))
+        else:
+            mark(out, LOST if viewed._is_view() else _by_size(source.shape, where, out.shape))
+
+
+def _reduced(dims: int, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int] | None:
+    """Return the dimensions a reduction was told to reduce."""
+    given = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    values = (given,) if isinstance(given, int) else given
+    if not isinstance(values, list | tuple) or not all(type(v) is int for v in values):
+        return None
+    return [v % dims for v in values]
+
+
+def _through_reduction(where: Layout, reduced: Sequence[int], *, keeps: bool) -> Layout | Mark:
+    if where.dim in reduced:
+        return LOST
+    return where if keeps else where._replace(dim=where.dim - sum(d < where.dim for d in reduced))
+
+
+def _operands(args: Sequence[Any]) -> Sequence[Any]:
+    return args[1] if isinstance(args[1], list | tuple) else args[1:]
+
+
+def _through_einsum(
+    equation: str, operands: Sequence[Any], source: Tensor, where: Layout
+) -> Layout | Mark:
+    """Follow the letter of the examples."""
+    left, _, right = equation.replace(" ", "").partition("->")
+    place = next(n for n, operand in enumerate(operands) if operand is source)
+    letters = left.split(",")[place]
+    if "." in equation or letters[where.dim] not in right:
+        return LOST
+    return where._replace(dim=right.index(letters[where.dim]))
+
+
+def _by_size(before: Sequence[int], where: Layout, after: Sequence[int]) -> Layout | Mark:
+    """Keep the dimension, or where there are more or fewer, take the only one that fits."""
+    size = before[where.dim]
+    change = len(after) - len(before)
+    first, last = sorted((where.dim, where.dim + change))
+    fits = [d for d in range(max(first, 0), last + 1) if d < len(after) and after[d] == size]
+    return where._replace(dim=fits[0]) if len(fits) == 1 else LOST

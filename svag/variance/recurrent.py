@@ -1,0 +1,294 @@
+"""LSTM, GRU and RNN: torch's fast forward pass, and a backward pass that shows the gates.
+
+Forward, each layer and direction runs torch's own kernel without a graph. Backward, the gates of
+all steps come from one product, since the states are known; what is left to do step by step is one
+product with the recurrent weights and two or three elementwise operations. The gradients of the
+gates, times inputs and states, are the weights' contributions, as in a dense layer.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from svag.errors import PerExampleError
+from svag.variance.contributions import Contributions, Direct, Products
+from svag.variance.generic import placed_state
+from svag.variance.interception import Call, Interception, Rule, detached
+from svag.variance.layout import Layout, mark
+from svag.variance.recorder import Site
+
+KINDS: dict[Call, str] = {
+    torch.lstm: "lstm",
+    torch.gru: "gru",
+    torch.rnn_tanh: "tanh",
+    torch.rnn_relu: "relu",
+}
+_RUN: dict[str, Callable[..., Any]] = {kind: func for func, kind in KINDS.items()}
+
+
+class Weights(NamedTuple):
+    """Of one layer and direction; biases are None without bias, ``w_hr`` without projection."""
+
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None
+    b_hh: Tensor | None
+    w_hr: Tensor | None
+
+    def given(self) -> list[Tensor]:
+        """Return those that are there, in torch's order."""
+        return [w for w in self if w is not None]
+
+
+class Gates(NamedTuple):
+    """Gradients by time step, ``(T, B, width)``, and the factors of the weights' contributions.
+
+    Attributes:
+        by_input: of what the input weights feed.
+        by_state: of what the recurrent weights feed; another tensor in a GRU only.
+        inputs: x.
+        states: the state before each step.
+        start: gradients of the initial states.
+        projected: (gradient of the projected state, state before the projection), or None.
+    """
+
+    by_input: Tensor
+    by_state: Tensor
+    inputs: Tensor
+    states: Tensor
+    start: tuple[Tensor, ...]
+    projected: tuple[Tensor, Tensor] | None = None
+
+
+def backward_lstm(
+    weights: Weights, x: Tensor, start: Sequence[Tensor], out: Tensor, d_out: Tensor, d_cell: Tensor
+) -> Gates:
+    """Run back through an LSTM layer.
+
+    With c_t = f c_(t-1) + i g and h_t = o tanh c_t (times W_hr with a projection).
+    """
+    h0, c0 = start
+    states, pre = _preactivations(weights, x, h0, out)
+    i, f, g, o = pre.chunk(4, -1)
+    i.sigmoid_(), f.sigmoid_(), g.tanh_(), o.sigmoid_()
+    cells = [c0]
+    for forget, new in zip(f, i * g, strict=True):
+        cells.append(torch.addcmul(new, forget, cells[-1]))
+    cell = torch.stack(cells[1:])
+    before, squashed = torch.stack(cells[:-1]), torch.tanh(cell)
+    slope = o * (1 - squashed.square())
+    factors = torch.stack(
+        (g * i * (1 - i), before * f * (1 - f), i * (1 - g * g), squashed * o * (1 - o)), -2
+    )
+    deltas = torch.empty_like(pre)
+    blocks = deltas.unflatten(-1, (4, -1))
+    d_state, d_c = d_out[-1], d_cell
+    d_projected = torch.empty_like(d_out) if weights.w_hr is not None else d_out
+    for t in range(len(x) - 1, -1, -1):
+        if weights.w_hr is not None:
+            d_projected[t] = d_state
+            d_state = d_state @ weights.w_hr
+        d_c = torch.addcmul(d_c, d_state, slope[t])
+        torch.mul(factors[t, :, :3], d_c.unsqueeze(1), out=blocks[t, :, :3])
+        torch.mul(factors[t, :, 3], d_state, out=blocks[t, :, 3])
+        d_c = d_c * f[t]
+        d_state = deltas[t] @ weights.w_hh
+        if t:
+            d_state += d_out[t - 1]
+    projected = None if weights.w_hr is None else (d_projected, o * squashed)
+    return Gates(deltas, deltas, x, states, (d_state, d_c), projected)
+
+
+def backward_gru(
+    weights: Weights, x: Tensor, start: Sequence[Tensor], out: Tensor, d_out: Tensor, _: Tensor
+) -> Gates:
+    """Run back through a GRU layer, h_t = (1 - z) n + z h_(t-1), n = tanh(n_x + r n_h)."""
+    states = torch.cat((start[0].unsqueeze(0), out[:-1]))
+    by_x = functional.linear(x, weights.w_ih, weights.b_ih)
+    by_h = functional.linear(states, weights.w_hh, weights.b_hh)
+    width = out.shape[-1]
+    r, z = torch.sigmoid(by_x[..., : 2 * width] + by_h[..., : 2 * width]).chunk(2, -1)
+    n_h = by_h[..., 2 * width :]
+    n = torch.tanh(by_x[..., 2 * width :] + r * n_h)
+    new = (1 - z) * (1 - n * n)
+    reset, update = new * n_h * r * (1 - r), (states - n) * z * (1 - z)
+    factors = torch.stack((reset, update, new * r), -2)
+    deltas = torch.empty_like(by_h)
+    d_states, d_state = torch.empty_like(out), d_out[-1]
+    for t in range(len(x) - 1, -1, -1):
+        d_states[t] = d_state
+        torch.mul(factors[t], d_state.unsqueeze(1), out=deltas[t].unflatten(-1, (3, -1)))
+        d_state = torch.addmm(d_state * z[t], deltas[t], weights.w_hh)
+        if t:
+            d_state += d_out[t - 1]
+    by_input = torch.cat((deltas[..., : 2 * width], d_states * new), -1)
+    return Gates(by_input, deltas, x, states, (d_state,))
+
+
+def _backward_simple(slope: Callable[[Tensor], Tensor]) -> Callable[..., Gates]:
+    """Return the way back through h_t = phi(...), given phi' as a function of h_t."""
+
+    def backward(
+        weights: Weights, x: Tensor, start: Sequence[Tensor], out: Tensor, d_out: Tensor, _: Tensor
+    ) -> Gates:
+        states = torch.cat((start[0].unsqueeze(0), out[:-1]))
+        slopes, deltas = slope(out), torch.empty_like(out)
+        d_state = d_out[-1]
+        for t in range(len(x) - 1, -1, -1):
+            torch.mul(d_state, slopes[t], out=deltas[t])
+            d_state = deltas[t] @ weights.w_hh
+            if t:
+                d_state += d_out[t - 1]
+        return Gates(deltas, deltas, x, states, (d_state,))
+
+    return backward
+
+
+BACKWARD: dict[str, Callable[..., Gates]] = {
+    "lstm": backward_lstm,
+    "gru": backward_gru,
+    "tanh": _backward_simple(lambda h: 1 - h * h),
+    "relu": _backward_simple(lambda h: (h > 0).to(h.dtype)),
+}
+
+
+def _preactivations(weights: Weights, x: Tensor, h0: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    states = torch.cat((h0.unsqueeze(0), out[:-1]))
+    pre = functional.linear(x, weights.w_ih, weights.b_ih)
+    return states, pre.add_(functional.linear(states, weights.w_hh, weights.b_hh))
+
+
+class Layer(torch.autograd.Function):
+    """One layer in one direction, time first."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kind: str, site: Site, weights: Weights, x: Tensor, h0: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the output and the last states."""
+        start = (h0, rest[0]) if kind == "lstm" else (h0,)
+        hidden = [s.unsqueeze(0) for s in start]
+        has_bias = weights.b_ih is not None
+        out, *last = _RUN[kind](
+            x, hidden if kind == "lstm" else hidden[0], weights.given(), has_bias, 1, 0.0, False,
+            False, False,
+        )  # fmt: skip
+        ctx.kind, ctx.site, ctx.weights = kind, site, weights
+        ctx.save_for_backward(x, out, *start)
+        return (out, *(s.squeeze(0).clone() for s in last))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor, *d_last: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the input, the initial states and the parameters."""
+        x, out, *start = ctx.saved_tensors
+        with torch._C.DisableTorchFunction():
+            d_out = d_out.clone()
+            d_out[-1] += d_last[0]
+            gates = BACKWARD[ctx.kind](ctx.weights, x, start, out, d_out, d_last[-1])
+            d_x = gates.by_input @ ctx.weights.w_ih if ctx.needs_input_grad[3] else None
+            return (None, None, None, d_x, *gates.start, *_gradients(ctx.site, gates))
+
+
+def _gradients(site: Site, gates: Gates) -> list[Tensor]:
+    """Hand the contributions of each weight to the recorder and return their sums."""
+    by_input, by_state = _by_example(gates.by_input), _by_example(gates.by_state)
+    make: tuple[Callable[[], Contributions], ...] = (
+        lambda: Products(by_input, _by_example(gates.inputs)),
+        lambda: Products(by_state, _by_example(gates.states)),
+        lambda: Direct(by_input.sum(1)),
+        lambda: Direct(by_state.sum(1)),
+        lambda: Products(*map(_by_example, gates.projected or ())),
+    )
+    result: list[Tensor] = []
+    for source, which in zip(site.sources, site.places, strict=True):
+        result += site.recorder.take(source, make[which](), site.uses)
+    return result
+
+
+def _by_example(steps: Tensor) -> Tensor:
+    return steps.transpose(0, 1)
+
+
+def _rule(
+    mode: Interception,
+    func: Call,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Run the layers one after the other, each with its own way back."""
+    if kwargs or len(args) != 9 or not isinstance(args[3], bool):
+        raise PerExampleError(
+            "a recurrent layer was given a packed sequence, whose examples svag cannot tell "
+            "apart; pass the padded tensor and mask the loss, or use svag.micro_batch_variance"
+        )
+    x, hidden, flat, has_bias, layers, dropout, training, both, batch_first = args
+    kind = KINDS[func]
+    where = _time_first(mode.layout_of(x, func), batch_first)
+    x = x.transpose(0, 1) if batch_first else x
+    starts = [placed_state(mode, func, s, where) for s in (hidden if kind == "lstm" else [hidden])]
+    directions = 2 if both else 1
+    size = len(flat) // (layers * directions)
+    last: list[tuple[Tensor, ...]] = []
+    for layer in range(layers):
+        outs = []
+        for d in range(directions):
+            n = layer * directions + d
+            weights = flat[n * size : (n + 1) * size]
+            out, *ends = _one(mode, kind, x, [s[n] for s in starts], weights, has_bias, bool(d))
+            outs.append(out)
+            last.append(tuple(ends))
+        x = torch.cat(outs, -1) if both else outs[0]
+        if dropout and training and layer < layers - 1:
+            x = functional.dropout(x, dropout, True)
+    return _marked(x, last, where, batch_first)
+
+
+def _time_first(where: Layout, batch_first: bool) -> Layout:
+    if where.outer == 1 and where.dim == (0 if batch_first else 1):
+        return where._replace(dim=1)
+    raise PerExampleError(
+        f"a recurrent layer with batch_first={batch_first} was given the examples along dimension "
+        f"{where.dim}; pass batch_dim={0 if batch_first else 1} to within_batch_variance, or set "
+        f"batch_first={not batch_first}"
+    )
+
+
+def _one(
+    mode: Interception,
+    kind: str,
+    x: Tensor,
+    start: Sequence[Tensor],
+    flat: Sequence[Tensor],
+    has_bias: bool,
+    reverse: bool,
+) -> tuple[Tensor, ...]:
+    biases = flat[2:4] if has_bias else (None, None)
+    rest = flat[4:] if has_bias else flat[2:]
+    every = (*flat[:2], *biases, rest[0] if rest else None)
+    weights = Weights(*map(detached, every))
+    found = [(n, mode.recorder.source_of(w)) for n, w in enumerate(every)]
+    followed = [(n, source) for n, source in found if source is not None]
+    site = Site(mode.recorder, [s for _, s in followed], (), [n for n, _ in followed])
+    out, *last = Layer.apply(  # type: ignore[no-untyped-call]
+        kind, site, weights, x.flip(0) if reverse else x, *start, *site.params
+    )
+    return (out.flip(0) if reverse else out, *last)
+
+
+def _marked(
+    out: Tensor, last: list[tuple[Tensor, ...]], where: Layout, batch_first: bool
+) -> tuple[Tensor, ...]:
+    result = out.transpose(0, 1) if batch_first else out
+    mark(result, where._replace(dim=0 if batch_first else 1))
+    ends = [torch.stack(parts) for parts in zip(*last, strict=True)]
+    for end in ends:
+        mark(end, where)
+    return (result, *ends)
+
+
+RULES: dict[Call, Rule] = dict.fromkeys(KINDS, _rule)

@@ -1,0 +1,394 @@
+"""Errors as a new user meets them, and what they leave behind: nothing."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from svag.errors import (
+    InvalidOption,
+    PerExampleError,
+    SparseGradient,
+    SvagError,
+    TooFewSamples,
+)
+from svag.variance import within_batch_variance
+
+
+class Hidden(torch.autograd.Function):
+    """A product that no torch operation shows."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight
+
+    @staticmethod
+    def backward(ctx: object, delta: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return delta @ weight.T, x.T @ delta
+
+
+class Custom(nn.Module):
+    """A weight used where svag sees it, and where it does not."""
+
+    def __init__(self, seen: bool) -> None:
+        super().__init__()
+        self.seen = seen
+        self.weight = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = Hidden.apply(x, self.weight)
+        return hidden + x @ self.weight if self.seen else hidden
+
+
+class Mixing(nn.Module):
+    """Subtracts the mean over the mini-batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.second((h - h.mean(0)).tanh())
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.repeat(len(x), 1)
+        rows.add_(x)
+        return rows
+
+
+class Written(InPlace):
+    def forward(self, x: Tensor) -> Tensor:
+        padded = torch.zeros(len(x), 2, 3)
+        padded[:, 0] = self.weight
+        padded[:, 1] = x
+        return padded.sin()
+
+
+class LossInside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        out = self.dense(x)
+        return {"loss": square(out), "out": out}
+
+
+class Split(nn.Module):
+    """Loses track of the examples by sorting them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense(x[x > -9].unflatten(0, (3, -1, 2)))
+
+
+def x(*shape: int) -> Tensor:
+    return torch.randn(shape)
+
+
+def run(
+    model: nn.Module, data: Tensor, loss: Callable[[Tensor], Tensor], **options: object
+) -> None:
+    with within_batch_variance(model, **options):
+        loss(model(data)).backward()
+
+
+def square(out: Tensor) -> Tensor:
+    return out.square().mean()
+
+
+BATCH_NORM = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+CASES: dict[str, tuple[Callable[[], object], type[SvagError], str]] = {
+    "batch normalisation": (
+        lambda: run(BATCH_NORM, x(5, 3), square),
+        PerExampleError,
+        r"batch normalisation '1' in training mode.*micro_batch_variance.*model\.eval\(\)",
+    ),
+    "frozen batch normalisation": (
+        lambda: run(
+            nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False)), x(5, 3), square
+        ),
+        PerExampleError,
+        "batch normalisation in training mode",
+    ),
+    "one example": (
+        lambda: run(nn.Linear(3, 4), x(1, 3), square),
+        TooFewSamples,
+        "the mini-batch has 1 example: one gradient has no spread; give two or more",
+    ),
+    "no example": (
+        lambda: run(nn.Linear(3, 4), x(0, 3), square),
+        TooFewSamples,
+        "the mini-batch has 0 examples",
+    ),
+    "complex": (
+        lambda: run(nn.Linear(3, 4, dtype=torch.complex64), x(5, 3), square),
+        PerExampleError,
+        "bias is complex|weight is complex",
+    ),
+    "loss inside the model": (
+        lambda: run(LossInside(), x(5, 3), lambda out: out["loss"], check_independence=True),
+        PerExampleError,
+        "could not run the loss again: it is computed inside the model",
+    ),
+    "one sequence": (
+        lambda: run(nn.Linear(3, 4), x(1, 6, 3), square),
+        TooFewSamples,
+        "micro_batch_variance",
+    ),
+    "no backward": (
+        lambda: run(nn.Linear(3, 4), x(5, 3), lambda out: nn.Parameter(out.detach().sum())),
+        PerExampleError,
+        r"no backward pass did; call loss\.backward\(\) before the context closes",
+    ),
+    "hidden use": (
+        lambda: run(Custom(False), x(5, 3), square),
+        PerExampleError,
+        "weight: the examples' contributions do not add up to its gradient",
+    ),
+    "one hidden use of two": (
+        lambda: run(Custom(True), x(5, 3), square),
+        PerExampleError,
+        r"custom autograd\.Function.*micro_batch_variance",
+    ),
+    "changed in place": (
+        lambda: run(InPlace(), x(5, 3), square),
+        PerExampleError,
+        r"add_ changes 'weight' in place.*write it out of place",
+    ),
+    "written into": (
+        lambda: run(Written(), x(5, 3), square),
+        PerExampleError,
+        "weight: the examples' contributions do not add up",
+    ),
+    "lost examples": (
+        lambda: run(Split(), x(4, 3, 2).abs(), square),
+        PerExampleError,
+        r"linear was given a tensor of shape \(3, 4, 2\).*batch_dim",
+    ),
+    "time first, undeclared": (
+        lambda: run(nn.GRU(3, 4), x(6, 5, 3), lambda out: square(out[0])),
+        PerExampleError,
+        "batch_first=False was given the examples along dimension 0; pass batch_dim=1",
+    ),
+    "batch first, declared second": (
+        lambda: run(
+            nn.GRU(3, 4, batch_first=True), x(5, 6, 3), lambda o: square(o[0]), batch_dim=1
+        ),
+        PerExampleError,
+        "pass batch_dim=0",
+    ),
+    "convolution of one image": (
+        lambda: run(nn.Conv2d(3, 4, 3), x(3, 6, 6), square),
+        PerExampleError,
+        r"conv2d was given an input of shape \(3, 6, 6\).*give \(batch, channels, ...\)",
+    ),
+    "normalised over the batch": (
+        lambda: run(nn.LayerNorm((5, 3)), x(5, 3), square),
+        PerExampleError,
+        "mixes them",
+    ),
+    "no such dimension": (
+        lambda: run(nn.Linear(3, 4), x(5, 3), square, batch_dim=2),
+        InvalidOption,
+        r"batch_dim=2: Linear was given tensors of shape \(5, 3\)",
+    ),
+    "negative dimension": (
+        lambda: within_batch_variance(nn.Linear(3, 4), batch_dim=-1),
+        InvalidOption,
+        "batch_dim=-1: count from the front",
+    ),
+    "no memory": (
+        lambda: within_batch_variance(nn.Linear(3, 4), max_bytes=0),
+        InvalidOption,
+        "max_bytes=0: give at least 1",
+    ),
+    "unknown name": (
+        lambda: within_batch_variance(nn.Linear(3, 4), per_example=["wieght"]),
+        InvalidOption,
+        "'wieght' is no trainable parameter of the model; there are bias, weight",
+    ),
+    "sparse embedding": (
+        lambda: run(nn.Embedding(5, 3, sparse=True), torch.arange(4), square),
+        SparseGradient,
+        "give sparse=False",
+    ),
+    "scaled embedding": (
+        lambda: run(nn.Embedding(5, 3, scale_grad_by_freq=True), torch.arange(4), square),
+        PerExampleError,
+        "counts over the whole mini-batch",
+    ),
+    "packed sequence": (
+        lambda: run(
+            nn.LSTM(3, 4),
+            nn.utils.rnn.pack_sequence([x(5, 3), x(4, 3)]),
+            lambda out: square(out[0].data),
+        ),
+        PerExampleError,
+        "packed sequence.*pass the padded tensor",
+    ),
+    "mixing loss": (
+        lambda: run(nn.Linear(3, 4), x(5, 3), contrastive, check_independence=True),
+        PerExampleError,
+        "the loss mixes examples: the gradient of its output for the first example changed",
+    ),
+    "piecewise linear ranking loss": (
+        lambda: run(nn.Linear(3, 1), x(5, 3), ranking, check_independence=True),
+        PerExampleError,
+        "the loss mixes examples",
+    ),
+    "mixing model": (
+        lambda: run(Mixing(), x(5, 3), square, check_independence=True),
+        PerExampleError,
+        "the model mixes examples: its output for the first example changed",
+    ),
+    "independence of a part": (
+        lambda: run_part(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), x(5, 3)),
+        PerExampleError,
+        "check_independence=True needs a call of the model itself",
+    ),
+}
+
+
+def run_part(model: nn.Sequential, data: Tensor) -> None:
+    with within_batch_variance(model, check_independence=True):
+        square(model[0](data)).backward()
+
+
+def contrastive(out: Tensor) -> Tensor:
+    return functional.cross_entropy(out @ out.T, torch.arange(len(out)))
+
+
+def ranking(scores: Tensor) -> Tensor:
+    return functional.relu(1 - scores + scores.T).mean()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_error_names_the_remedy_and_leaves_nothing(name: str) -> None:
+    call, kind, message = CASES[name]
+    torch.manual_seed(0)
+    with pytest.raises(kind) as caught:
+        call()
+    assert re.search(message, str(caught.value)), str(caught.value)
+    model = nn.Linear(3, 4)
+    run(model, x(5, 3), square)
+    assert bool(model.weight.grad_var.ge(0).all())
+
+
+def hooks_of(model: nn.Module) -> int:
+    parameters = sum(len(p._backward_hooks or ()) for p in model.parameters())
+    after = sum(len(p._post_accumulate_grad_hooks or ()) for p in model.parameters())
+    modules = sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
+    return parameters + after + modules
+
+
+def test_an_exception_inside_removes_every_hook() -> None:
+    model, data = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), x(5, 3)
+    context = within_batch_variance(model, check_independence=True)
+
+    def fail() -> None:
+        assert hooks_of(model) > 0
+        model(data)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), context:
+        fail()
+    assert hooks_of(model) == 0
+    square(model(data)).backward()
+    assert not hasattr(model[0].weight, "grad_var")
+
+
+def test_contexts_cannot_be_nested() -> None:
+    model = nn.Linear(3, 4)
+    with within_batch_variance(model):
+        with pytest.raises(PerExampleError, match="already open"):
+            within_batch_variance(nn.Linear(3, 4)).start()
+        square(model(x(5, 3))).backward()
+    assert hooks_of(model) == 0
+
+
+def test_gradients_switched_off() -> None:
+    model = nn.Linear(3, 4)
+    with torch.no_grad(), pytest.raises(PerExampleError, match=r"switched off \(torch\.no_grad"):
+        within_batch_variance(model).start()
+
+
+def test_evaluation_inside_is_left_alone() -> None:
+    model, data = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), x(5, 3)
+    model[1].eval()
+    with within_batch_variance(model):
+        with torch.no_grad():
+            model.train()
+            model(x(7, 3))
+            model[1].eval()
+        square(model(data)).backward()
+    assert model[0].weight.grad_var.shape == (4, 3)
+
+
+def test_start_and_stop_may_be_repeated() -> None:
+    model, data = nn.Linear(3, 4), x(5, 3)
+    variance = within_batch_variance(model)
+    for _ in range(2):
+        variance.start()
+        model.zero_grad()
+        square(model(data)).backward()
+        variance.stop()
+        variance.stop()
+    assert hooks_of(model) == 0
+    assert model.weight.grad_var.shape == (4, 3)
+
+
+def test_independence_holds_for_a_loss_with_dropout_and_a_mean_over_tokens() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Dropout(0.5), nn.Linear(4, 5))
+    tokens, targets = torch.randint(5, (6, 7)), torch.randint(5, (6, 7))
+    targets[2, 3:] = -100
+    with within_batch_variance(model, check_independence=True):
+        logits = model(tokens).flatten(0, 1)
+        functional.cross_entropy(logits, targets.flatten()).backward()
+    assert model[2].weight.grad_var.shape == (5, 4)
+
+
+def test_the_check_can_be_switched_off() -> None:
+    model, data = Custom(True), x(5, 3)
+    with within_batch_variance(model, check=False):
+        square(model(data)).backward()
+    assert model.weight.grad_var.shape == (3, 3)
+
+
+def test_the_gradient_is_right_even_where_a_use_is_hidden() -> None:
+    torch.manual_seed(0)
+    model, data = Custom(True), x(5, 3)
+    square(model(data)).backward()
+    expected = model.weight.grad.clone()
+    model.zero_grad()
+    with within_batch_variance(model, check=False):
+        square(model(data)).backward()
+    torch.testing.assert_close(model.weight.grad, expected)
+
+
+def test_gradients_taken_without_backward_are_not_counted() -> None:
+    torch.manual_seed(0)
+    model, data = nn.Linear(3, 4), x(5, 3)
+    with within_batch_variance(model):
+        square(model(data)).backward()
+        expected = model.weight.grad_var.clone()
+        model.zero_grad()
+        torch.autograd.grad(square(model(3 * data)), list(model.parameters()))
+        square(model(data)).backward()
+    torch.testing.assert_close(model.weight.grad_var, expected)
