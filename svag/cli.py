@@ -248,7 +248,11 @@ def bench_step(
         typer.Option("--first-step", help="Time what a process's first step costs, instead."),
     ] = False,
 ) -> None:
-    """Time an optimizer's step against torch's, interleaved, and against copying as many bytes."""
+    """Time an optimizer's step against torch's, interleaved, and against copying as many bytes.
+
+    Ratios are of times in the same round. On a busy machine they flatter svag, whose threads share
+    out the work as they go while torch's wait for the slowest: measure on an idle one.
+    """
     import torch
 
     from svag.bench import step

@@ -63,7 +63,7 @@ FLOORS = (
     ("svag.problems.problem", "svag.problems.data", "svag.problems.models"),
     ("svag.problems.vision", "svag.problems.text", "svag.problems.registry"),
     ("svag.problems",),
-    ("svag.lab", "svag.lab.records"),
+    ("svag.lab", "svag.lab.records", "svag.lab.agreement"),
     ("svag.lab.analysis",),
     ("svag.lab.verdict", "svag.lab.published"),
     ("svag.report.style",),

@@ -1,6 +1,7 @@
 """What a run leaves behind: append-only JSONL, one file a run, named by what determines the run.
 
-Every line is a flat JSON object with a ``"kind"``: first ``run``, then ``eval``, last ``end``. A
+Every line is a flat JSON object with a ``"kind"``: first ``run``, then ``eval`` (and
+``agreement``, for methods that take their variance from the mini-batch), last ``end``. A
 file can hold several attempts; the last ``run`` line starts the one that counts. A file without
 ``end`` is of a run that was interrupted, and so is one whose last line is torn. Folders of two
 machines merge by copying: equal names hold runs that differ by rounding at most (the number of
@@ -16,7 +17,7 @@ import platform
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -85,6 +86,7 @@ class Record:
 
     run: Mapping[str, Any]
     evals: list[Mapping[str, Any]] = field(default_factory=list)
+    agreements: list[Mapping[str, Any]] = field(default_factory=list)
     end: Mapping[str, Any] | None = None
 
     @property
@@ -150,6 +152,12 @@ class Recorder:
     def eval(self, step: int, **figures: float) -> None:
         """Note the figures after ``step`` steps."""
         self._write("eval", {"step": step, **figures})
+
+    def agreement(self, step: int, correlations: Mapping[str, float]) -> None:
+        """Note how alike two estimates of gamma are after ``step`` steps, by parameter."""
+        for name, correlation in correlations.items():
+            fields = {"step": step, "parameter": name, "correlation": correlation}
+            self._write("agreement", fields)
 
     def end(self, status: Status, **figures: float | str) -> None:
         """Note how the run ended, and its final figures."""
@@ -252,11 +260,13 @@ def read(path: Path) -> Record | None:
         kind = line.get("kind") if line else None
         if kind == "run" and line and line.keys() >= _REQUIRED:
             record, torn = Record(run=line), None
-        elif kind in ("eval", "end") and record is not None and torn is None:
+        elif line and kind in ("eval", "agreement", "end") and record and torn is None:
             if kind == "eval":
-                record.evals.append(line or {})
+                record.evals.append(line)
+            elif kind == "agreement":
+                record.agreements.append(line)
             else:
-                record = Record(record.run, record.evals, line)
+                record = replace(record, end=line)
         elif line is None:
             torn = torn or number  # an attempt ends here: another may begin, and be torn as well
         else:

@@ -19,7 +19,9 @@ from torch.optim import Optimizer
 from svag import optim
 from svag.anatomy import method
 from svag.errors import InvalidOption, RecordError, in_one_line
+from svag.lab.agreement import Agreement
 from svag.lab.records import Recorder, Run, Status
+from svag.optim import Dissected
 from svag.problems import Data, Problem, Split
 from svag.variance.per_example import within_batch_variance
 
@@ -61,6 +63,9 @@ def train(
             for step in session:
                 figures = session.evaluate()
                 recorder.eval(step, **figures)
+                recorder.agreement(
+                    step, session.agreement.correlations() if session.agreement else {}
+                )
                 progress(step)
                 if session.blown_up(figures):
                     status = "diverged"
@@ -88,6 +93,7 @@ class Session:
         self.problem, self.run = problem, run
         self.model = problem.model()
         self.optimizer = optimizer_of(problem, self.model, run.method, run.lr)
+        self.agreement = self._watch()
         self.step = 0
         self.diverged = False
         self.initial_loss = math.nan
@@ -119,8 +125,17 @@ class Session:
             if not math.isfinite(loss.item()):
                 return False
             optimizer.step()
+            if self.agreement:
+                self.agreement.observe()
             self.step = step + 1
         return True
+
+    def _watch(self) -> Agreement | None:
+        """Return what compares the estimates of the variance, where the method keeps its own."""
+        optimizer = self.optimizer
+        if isinstance(optimizer, Dissected) and "exp_avg_var" in optimizer.anatomy.buffers:
+            return Agreement(self.model, optimizer)
+        return None
 
     def _recording(self) -> AbstractContextManager[object]:
         """Return what estimates the gradients' variance, where the method asks for it."""

@@ -132,8 +132,8 @@ class SVAG(Dissected):
     Args:
         params: tensors, (name, tensor) pairs, or groups.
         lr: step size alpha.
-        beta: decay of both averages, in [0, 1).
-        variance: where s comes from.
+        beta: decay of both averages, in [0, 1), default 0.9; there are none within-batch.
+        variance: where s comes from; within-batch, gamma = g^2 / (g^2 + s).
         options: common to the family.
 
     Example:
@@ -146,7 +146,7 @@ class SVAG(Dissected):
         self,
         params: Params,
         lr: float | Tensor = 0.1,
-        beta: float = 0.9,
+        beta: float | None = None,
         *,
         variance: Variance = "moving-average",
         **options: Unpack[Options],
@@ -166,7 +166,10 @@ class MSVAG(Dissected):
         params: tensors, (name, tensor) pairs, or groups.
         lr: step size alpha.
         beta: decay of both averages, in [0, 1).
-        variance: where s comes from.
+        variance: where s comes from: ``"moving-average"``, or ``"within-batch"``, from the
+            ``grad_var`` that :func:`svag.within_batch_variance`,
+            :func:`svag.micro_batch_variance` or :func:`svag.rank_variance` leaves beside ``grad``.
+            The variance of m is then that of a sum of independent gradients (§4.1).
         options: common to the family.
 
     Example:

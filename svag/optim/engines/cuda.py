@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from triton import knobs
 
+from svag.errors import EngineUnavailable
 from svag.optim.engines.kernel import ADDRESSES, OPTIONS, Kernel, options
 from svag.optim.engines.triton_kernel import step_kernel
 from svag.optim.rule import Rule
@@ -46,12 +47,14 @@ _STORAGE: Final = {
 DTYPES: Final = frozenset(_STORAGE)
 """Dtypes of parameters and averages that this engine updates."""
 
-# Reckoned for an H100 (132 multiprocessors, 3.35 TB/s), not measured. A thread loads 16 bytes at
-# once, twice from each float32 tensor, so a program has 16 KB of M-SVAG's four tensors under way.
-# With 77 registers a thread, 6 programs fit on a multiprocessor: 96 KB, where bandwidth times
-# latency (700 ns) asks for 18. About 800 programs run at once, and there are some ten times as
-# many chunks, so that they end together. A program starts with 2000 cycles of loads that wait for
-# one another, about 5 % of the time that the smallest chunk takes, behind others' traffic.
+# Reckoned for an H100 (132 multiprocessors, 3.35 TB/s) from the machine code, not measured. A
+# thread loads 16 bytes at once, twice from each float32 tensor, so that a program has 16 KB of
+# M-SVAG's four tensors under way; with some 80 registers a thread, 6 programs fit on a
+# multiprocessor: 96 KB, where bandwidth times latency (700 ns) asks for 18. M-SVAG takes 50
+# instructions an element, of 240 that can be issued while its 28 bytes pass; all in bfloat16 with
+# noise 85 of 120, the least room there is. About 800 programs run at once, and chunks are so many
+# times more that they end together. A program starts with some 2000 cycles of loads that wait for
+# one another, 5 % of the time that the smallest chunk takes, while others' traffic goes on.
 _BLOCK: Final = 1024
 _WARPS: Final = 4
 _PROGRAMS: Final = 16384
@@ -61,7 +64,6 @@ _LARGEST: Final = 65536
 # What captured graphs read and write. Nothing says when a graph is destroyed, and it may outlive
 # its optimizer's tables, so these few kilobytes a capture are never freed.
 _CAPTURED: Final[list[Any]] = []
-
 
 _ADDRESS: Final = {name: place for place, name in enumerate(ADDRESSES.names or ())}
 _OPTION: Final = {name: place for place, name in enumerate(OPTIONS.names or ())}
@@ -73,9 +75,9 @@ class _Mirror:
     def __init__(self, table: NDArray[Any], device: torch.device) -> None:
         self.table = table
         self._device = device
-        self._copy = torch.empty(table.shape, dtype=_dtype(table), device=device)
+        self._copy = self._on_device()
         self._stale = True
-        self._spare: Tensor | None = self._pinned()
+        self._spare: tuple[Tensor, Tensor] | None = None
 
     def write(self, index: Any, values: Any) -> None:
         """Change some of the numbers."""
@@ -86,10 +88,10 @@ class _Mirror:
         """Return the copy on the device, brought up to date."""
         if self._stale:
             # torch keeps pinned memory from being used again before the copy has been made.
-            self._copy.copy_(self._filled(self._pinned()), non_blocking=True)
+            self._copy.copy_(self._filled(self._on_host()), non_blocking=True)
             self._stale = False
         if self._spare is None:
-            self._spare = self._pinned()
+            self._spare = self._on_host(), self._on_device()
         return self._copy
 
     def captured(self) -> Tensor:
@@ -97,18 +99,21 @@ class _Mirror:
 
         A capture records the copying but does none of it, and every replay does it again. So the
         graph gets a host table that nothing writes any more and a device table that no other step
-        reads: neither a replay nor a step between replays can then change what the other sees. The
-        host table was allocated beforehand, since allocating pinned memory may wait for events,
-        which a capture forbids.
+        reads: neither a replay nor a step between replays can then change what the other sees.
+        Both were allocated in an earlier step: pinned memory because allocating it may wait for
+        events, which a capture forbids, and the device table because it would keep the graph's
+        memory pool from being freed.
         """
-        source = self._filled(self._pinned() if self._spare is None else self._spare)
+        host, copy = self._spare or (self._on_host(), self._on_device())
         self._spare = None
-        copy = torch.empty_like(self._copy)
-        copy.copy_(source, non_blocking=True)
-        _CAPTURED.append((source, copy))
+        copy.copy_(self._filled(host), non_blocking=True)
+        _CAPTURED.append((host, copy))
         return copy
 
-    def _pinned(self) -> Tensor:
+    def _on_device(self) -> Tensor:
+        return torch.empty(self.table.shape, dtype=_dtype(self.table), device=self._device)
+
+    def _on_host(self) -> Tensor:
         pinned = self._device.type == "cuda"
         return torch.empty(self.table.shape, dtype=_dtype(self.table), pin_memory=pinned)
 
@@ -138,12 +143,18 @@ class Table:
         streams: Sequence[int],
     ) -> None:
         self._device = device
+        if self._captures():
+            raise EngineUnavailable(
+                "the tables of the fused step cannot be made while a CUDA graph is captured; take "
+                "a few steps with the same parameters and gradients before, as torch recommends"
+            )
         self._used = sorted(set(groups))
         self._addresses = _Mirror(np.zeros((len(sizes), len(_ADDRESS)), np.int64), device)
         self._options = _Mirror(np.zeros((max(groups) + 1, len(_OPTION)), np.float64), device)
         self._rows: list[tuple[float, ...]] = []
         chunks, counts = _chunks(sizes, _chunk_size(sum(sizes)))
         tensors = np.stack([np.array(groups), np.array(streams), counts], axis=1).astype(np.int64)
+        self._aligned = True
         self._programs = len(chunks)
         self._fixed = (
             torch.from_numpy(chunks).to(device),
@@ -163,6 +174,8 @@ class Table:
     def place(self, column: str, addresses: Sequence[int]) -> None:
         """Say where the tensors of one column are."""
         self._addresses.write((slice(None), _ADDRESS[column]), addresses)
+        # Then 16 bytes can be loaded at once from every tensor; the step is read by itself.
+        self._aligned = not np.any(self._addresses.table[:, : _ADDRESS["step"]] & 15)
 
     def launch(
         self, rules: Sequence[Rule], grad_scale: Tensor | None, found_inf: Tensor | None
@@ -181,7 +194,7 @@ class Table:
                 self._options.write(self._used, self._rows)
             if self._captures():
                 addresses, row_table = self._addresses.captured(), self._options.captured()
-                _CAPTURED.append((self._fixed, self._finished, scale, skip))
+                _CAPTURED.append((self._fixed, self._finished, self._no_scale, self._no_inf))
             else:
                 addresses, row_table = self._addresses.current(), self._options.current()
             for group, of_group in zip(self._used, tensors, strict=True):
@@ -194,7 +207,7 @@ class Table:
                 self._finished,
                 scale,
                 skip,
-                aligned=self._aligned(),
+                aligned=self._aligned,
                 **self._switches,
             )
 
@@ -220,10 +233,6 @@ class Table:
 
     def _captures(self) -> bool:
         return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-    def _aligned(self) -> bool:
-        """Whether 16 bytes can be loaded at once from every tensor, the step aside."""
-        return not np.any(self._addresses.table[:, : _ADDRESS["step"]] & 15)
 
 
 def _on(device: torch.device) -> AbstractContextManager[None]:

@@ -189,7 +189,9 @@ def _update(
     spread = zero
     if averages_gradient:
         # From the nearer end, so that neither end is lost to rounding.
-        mean = tl.where(take < 0.5, old + take * (g - old), g - keep * (g - old))
+        nearer_old = take < 0.5
+        lerp = tl.where(nearer_old, take, -keep)
+        mean = tl.where(nearer_old, old, g) + lerp * (g - old)
         tl.store(mean_at + offset, _narrow(mean, kept, noise, dither_state), mask)
         if momentum:
             direction = mean

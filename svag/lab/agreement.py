@@ -1,0 +1,79 @@
+"""Do the two estimates of the gradient's variance agree: moving averages and the mini-batch?
+
+A method that takes its variance from the mini-batch is watched while it trains. Beside what it
+keeps, v is averaged here, so that at any step both relative variances of m are known, and with
+them both factors gamma. How alike they are is their correlation over a parameter's entries.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from svag.optim.arithmetic import ONE
+from svag.optim.factors import FACTORS, dispersion
+from svag.optim.moments import debiasing, rho
+from svag.optim.optimizer import Dissected
+
+
+class Agreement:
+    """Watches one optimizer of a within-batch row along the momentum.
+
+    Args:
+        model: whose parameters the optimizer updates.
+        optimizer: with ``exp_avg`` and ``exp_avg_var`` in its state.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Dissected) -> None:
+        self._names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+        self._optimizer = optimizer
+        self._squares: dict[Tensor, Tensor] = {}
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        """Take in the gradients of a step that has just been taken."""
+        for param, beta, _ in self._watched():
+            grad, square = param.grad, self._squares.setdefault(param, torch.zeros_like(param))
+            assert grad is not None
+            square.mul_(beta).addcmul_(grad, grad, value=1 - beta)
+
+    @torch.no_grad()
+    def correlations(self) -> dict[str, float]:
+        """Return Pearson's correlation of the two factors over each parameter's entries.
+
+        Entries that never had a gradient are left out; NaN where one of the factors is constant,
+        as both are at the first step.
+        """
+        result = {}
+        for param, beta, step in self._watched():
+            state = self._optimizer.state[param]
+            weight = debiasing(beta, step)
+            mean = state["exp_avg"] / weight
+            share = rho(beta, step)
+            if not share < 1:
+                continue
+            averaged = (self._squares[param] / weight - mean * mean).clamp_min(0)
+            averaged *= share / (1 - share)
+            sampled = state["exp_avg_var"] / (weight * weight)
+            seen = self._squares[param] > 0
+            factors = [self._factor(variance, mean)[seen] for variance in (averaged, sampled)]
+            if factors[0].numel() > 1:
+                result[self._names[param]] = _correlation(*factors)
+        return result
+
+    def _factor(self, variance: Tensor, mean: Tensor) -> Tensor:
+        spread = dispersion(ONE, variance.double(), mean.double(), torch.float64)
+        factor: Tensor = FACTORS[self._optimizer.anatomy.factor](ONE, spread)
+        return factor
+
+    def _watched(self) -> Iterator[tuple[Tensor, float, float]]:
+        for group in self._optimizer.param_groups:
+            for param in group["params"]:
+                if "exp_avg_var" in self._optimizer.state.get(param, {}):
+                    yield param, float(group["beta"]), self._optimizer.state[param]["step"].item()
+
+
+def _correlation(x: Tensor, y: Tensor) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    norm = x.norm() * y.norm()
+    return float((x @ y / norm).item()) if norm > 0 else float("nan")
