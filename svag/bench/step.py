@@ -1,71 +1,478 @@
 """The optimizer step against torch's own, on sizes of real and of extreme models."""
 
+import ctypes
+import importlib
+import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import tracemalloc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from tempfile import TemporaryDirectory
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from svag import optim
+from svag.errors import InvalidOption, UnknownName, nearest
+from svag.optim.engines import serving
 from svag.problems import models
 
-PEERS: Mapping[str, Callable[[list[Tensor]], Optimizer]] = {
-    "torch Adam, for-loop": lambda params: Adam(params, foreach=False, fused=False),
-    "torch Adam, foreach": lambda params: Adam(params, foreach=True, fused=False),
+Run = Callable[[], object]
+Make = Callable[[list[Tensor]], Optimizer]
+
+
+class Contestant(NamedTuple):
+    """How an optimizer is made, and whose time its own is divided by."""
+
+    make: Make
+    peer: str | None
+
+
+_ADAM, _MOMENTUM, _PLAIN = "torch Adam, fused", "torch SGD momentum, fused", "torch SGD, fused"
+_NARROW = ", bfloat16 state"
+
+OURS: Final[Mapping[str, Contestant]] = {
+    "svag.MSVAG": Contestant(optim.MSVAG, _ADAM),
+    "svag.Adam": Contestant(optim.Adam, _ADAM),
+    "svag.MSSD": Contestant(optim.MSSD, _MOMENTUM),
+    "svag.MSGD": Contestant(optim.MSGD, _MOMENTUM),
+    "svag.SSD": Contestant(optim.SSD, _PLAIN),
+    "svag.SGD": Contestant(optim.SGD, _PLAIN),
+    **{
+        f"svag.{make.__name__}{_NARROW}": Contestant(
+            partial(make, state_dtype=torch.bfloat16), f"svag.{make.__name__}"
+        )
+        for make in (optim.MSVAG, optim.Adam, optim.MSSD, optim.MSGD)
+    },
 }
-OURS: Mapping[str, Callable[[list[Tensor]], Optimizer]] = {
-    f"svag.{make.__name__}": make for make in (optim.Adam, optim.MSVAG, optim.MSSD, optim.MSGD)
+PEERS: Final[Mapping[str, Contestant]] = {
+    _ADAM: Contestant(partial(Adam, fused=True), None),
+    "torch AdamW, fused": Contestant(partial(AdamW, fused=True), _ADAM),
+    "torch Adam, foreach": Contestant(partial(Adam, foreach=True), _ADAM),
+    _MOMENTUM: Contestant(partial(SGD, momentum=0.9, fused=True), None),
+    _PLAIN: Contestant(partial(SGD, fused=True), None),
 }
+OTHERS: Final = ("pytorch_optimizer.MSVAG",)
+"""Classes of packages that need not be there; their peer is torch's fused Adam."""
+
+LAYOUTS: Final[Mapping[str, Callable[[], list[torch.Size]]]] = {
+    "40 x 500,000": lambda: [torch.Size([500_000])] * 40,
+    "160 x 1,000": lambda: [torch.Size([1_000])] * 160,
+    "WRN-40-4": lambda: [p.shape for p in models.wide_resnet().parameters()],
+    "2c2d": lambda: [p.shape for p in models.conv_2c2d().parameters()],
+    "character LSTM": lambda: [p.shape for p in models.CharLSTM(82).parameters()],
+    "40 x 2,500,000": lambda: [torch.Size([2_500_000])] * 40,
+}
+"""Shapes of parameters by name."""
+
+_GPU_ONLY: Final = ("40 x 2,500,000",)
+
+
+def _bounds(adaptive: float, momentum: float) -> dict[str, float]:
+    return {
+        "svag.MSVAG": adaptive,
+        "svag.Adam": adaptive,
+        "svag.MSSD": momentum,
+        "svag.MSGD": momentum,
+    }
+
+
+RATIO_AT_MOST: Final[Mapping[str, Mapping[str, float]]] = {
+    "40 x 500,000": {
+        **_bounds(1.00, 1.05),
+        **{f"{name}{_NARROW}": bound for name, bound in _bounds(0.80, 0.95).items()},
+    },
+    "160 x 1,000": _bounds(0.20, 0.5),
+    "WRN-40-4": _bounds(0.85, 1.0),
+    "2c2d": _bounds(0.85, 1.0),
+}
+"""Targets of ratios, by layout and optimizer: "What it must show" of issue 5, two cores."""
+
+SHARE_AT_LEAST: Final[Mapping[str, Mapping[str, float]]] = {
+    "40 x 500,000": dict.fromkeys(_bounds(0, 0), 0.85)
+}
+"""Targets of the share of copy bandwidth, as in issue 5; with the state in the parameters' dtype,
+since its targets for bfloat16 state ask for less."""
+
+ALLOCATED_AT_MOST: Final = 1e6
+"""Target of the bytes that a fused step allocates, as in issue 5."""
+
+
+class Quartiles(NamedTuple):
+    """Where the middle half of some numbers lies, and its middle."""
+
+    lower: float
+    median: float
+    upper: float
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Median milliseconds of a step by optimizer, and medians of ratios to the better peer."""
+class Row:
+    """What the rounds say about one contestant.
+
+    Attributes:
+        layout: name of the parameters' shapes.
+        name: of the optimizer or copy.
+        milliseconds: of a step, the median.
+        elements: number of parameters.
+        moved: bytes an element that a step reads and writes, at least.
+        peer: whose time in the same round each time is divided by.
+        ratio: quotients of times, this one's over the peer's.
+        share: of copy bandwidth, the time of a copy of as many bytes over this one's; above 1 on
+            a CPU, where torch's copy also fetches the lines that it is about to overwrite.
+        state: bytes an element that the optimizer keeps from step to step.
+        allocated: bytes that a step allocates, where it was measured.
+    """
 
     layout: str
-    milliseconds: Mapping[str, float]
-    ratios: Mapping[str, float]
+    name: str
+    milliseconds: float
+    elements: int
+    moved: float
+    peer: str | None = None
+    ratio: Quartiles | None = None
+    share: Quartiles | None = None
+    state: float | None = None
+    allocated: int | None = None
+
+    @property
+    def bandwidth(self) -> float:
+        """Gigabytes moved in a second."""
+        return self.moved * self.elements / self.milliseconds / 1e6
+
+    @property
+    def goals(self) -> dict[str, tuple[float, bool]]:
+        """Target by quantity, and whether it is met; where there is none the key is missing."""
+        found = {}
+        at_most = RATIO_AT_MOST.get(self.layout, {}).get(self.name)
+        if self.ratio is not None and at_most is not None:
+            found["ratio"] = at_most, self.ratio.median <= at_most
+        at_least = SHARE_AT_LEAST.get(self.layout, {}).get(self.name)
+        if self.share is not None and at_least is not None:
+            found["share"] = at_least, self.share.median >= at_least
+        if self.allocated is not None and self.name in OURS:
+            found["allocated"] = ALLOCATED_AT_MOST, self.allocated < ALLOCATED_AT_MOST
+        return found
 
 
-def layouts() -> dict[str, list[torch.Size]]:
-    """Return parameter shapes by name."""
-    return {
-        "40 x 500,000": [torch.Size([500_000])] * 40,
-        "160 x 1,000": [torch.Size([1_000])] * 160,
-        "WRN-40-4": [p.shape for p in models.wide_resnet().parameters()],
-        "2c2d": [p.shape for p in models.conv_2c2d().parameters()],
-        "character LSTM": [p.shape for p in models.CharLSTM(82).parameters()],
-    }
+@dataclass(frozen=True)
+class FirstStep:
+    """Seconds of a process's first step, on a machine that has never taken one and later on."""
+
+    name: str
+    empty_cache: float
+    filled_cache: float
 
 
-def measure(layout: str, shapes: list[torch.Size], *, rounds: int) -> Timing:
-    """Time one step of every optimizer in turn, ``rounds`` times.
+class Timed(Protocol):
+    """What can be made ready, untimed, and then run."""
 
-    The ratio is to the better of torch's two in the same round, so that it holds while the speed
-    of the machine drifts.
+    def prepare(self) -> None:
+        """Do what precedes every run."""
+
+    def run(self) -> object:
+        """Do what is timed."""
+
+
+class Stepper:
+    """An optimizer over parameters of its own, with gradients elsewhere at every step."""
+
+    def __init__(self, make: Make, shapes: Iterable[torch.Size], device: str) -> None:
+        self.params = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
+        self._grads = [_two_places(param) for param in self.params]
+        self._turn = 0
+        self.optimizer = make(self.params)
+
+    def prepare(self) -> None:
+        """Put the gradients elsewhere, as the backward pass after ``zero_grad`` does."""
+        self._turn = 1 - self._turn
+        for param, places in zip(self.params, self._grads, strict=True):
+            param.grad = places[self._turn]
+
+    def run(self) -> object:
+        """Take a step."""
+        return self.optimizer.step()
+
+
+class Copy:
+    """A copy within a device's memory that reads and writes a number of bytes in all."""
+
+    def __init__(self, moved: float, device: str) -> None:
+        words = round(moved / 2 / torch.float32.itemsize)
+        self._source = torch.ones(words, device=device)
+        self._target = torch.zeros(words, device=device)
+
+    def prepare(self) -> None:
+        """Do nothing."""
+
+    def run(self) -> object:
+        """Copy."""
+        return self._target.copy_(self._source)
+
+
+def contestants() -> tuple[dict[str, Contestant], list[str]]:
+    """Return all optimizers by name, and which are missing because their package is."""
+    found, missing = {**OURS, **PEERS}, []
+    for name in OTHERS:
+        package, _, attribute = name.rpartition(".")
+        try:
+            found[name] = Contestant(getattr(importlib.import_module(package), attribute), _ADAM)
+        except ImportError:
+            missing.append(name)
+    return found, missing
+
+
+def remarks(device: str) -> list[str]:
+    """Say what the figures hold for, and what they lack."""
+    engine = serving.engine(device)
+    threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
+    lacking = [f"left out, because its package is not installed: {x}" for x in contestants()[1]]
+    if isinstance(engine, str):
+        lacking.append(f"svag's steps are the eager engine's, because {engine}")
+    elif not has_targets(device):
+        lacking.append("the targets are those of a CPU and two threads, so none are shown")
+    return [f"{device}{threads}, torch {torch.__version__}", *lacking]
+
+
+def has_targets(device: str) -> bool:
+    """Whether the targets are about what is measured: the fused engine, on two cores."""
+    fused = not isinstance(serving.engine(device), str)
+    return fused and device == "cpu" and torch.get_num_threads() == 2
+
+
+def choose(names: Sequence[str], device: str) -> list[str]:
+    """Check names of layouts; none stands for all that suit the device.
+
+    Raises:
+        UnknownName: there is no such layout.
+        InvalidOption: there is no such device.
     """
-    optimizers = {name: make(_parameters(shapes)) for name, make in {**PEERS, **OURS}.items()}
-    times: dict[str, list[float]] = {name: [] for name in optimizers}
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InvalidOption("--device cuda: torch sees no CUDA device here; use --device cpu")
+    for name in names:
+        if name not in LAYOUTS:
+            known = ", ".join(map(repr, LAYOUTS))
+            raise UnknownName(f"unknown layout {name!r}; known: {known}.{nearest(name, LAYOUTS)}")
+    return list(names) or [n for n in LAYOUTS if device == "cuda" or n not in _GPU_ONLY]
+
+
+def measure(layout: str, *, rounds: int, device: str = "cpu") -> list[Row]:
+    """Time one step of every optimizer in turn, ``rounds`` times, and copies beside them.
+
+    A ratio is one of times in the same round, so that it holds while the speed of the machine
+    drifts; no two optimizers share a tensor, so that none finds its own in a cache because of
+    another.
+
+    Args:
+        layout: a key of :data:`LAYOUTS`.
+        rounds: how often each is timed, at least 2.
+        device: ``"cpu"`` or ``"cuda"``.
+
+    Returns:
+        A row for each optimizer, and then one for each copy.
+    """
+    entrants, _ = contestants()
+    shapes = LAYOUTS[layout]()
+    elements = sum(shape.numel() for shape in shapes)
+    steppers = {name: Stepper(one.make, shapes, device) for name, one in entrants.items()}
+    for stepper in steppers.values():
+        stepper.prepare()
+        stepper.run()  # makes the state, from which the bytes follow
+    moved = {name: bytes_moved(stepper.optimizer) for name, stepper in steppers.items()}
+    copies = {_copy_name(count / elements): count for count in sorted(set(moved.values()))}
+    runners: dict[str, Timed] = {**steppers}
+    runners.update({name: Copy(count, device) for name, count in copies.items()})
+    times = interleave(runners, rounds, _milliseconds_on[device])
+    rows = []
+    for name, stepper in steppers.items():
+        row = Row(layout, name, statistics.median(times[name]), elements, moved[name] / elements)
+        if (peer := entrants[name].peer) is not None:
+            row = replace(row, peer=peer, ratio=ratios(times[name], times[peer]))
+        if name in OURS:
+            row = replace(row, allocated=bytes_allocated(stepper, device))
+        share = ratios(times[_copy_name(row.moved)], times[name])
+        rows.append(replace(row, share=share, state=bytes_kept(stepper.optimizer) / elements))
+    for name, count in copies.items():
+        median = statistics.median(times[name])
+        rows.append(Row(layout, name, median, elements, count / elements))
+    return rows
+
+
+def interleave(
+    runners: Mapping[str, Timed], rounds: int, clock: Callable[[Run], float]
+) -> dict[str, list[float]]:
+    """Time every runner in each of some rounds, and in one before them that does not count."""
+    names = list(runners)
+    times: dict[str, list[float]] = {name: [] for name in names}
     for n in range(rounds + 1):
-        for name, optimizer in optimizers.items():
-            started = time.perf_counter()
-            optimizer.step()
-            if n:
-                times[name].append((time.perf_counter() - started) * 1e3)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    best = times[min(PEERS, key=medians.__getitem__)]
-    ratios = {
-        name: statistics.median(a / b for a, b in zip(times[name], best, strict=True))
-        for name in OURS
-    }
-    return Timing(layout, medians, ratios)
+        for place in order(len(names), n):
+            runner = runners[names[place]]
+            runner.prepare()
+            times[names[place]].append(clock(runner.run))
+    return {name: values[1:] for name, values in times.items()}
 
 
-def _parameters(shapes: list[torch.Size]) -> list[Tensor]:
-    params = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    for param in params:
-        param.grad = torch.randn_like(param)
-    return params
+def order(count: int, turn: int) -> list[int]:
+    """Return who goes when in a round.
+
+    Every round is the one before with everybody's number raised by one. The first is 0, -1, 1,
+    -2, 2, ..., so that in ``count`` rounds nobody follows the same one twice (Williams' design);
+    with an odd ``count``, nobody more than twice in twice as many.
+    """
+    zigzag = [-(i + 1) // 2 if i % 2 else i // 2 for i in range(count)]
+    turned = [(place + turn) % count for place in zigzag]
+    return turned[::-1] if turn // count % 2 else turned
+
+
+def ratios(times: Sequence[float], others: Sequence[float]) -> Quartiles:
+    """Return the quartiles of quotients of times in the same round."""
+    quotients = [a / b for a, b in zip(times, others, strict=True)]
+    return Quartiles(*statistics.quantiles(quotients, n=4, method="inclusive"))
+
+
+def bytes_moved(optimizer: Optimizer) -> int:
+    """Return what a step must move at least, after one: its gradient once, all else twice."""
+    total = 0
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            total += param.grad.nbytes + 2 * param.nbytes
+            total += 2 * sum(buffer.nbytes for buffer in _averages(optimizer.state[param]))
+    return total
+
+
+def bytes_kept(optimizer: Optimizer) -> int:
+    """Return what the tensors of the state take, after a step, the number of steps included."""
+    states = optimizer.state.values()
+    return sum(x.nbytes for state in states for x in state.values() if isinstance(x, Tensor))
+
+
+def bytes_allocated(timed: Timed, device: str) -> int | None:
+    """Return what a step allocates beyond what was there before, None where that cannot be told.
+
+    On CUDA it is the peak by torch's allocator. On a CPU it is an upper bound, the sum of two:
+    the peak of what Python's own allocators see, NumPy's included, and all the pages that the
+    process touches anew after the C library has given back every page it had free, whichever
+    library asked for them; the least of several steps, since other things fetch pages as well.
+    """
+    if device == "cuda":
+        timed.prepare()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        timed.run()
+        return torch.cuda.max_memory_allocated() - before
+    touched = [bytes_ for _ in range(5) if (bytes_ := _touched_anew(timed)) is not None]
+    return _seen_by_python(timed) + min(touched) if touched else None
+
+
+def _seen_by_python(timed: Timed) -> int:
+    tracemalloc.start()
+    try:
+        timed.prepare()
+        timed.run()
+        timed.prepare()
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        timed.run()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+_DISABLE_LARGE_PAGES: Final = 41  # PR_SET_THP_DISABLE of prctl(2)
+
+
+def _touched_anew(timed: Timed) -> int | None:
+    """Return the bytes of the pages that a run faults in; on Linux with GNU's C library only."""
+    try:
+        import resource
+
+        libc = ctypes.CDLL(None)
+        trim, control = libc.malloc_trim, libc.prctl
+    except (ImportError, OSError, AttributeError, TypeError):
+        return None
+    control(_DISABLE_LARGE_PAGES, 1, 0, 0, 0)  # one fault, one page
+    try:
+        timed.prepare()
+        trim(0)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        timed.run()
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    finally:
+        control(_DISABLE_LARGE_PAGES, 0, 0, 0, 0)
+    return faults * resource.getpagesize()
+
+
+def first_steps() -> list[FirstStep]:
+    """Time first steps in processes of their own, whose folder of compiled code is made for it.
+
+    Each optimizer with targets, and torch's fused Adam beside them.
+    """
+    return [_first_step_twice(name) for name in (*_bounds(0, 0), _ADAM)]
+
+
+def _first_step_twice(name: str) -> FirstStep:
+    code = "import sys; from svag.bench import step; print(step.time_first_step(sys.argv[1]))"
+    with TemporaryDirectory() as folder:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
+        seconds = [
+            float(
+                subprocess.run(
+                    [sys.executable, "-c", code, name],
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    check=True,
+                ).stdout
+            )
+            for _ in range(2)
+        ]
+    return FirstStep(name, *seconds)
+
+
+def time_first_step(name: str) -> float:
+    """Return the seconds of a step on the 2c2d network, all that it loads included."""
+    stepper = Stepper(contestants()[0][name].make, LAYOUTS["2c2d"](), "cpu")
+    stepper.prepare()
+    return _milliseconds(stepper.run) / 1e3
+
+
+def _milliseconds(run: Run) -> float:
+    started = time.perf_counter()
+    run()
+    return (time.perf_counter() - started) * 1e3
+
+
+def _milliseconds_on_gpu(run: Run) -> float:
+    """From an idle device until it is idle again, by its own clock."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return float(begin.elapsed_time(end))
+
+
+_milliseconds_on: Final = {"cpu": _milliseconds, "cuda": _milliseconds_on_gpu}
+
+
+def _copy_name(moved: float) -> str:
+    return f"copy, {moved:.4g} bytes an element"
+
+
+def _two_places(param: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a gradient at two addresses, a cache line apart: views of the same memory."""
+    apart = 64 // param.element_size()
+    memory = torch.randn(param.numel() + apart, device=param.device)
+    return memory[:-apart].view(param.shape), memory[apart:].view(param.shape)
+
+
+def _averages(state: Mapping[str, Any]) -> list[Tensor]:
+    return [x for name, x in state.items() if name != "step" and isinstance(x, Tensor)]

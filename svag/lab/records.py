@@ -86,8 +86,8 @@ class Record:
 
     run: Mapping[str, Any]
     evals: list[Mapping[str, Any]] = field(default_factory=list)
-    agreements: list[Mapping[str, Any]] = field(default_factory=list)
     end: Mapping[str, Any] | None = None
+    agreements: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property
     def status(self) -> Status:
