@@ -214,6 +214,25 @@ def bench_runner(
     print(runner.measure(task, problems.load(task, data_dir), steps=steps, rounds=rounds))
 
 
+@bench.command("rounding")
+def bench_rounding(
+    problem: Problem = "digits",
+    key: Annotated[str, typer.Option("--method", help="Key (see `svag methods`).")] = "m-svag",
+    lr: Annotated[float | None, typer.Option(help="Step size; the method's default.")] = None,
+    steps: Steps = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Compare the loss curve with averages in bfloat16 to the one in float32."""
+    from svag import problems
+    from svag.bench import rounding
+
+    task = problems.get(problem)
+    data = problems.load(task, data_dir)
+    step_size = method(key).lr if lr is None else lr
+    length = task.quick_steps if steps is None else steps
+    print(rounding.measure(task, data, key=key, lr=step_size, steps=length))
+
+
 @bench.command("variance")
 def bench_variance(
     workload: Annotated[

@@ -8,6 +8,7 @@ file imports no part of svag. An anatomy is any object with the fields ``directi
 Time t counts the gradients this parameter has seen, from 0.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -97,6 +98,17 @@ def raw_relative_variance(m: Array, v: Array, eps: float) -> Array:
     return ratio_to_squared_mean((np.sqrt(v) + eps) ** 2 - m**2, m)
 
 
+def within_batch_variance(anatomy: Any, variances: list[Array], beta: float) -> Array:
+    """The variance of the direction from those of the gradients (supplement, section 4).
+
+    s_t for g; for m the variance of sum_s c_s g_s under independent sampling, sum_s c_s^2 s_s.
+    """
+    if anatomy.direction == "gradient":
+        return variances[-1]
+    weights = averaging_weights(beta, len(variances) - 1)
+    return np.tensordot(weights**2, np.array(variances), axes=1)
+
+
 # -------------------------------------------------------------------------------------- factor
 
 
@@ -133,21 +145,28 @@ def run(
     weight_decay: float = 0.0,
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
+    variances: Iterable[ArrayLike | None] | None = None,
 ) -> Iterator[Step | None]:
     """theta <- theta - lr gamma d, once per gradient; a missing gradient (None) yields None.
 
     ``beta`` is read by corrected rows, ``betas``, ``eps`` and ``amsgrad`` by raw ones.
+    ``variances`` are those of the gradients, s_t, where they come from inside the mini-batches;
+    None takes the variance from moving averages.
     """
     raw = anatomy.relative_variance == "raw"
     beta1, beta2 = betas if raw else (beta, beta)
     theta = np.array(theta, dtype=np.float64)
     m_tilde, v_tilde, v_largest = (np.zeros_like(theta) for _ in range(3))
     t = -1
-    for gradient in gradients:
+    seen: list[Array] = []
+    samples = itertools.repeat(None) if variances is None else variances
+    for gradient, sample in zip(gradients, samples, strict=False):
         if gradient is None:
             yield None
             continue
         t += 1
+        if sample is not None:
+            seen.append(np.array(sample, dtype=np.float64))
         g = np.array(gradient, dtype=np.float64)
         if maximize:
             g = -g
@@ -164,6 +183,9 @@ def run(
 
         if raw:
             eta_sq = raw_relative_variance(m, v, eps)
+        elif variances is not None:
+            mean = m if anatomy.direction == "momentum" else g
+            eta_sq = ratio_to_squared_mean(within_batch_variance(anatomy, seen, beta), mean)
         else:
             eta_sq = corrected_relative_variance(anatomy, m, v, beta, t)
         gamma = factor(anatomy.factor, eta_sq)

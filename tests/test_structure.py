@@ -74,7 +74,8 @@ FLOORS = (
     ("svag.lab.train",),
     ("svag.lab.pool",),
     ("svag.lab.protocol",),
-    ("svag.progress", "svag.bench", "svag.bench.runner", "svag.bench.step", "svag.bench.variance"),
+    ("svag.progress", "svag.bench", "svag.bench.runner", "svag.bench.step"),
+    ("svag.bench.variance", "svag.bench.rounding"),
     ("svag.cli",),
     ("svag.__main__",),
 )

@@ -20,6 +20,12 @@ from svag.optim.rule import Bucket, Row, Rule
 from svag.variance import attachment
 from svag.variance.clipping import check_unscaled
 
+# torch renamed its refusal to capture a step whose groups are not capturable.
+_CHECK_CAPTURE: Callable[[Optimizer], None] = (
+    getattr(Optimizer, "_accelerator_graph_capture_health_check", None)
+    or Optimizer.__dict__["_cuda_graph_capture_health_check"]
+)
+
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
@@ -185,6 +191,7 @@ class Dissected(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        _CHECK_CAPTURE(self)
         if self.anatomy.within_batch:
             check_unscaled(self)
         with torch.set_grad_enabled(bool(self.defaults["differentiable"])):
@@ -217,13 +224,13 @@ class Dissected(Optimizer):
     def _step_fused(self, tables: Sequence[Fused]) -> None:
         if tables:
             scaling = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-            rules = [self._rule(group, traced=False) for group in self.param_groups]
+            rules = [self._rule(g, traced=bool(g["capturable"])) for g in self.param_groups]
             for table in tables:
                 table.launch(rules, *scaling)
 
-    def _step_eagerly(self, entries: Iterable[Entry]) -> None:
+    def _step_eagerly(self, entries: Sequence[Entry]) -> None:
         found_inf = getattr(self, "found_inf", None)
-        if found_inf is not None and found_inf.item():
+        if not entries or (found_inf is not None and found_inf.item()):
             return
         for index, of_group in itertools.groupby(entries, key=lambda entry: entry.group):
             group = self.param_groups[index]

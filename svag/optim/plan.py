@@ -220,7 +220,7 @@ class Plan:
         needed = kernel(
             anatomy,
             amsgrad=group.get("amsgrad", False),
-            decays=bool(group["weight_decay"]) and not group["decoupled_weight_decay"],
+            decays=_decays(group) and not group["decoupled_weight_decay"],
             param=param.dtype,
             state=group["state_dtype"] or param.dtype,
             dither_param=group["stochastic_rounding"],
@@ -263,13 +263,15 @@ def _getter(names: Sequence[str]) -> Callable[[State], tuple[Tensor, ...]]:
     return lambda state: tuple(state[name] for name in names)
 
 
+def _decays(group: Group) -> bool:
+    """Whether there is weight decay; a tensor is not read, since it may be on a device."""
+    return isinstance(group["weight_decay"], Tensor) or group["weight_decay"] != 0
+
+
 def _params(groups: Iterable[Group]) -> list[Tensor]:
     return [param for group in groups for param in group["params"]]
 
 
 def _decisive(groups: Iterable[Group]) -> list[tuple[Any, ...]]:
     """Return what a plan depends on of each group's options."""
-    return [
-        (bool(group["weight_decay"]), *(group.get(option) for option in _DECISIVE))
-        for group in groups
-    ]
+    return [(_decays(group), *(group.get(option) for option in _DECISIVE)) for group in groups]

@@ -5,7 +5,8 @@ A case states its anatomy by hand, as the supplement's table does, so that a wro
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,8 @@ class Case:
     @property
     def averages(self) -> bool:
         """Whether any moving average is kept, i.e. whether there is a beta to choose."""
-        return self.anatomy.direction == "momentum" or self.anatomy.factor != "none"
+        adapted = self.anatomy.factor != "none" and self.anatomy.variance == "moving-average"
+        return self.anatomy.direction == "momentum" or adapted
 
     @property
     def lr(self) -> float:
@@ -49,6 +51,8 @@ class Case:
         return {"beta": beta} if self.averages else {}
 
     def build(self, params: Any, **options: Any) -> torch.optim.Optimizer:
+        if self.kind is not None and self.anatomy.variance == "within-batch":
+            return self.kind(params, variance="within-batch", **options)
         if self.kind is not None:
             return self.kind(params, **options)
         return svag.Dissected(params, anatomy=self.anatomy, **options)
@@ -97,6 +101,23 @@ RECOMBINATIONS = (
 
 CASES = METHODS + RECOMBINATIONS
 CORRECTED = tuple(case for case in CASES if not case.raw)
+
+
+ADAPTED = tuple(case for case in CORRECTED if case.anatomy.factor != "none")
+
+WITHIN_BATCH = tuple(
+    replace(case, anatomy=replace(case.anatomy, variance="within-batch")) for case in ADAPTED
+)
+"""The adapted corrected cases again, with the variance from inside the mini-batch."""
+
+ENGINES: dict[str, dict[str, Any]] = {
+    **({"fused": {"fused": True}} if find_spec("numba") else {}),
+    "eager": {"foreach": False},
+    "lists": {"foreach": True},
+}
+"""The ways to step on a CPU, by the flags that choose them; what None chooses is one of them."""
+
+every_engine = pytest.mark.parametrize("engine", ENGINES)
 
 
 def by_name(cases: Sequence[Case]) -> pytest.MarkDecorator:

@@ -24,7 +24,7 @@ def step_kernel(
     chunks,  # a row a chunk: tensor, first element, number of elements
     tensors,  # a row a tensor: group, stream of noise, number of chunks
     addresses,  # a row a tensor, as kernel.ADDRESSES
-    options,  # a row a group, as kernel.OPTIONS
+    group_options,  # a row a group, as kernel.OPTIONS
     finished,  # chunks of each tensor that this step is done with
     grad_scale,
     found_inf,
@@ -59,7 +59,7 @@ def step_kernel(
     size = tl.load(chunk + 2).to(tl.int32)
     about = tensors + 3 * tensor
     at = addresses + COLUMNS * tensor
-    option = options + COLUMNS * tl.load(about)
+    option = group_options + COLUMNS * tl.load(about)
 
     # A float32 counter, as torch's. Read before the barrier below, written behind it.
     step = tl.full((), 1.0, tl.float64)

@@ -1,0 +1,77 @@
+"""What averages in bfloat16 do to a training run: its loss curve beside the float32 one."""
+
+from dataclasses import dataclass
+
+import torch
+
+from svag.anatomy import method
+from svag.lab.protocol import Study, plan, template
+from svag.lab.records import Run
+from svag.lab.train import Session
+from svag.problems import Data, Problem
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two loss curves of one run, and that of another seed for scale.
+
+    Attributes:
+        problem: its name.
+        method: the method's name.
+        lr: step size.
+        steps: length of the runs.
+        final: training loss at the end with averages in float32 and in bfloat16.
+        rounding: root mean square, over the evaluations, of the difference in log training loss
+            between the two.
+        seeds: the same between float32 runs of two seeds.
+    """
+
+    problem: str
+    method: str
+    lr: float
+    steps: int
+    final: tuple[float, float]
+    rounding: float
+    seeds: float
+
+    def __str__(self) -> str:
+        full, half = self.final
+        return (
+            f"{self.problem}, {self.method} at {self.lr:g}, {self.steps} steps: training loss "
+            f"{full:.4g} with float32 averages, {half:.4g} with bfloat16; curves apart by "
+            f"{100 * self.rounding:.1f} % (two seeds: {100 * self.seeds:.1f} %)"
+        )
+
+
+def measure(problem: Problem, data: Data, *, key: str, lr: float, steps: int) -> Difference:
+    """Train with averages in float32, in bfloat16, and in float32 with another seed."""
+    study = Study(methods=(key,), steps=steps, seeds=2, lrs={key: lr})
+    first, second = next(plan(template(problem, data, study), key, study))
+    full, half = _losses(problem, data, first), _losses(problem, data, first, torch.bfloat16)
+    other = _losses(problem, data, second)
+    return Difference(
+        problem=problem.name,
+        method=method(key).name,
+        lr=lr,
+        steps=steps,
+        final=(full[-1].item(), half[-1].item()),
+        rounding=_apart(full, half),
+        seeds=_apart(full, other),
+    )
+
+
+def _losses(
+    problem: Problem, data: Data, run: Run, state_dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Return the training loss at every evaluation; NaN after a run has diverged."""
+    session = Session(problem, data, run)
+    for group in session.optimizer.param_groups:
+        group["state_dtype"] = state_dtype
+    losses = [session.evaluate()["train_loss"] for _ in session]
+    missing = run.steps // run.eval_every + 1 - len(losses)
+    return torch.tensor(losses + [float("nan")] * missing, dtype=torch.float64)
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the root mean square of the difference in logarithm, the start left out."""
+    return float((one[1:].log() - other[1:].log()).square().mean().sqrt().item())

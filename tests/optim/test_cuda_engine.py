@@ -1,0 +1,780 @@
+"""The CUDA engine: its arithmetic in Triton's interpreter, its compilation, and the rest on a GPU.
+
+The interpreter runs the kernel on CPU tensors, program after program. A private copy of the engine
+is imported for it and given to the optimizers as the engine of CPUs, so that they drive it as they
+do on a GPU: with fused=True, through plan and tables. What the interpreter cannot show, that the
+kernel is typed right and loads 16 bytes at once, is seen by compiling for an H100, without one.
+"""
+
+import copy
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from measured import assert_within
+from reference import error
+from torch import Tensor, nn
+
+import svag
+import svag.optim.engines
+from svag import Anatomy
+from svag.errors import EngineUnavailable
+from svag.optim import rounding
+from svag.optim.engines import serving
+from svag.optim.engines.kernel import Kernel, kernel
+from svag.optim.rule import Rule
+from svag.variance.attachment import attach
+
+from .cases import CASES, METHODS, Case, by_name, descend, named
+from .data import conformance_gradients
+
+pytest.importorskip("triton", reason="Triton is not installed (Linux only, extra dev)")
+
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver, interpreter
+
+# Every fourth coordinate of the conformance set, steps 1 to 10: the interpreter is slow.
+GRADIENTS = np.ascontiguousarray(conformance_gradients()[:10, ::4])
+SIZE = GRADIENTS.shape[1]
+BLOCK = 128
+STEPS = (1, 2, 10)
+BOUND = {torch.float32: 2e-5, torch.float64: 1e-12}
+HALF = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
+
+both_precisions = pytest.mark.parametrize("dtype", BOUND, ids=["float32", "float64"])
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    """A copy of the engine whose kernel is interpreted; the engine itself is left alone."""
+    with pytest.MonkeyPatch.context() as patch, knobs.runtime.scope():
+        forget(patch)
+        knobs.runtime.interpret = True
+        engine = importlib.import_module("svag.optim.engines.cuda")
+    engine._BLOCK = engine._SMALLEST = engine._LARGEST = BLOCK  # a whole and a masked block
+    return engine
+
+
+def forget(patch: pytest.MonkeyPatch) -> None:
+    """Make the engine be imported anew, until the patch is undone."""
+    for name in ("triton_kernel", "cuda"):
+        if f"svag.optim.engines.{name}" in sys.modules:
+            patch.delitem(sys.modules, f"svag.optim.engines.{name}")
+        else:
+            patch.setitem(sys.modules, f"svag.optim.engines.{name}", ModuleType(name))
+            del sys.modules[f"svag.optim.engines.{name}"]
+        patch.setattr(svag.optim.engines, name, None, raising=False)
+
+
+@pytest.fixture
+def engine(interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    """The interpreted engine in place of the CPU's."""
+    monkeypatch.setattr(serving, "engine", lambda device_type: interpreted)
+
+    # Functions called by a kernel patch triton.language once more at every call, nine tenths of
+    # the time.
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.rewrite()(*args, **kwargs)
+
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
+    with np.errstate(all="ignore"):
+        yield interpreted
+
+
+@pytest.fixture
+def several_blocks(interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Make chunks of three blocks."""
+    monkeypatch.setattr(interpreted, "_SMALLEST", 3 * BLOCK)
+    monkeypatch.setattr(interpreted, "_LARGEST", 3 * BLOCK)
+    return 3 * BLOCK
+
+
+def parameter(values: Any, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+    return nn.Parameter(torch.as_tensor(values).to(dtype, copy=True))
+
+
+def follow(case: Case, gradients: Any, start: Any, dtype: torch.dtype, **options: Any):
+    """Theta after each step of one parameter."""
+    param = parameter(start, dtype)
+    steps = [[torch.as_tensor(g).to(dtype)] for g in gradients]
+    return [theta for (theta,) in descend(case.build([param], **options), [param], steps)]
+
+
+def assert_conforms(name: str, dtype: torch.dtype, ours: Any, theirs: Any) -> None:
+    errors = {t: error(ours[t - 1], theirs[t - 1]) for t in STEPS}
+    assert_within(f"Triton, {name}, {dtype}", max(errors.values()), BOUND[dtype], errors)
+
+
+@both_precisions
+@by_name(CASES)
+def test_every_case_conforms(engine: ModuleType, case: Case, dtype: torch.dtype) -> None:
+    options = {"lr": case.lr, **case.decay(0.9)}
+    start = np.zeros(SIZE, np.float32)
+    history = follow(case, GRADIENTS, start, dtype, fused=True, **options)
+    reference = [step.theta for step in case.reference(GRADIENTS, start, **options)]
+    assert_conforms("reference", dtype, history, reference)
+    eager = follow(case, GRADIENTS, start, dtype, fused=False, **options)
+    assert_conforms("eager", dtype, history, eager)
+
+
+@both_precisions
+@by_name([named(name) for name in ("sgd", "m-sgd", "m-svag", "adam", "adam-star")])
+def test_groups_have_their_own_options(engine: ModuleType, case: Case, dtype) -> None:
+    groups = [
+        {"lr": case.lr, **case.decay(0.0)},
+        {"lr": case.lr / 2, **case.decay(0.5, 0.95), "maximize": True, "weight_decay": 0.01},
+        {
+            "lr": 2 * case.lr,
+            **case.decay(0.99, 0.99),
+            "weight_decay": 0.02,
+            "decoupled_weight_decay": True,
+        },
+    ]
+    pieces = np.array_split(np.arange(SIZE), 3)
+    params = [parameter(np.zeros(len(piece)), dtype) for piece in pieces]
+    optimizer = case.build(
+        [{"params": [p], **g} for p, g in zip(params, groups, strict=True)], fused=True
+    )
+    steps = [[torch.from_numpy(g[piece]).to(dtype) for piece in pieces] for g in GRADIENTS]
+    history = descend(optimizer, params, steps)
+    for i, (piece, options) in enumerate(zip(pieces, groups, strict=True)):
+        steps = case.reference(GRADIENTS[:, piece], np.zeros(len(piece)), **options)
+        thetas = [thetas[i] for thetas in history]
+        assert_conforms("groups", dtype, thetas, [step.theta for step in steps])
+
+
+@both_precisions
+@pytest.mark.parametrize("eps", [0.0, 1e-3])
+@by_name([case for case in CASES if case.raw])
+def test_eps(engine: ModuleType, case: Case, dtype: torch.dtype, eps: float) -> None:
+    options = {"lr": case.lr, **case.decay(0.9), "eps": eps, "maximize": True}
+    start = np.zeros(SIZE, np.float32)
+    history = follow(case, GRADIENTS[:2], start, dtype, fused=True, **options)
+    reference = [step.theta for step in case.reference(GRADIENTS[:2], start, **options)]
+    worst = max(map(error, history, reference))
+    assert_within(f"Triton, eps, {dtype}", worst, BOUND[dtype])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.999, 0.9999])
+@by_name(CASES)
+def test_the_start_is_debiased_to_rounding(engine: ModuleType, case: Case, beta: float) -> None:
+    """1 - beta^step without expm1 is off by 65 eps at beta = 0.999 and step 2."""
+    gradients = np.ones((3, 8)) * np.linspace(0.5, 8.0, 8)
+    options = {"lr": case.lr, **case.decay(beta, beta)}
+    history = follow(case, gradients, np.zeros(8), torch.float64, fused=True, **options)
+    reference = case.reference(gradients, np.zeros(8), **options)
+    for theta, step in zip(history, reference, strict=True):
+        np.testing.assert_allclose(theta, step.theta, rtol=16 * np.finfo(np.float64).eps)
+
+
+@both_precisions
+@pytest.mark.parametrize("name", ["svag", "m-svag", "adam", "m-ssd-erf"])
+def test_late_and_missing_gradients(engine: ModuleType, name: str, dtype: torch.dtype) -> None:
+    """Each tensor has its own step; an empty one counts it too."""
+    case = named(name)
+    generator = torch.Generator().manual_seed(3)
+    sizes = (SIZE, 0, 7, 1)
+    steps = [[torch.randn(n, generator=generator, dtype=dtype) for n in sizes] for _ in range(6)]
+    missing: list[list[Tensor | None]] = [list(step) for step in steps]
+    for t, i in ((0, 0), (1, 0), (2, 2), (3, 3)):
+        missing[t][i] = None
+    histories = []
+    for fused in (True, False):
+        params = [parameter(torch.zeros(n), dtype) for n in sizes]
+        optimizer = case.build(params, lr=case.lr, fused=fused)
+        histories.append(descend(optimizer, params, missing))
+        assert [float(optimizer.state[p]["step"]) for p in params] == [4, 6, 5, 5]
+    for ours, theirs in zip(*histories, strict=True):
+        worst = max(map(error, ours, theirs))
+        assert_within(f"Triton, late gradients, {dtype}", worst, BOUND[dtype])
+
+
+@pytest.mark.parametrize("shift", [0, 1], ids=["aligned", "unaligned"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_nothing_beside_a_tensor_is_touched(
+    engine: ModuleType, several_blocks: int, dtype: torch.dtype, shift: int
+) -> None:
+    chunk = several_blocks
+    sizes = (1, BLOCK - 1, BLOCK, BLOCK + 1, chunk - 1, chunk, chunk + 1, 2 * chunk + BLOCK + 3)
+    room = [64 * (-(-n // 64) + 1) for n in sizes]
+    starts = np.cumsum([64, *room[:-1]]) + shift
+    memory = torch.full((sum(room) + 128,), 7.0, dtype=dtype)
+    inside = torch.zeros(len(memory), dtype=torch.bool)
+    params = []
+    for start, size in zip(starts, sizes, strict=True):
+        params.append(nn.Parameter(memory[start : start + size]))
+        inside[start : start + size] = True
+    for param in params:
+        param.grad = torch.full_like(param, 0.5)
+    svag.MSGD(params, lr=1.0, fused=True).step()
+    assert torch.equal(memory, torch.where(inside, 6.5, 7.0).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["sgd", "m-svag", "adam", "ssd-erf"])
+def test_half_precision(engine: ModuleType, name: str, dtype: torch.dtype) -> None:
+    """Computed in float32 and rounded once: an ulp of the state where round-off tips the scale."""
+    case = named(name)
+    gradients = 10.0 * np.random.default_rng(5).standard_normal((10, SIZE))
+    start = np.random.default_rng(6).uniform(1, 2, SIZE)
+    options = {"lr": 0.0625, **case.decay(0.9, 0.9)}
+    ours = follow(case, gradients, start, dtype, fused=True, **options)
+    theirs = follow(case, gradients, start, dtype, fused=False, **options)
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    assert not np.array_equal(ours[0], ours[-1])
+    worst = np.max(np.abs(ours[-1] - theirs[-1]) / np.maximum(np.abs(theirs[-1]), 1.0))
+    assert_within(f"Triton, half precision, {dtype}", worst, 2 * HALF[dtype])
+
+
+@pytest.mark.parametrize("size", [1, SIZE])
+@pytest.mark.parametrize("name", ["m-ssd", "adam-amsgrad"])
+def test_stochastic_rounding_draws_the_same(engine: ModuleType, name: str, size: int) -> None:
+    """Bit-equal, since with these numbers float32 arithmetic is exact before the rounding."""
+    case = named(name)
+    generator = torch.Generator().manual_seed(8)
+    decay = {"betas": (0.5, 0.5), "amsgrad": True} if case.raw else {"beta": 0.5}
+    dtype = torch.float32 if case.raw else torch.bfloat16
+    steps = [
+        [torch.randint(-9, 10, (size,), generator=generator).to(dtype) / 8 for _ in range(2)]
+        for _ in range(6)
+    ]
+    ends = []
+    for fused in (True, False):
+        params = [parameter(torch.linspace(1, 2, size), dtype) for _ in range(2)]
+        optimizer = case.build(
+            params,
+            lr=2**-10,
+            **decay,
+            state_dtype=torch.bfloat16,
+            stochastic_rounding=not case.raw,
+            seed=2**32 - 5,
+            fused=fused,
+        )
+        descend(optimizer, params, steps)
+        ends.append((params, [optimizer.state[p] for p in params]))
+    for ours, theirs in zip(*(params for params, _ in ends), strict=True):
+        assert case.raw or torch.equal(ours, theirs)
+    assert case.raw or size == 1 or not torch.equal(*ends[0][0])
+    for ours, theirs in zip(*(states for _, states in ends), strict=True):
+        for column in ours.keys() - {"step"}:
+            assert ours[column].dtype == torch.bfloat16
+            assert torch.equal(ours[column], theirs[column]), column
+
+
+@pytest.mark.parametrize("dithered", [True, False], ids=["stochastic", "nearest"])
+def test_nan_stays_nan_whatever_its_bits(engine: ModuleType, dithered: bool) -> None:
+    """A GPU's own NaN is 0x7FFFFFFF, which noise would carry into the sign: -0."""
+    param = parameter(torch.zeros(64), torch.float32)
+    param.grad = torch.full((64,), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    tensors = {"param": param.data, "grad": param.grad, "step": torch.zeros(())}
+    states = {name: torch.zeros(64, dtype=torch.bfloat16) for name in ("exp_avg", "exp_avg_sq")}
+    which = m_svag(state=torch.bfloat16)._replace(dither_state=dithered)
+    table(engine, which, {**tensors, **states}).launch([rule(0.1)], None, None)
+    for tensor in (param, *states.values()):
+        assert tensor.isnan().all()
+
+
+def test_averaged_variances_are_rounded_likewise(engine: ModuleType) -> None:
+    anatomy = Anatomy("momentum", factor="svag", variance="within-batch")
+    rng = np.random.default_rng(2)
+    states = []
+    steps = torch.from_numpy(rng.integers(1, 10, (5, 2, SIZE)) / 8).float()
+    for fused in (True, False):
+        param = parameter(torch.zeros(SIZE))
+        optimizer = svag.Dissected(
+            [param], anatomy=anatomy, beta=0.5, state_dtype=torch.bfloat16, fused=fused
+        )
+        for gradient, variance in steps:
+            param.grad = gradient.clone()
+            attach(param, variance)
+            optimizer.step()
+        states.append(optimizer.state[param])
+    for column in ("exp_avg", "exp_avg_var"):
+        assert torch.equal(states[0][column], states[1][column]), column
+
+
+def test_rounding_goes_up_and_down_and_keeps_what_is_not_finite(engine: ModuleType) -> None:
+    values = torch.tensor([torch.inf, -torch.inf, torch.nan, 1.0, 0.0]).repeat(64)
+    param = nn.Parameter(torch.zeros(320, dtype=torch.bfloat16))
+    param.grad = values.to(torch.bfloat16)
+    svag.MSGD([param], lr=0.1, beta=0.9, stochastic_rounding=True, fused=True).step()
+    inf, less, nan, ordinary, zero = param.detach().float().view(64, 5).T
+    assert (inf == -torch.inf).all()
+    assert (less == torch.inf).all()
+    assert nan.isnan().all()
+    assert (zero == 0).all()
+    # Between two neighbours, 2^-11 apart; the mean of 64 is within a quarter of that.
+    assert len(ordinary.unique()) == 2
+    assert abs(float(ordinary.mean()) + 0.1) < 2**-13
+
+
+@pytest.mark.parametrize("momentum", [True, False], ids=["momentum", "gradient"])
+@pytest.mark.parametrize("factor", ["svag", "sqrt", "erf"])
+@both_precisions
+def test_within_batch_variances(engine: ModuleType, dtype, factor: Any, momentum: bool) -> None:
+    direction: Any = "momentum" if momentum else "gradient"
+    anatomy = Anatomy(direction, factor=factor, variance="within-batch")
+    rng = np.random.default_rng(9)
+    variances = GRADIENTS**2 * rng.exponential(size=GRADIENTS.shape) ** 2
+    histories, states = [], []
+    for fused in (True, False):
+        param = parameter(np.zeros(SIZE), dtype)
+        options = {"beta": 0.9} if momentum else {}
+        optimizer = svag.Dissected([param], lr=0.1, anatomy=anatomy, fused=fused, **options)
+        history = []
+        for g, s in zip(GRADIENTS, variances, strict=True):
+            param.grad = torch.from_numpy(g).to(dtype)
+            attach(param, torch.from_numpy(s).to(dtype))
+            optimizer.step()
+            history.append(param.detach().double().numpy().copy())
+        histories.append(history)
+        states.append(optimizer.state[param])
+    assert_conforms("within-batch", dtype, *histories)
+    if momentum:
+        ours, theirs = (state["exp_avg_var"].double().numpy() for state in states)
+        np.testing.assert_allclose(ours, theirs, rtol=BOUND[dtype])
+
+
+ODD = [torch.nan, torch.inf, -torch.inf, 0.0, 1e-30, -1e-30, 1e30, 1e-40, 3.0]
+
+
+@pytest.mark.parametrize("beta", [0.9, 0.1])
+@by_name([*METHODS, named("m-ssd-erf"), named("raw-sgd-erf"), named("adam-amsgrad")])
+def test_it_is_the_cpu_engines_twin(
+    engine: ModuleType,
+    several_blocks: int,
+    case: Case,
+    beta: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To the bit where there is no erf, also for NaN, inf and squares out of range."""
+    cpu = pytest.importorskip("svag.optim.engines.cpu", reason="Numba is not installed")
+    odd = np.array([ODD, [1.0] * len(ODD), ODD[::-1]], np.float32)
+    gradients = np.hstack([GRADIENTS[:3], GRADIENTS[3:6], odd])
+    assert gradients.shape[1] > several_blocks
+    start = np.random.default_rng(4).standard_normal(gradients.shape[1])
+    decay = {"weight_decay": 0.01, "decoupled_weight_decay": True}
+    options = {"lr": case.lr, **case.decay(beta, 0.99), **decay}
+    ours = follow(case, gradients, start, torch.float32, fused=True, **options)
+    monkeypatch.setattr(serving, "engine", lambda device_type: cpu)
+    theirs = follow(case, gradients, start, torch.float32, fused=True, **options)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2**-20 if "erf" in case.name else 0)
+
+
+@pytest.mark.parametrize("name", ["ssd", "m-svag", "adam"])
+def test_scaled_losses(engine: ModuleType, name: str) -> None:
+    """Gradients are divided by the scale in registers; found_inf leaves everything as it is."""
+    case, gradients = named(name), [torch.from_numpy(g) for g in GRADIENTS]
+    plain = follow(case, GRADIENTS, np.zeros(SIZE), torch.float32, fused=True, lr=case.lr)
+    param = parameter(np.zeros(SIZE))
+    optimizer: Any = case.build([param], lr=case.lr, fused=True)
+    optimizer.grad_scale = torch.tensor(1024.0)
+    for t, gradient in enumerate(gradients):
+        param.grad = torch.full_like(param, torch.nan)
+        optimizer.found_inf = torch.tensor(1.0)
+        before = [x.clone() for x in (param, *optimizer.state.get(param, {}).values())]
+        optimizer.step()
+        after = [param, *optimizer.state[param].values()]
+        assert all(x.equal(y) for x, y in zip(before, after, strict=False))
+        param.grad = 1024.0 * gradient
+        optimizer.found_inf = torch.tensor(0.0)
+        optimizer.step()
+        assert torch.equal(param.grad, 1024.0 * gradient)
+        np.testing.assert_array_equal(param.detach().numpy(), plain[t])
+    assert all(float(s["step"]) == len(gradients) for s in optimizer.state.values() if s)
+
+
+def test_the_noise_is_that_of_the_rounding_module() -> None:
+    """What the kernel's constant is compared with elsewhere only through rounded numbers."""
+    engine = importlib.import_module("svag.optim.engines.triton_kernel")
+    assert engine.NEXT.value == rounding._NEXT
+
+
+class Launches:
+    """What an engine's kernel is launched with."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel, self.all = kernel, []
+
+    def __getitem__(self, grid: tuple[int]) -> Any:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            self.all.append((grid, args, kwargs))
+            self.replay(-1)
+
+        return launch
+
+    def replay(self, which: int) -> None:
+        grid, args, kwargs = self.all[which]
+        self.kernel[grid](*args, **kwargs)
+
+
+@pytest.fixture
+def launches(engine: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Launches:
+    launches = Launches(engine.step_kernel)
+    monkeypatch.setattr(engine, "step_kernel", launches)
+    return launches
+
+
+def test_one_launch_a_step_and_no_upload_without_a_change(
+    engine: ModuleType, launches: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads: list[torch.Size] = []
+    fill = engine._Mirror._filled
+    monkeypatch.setattr(
+        engine._Mirror, "_filled", lambda self, host: uploads.append(host.shape) or fill(self, host)
+    )
+    params = [parameter(torch.ones(10)) for _ in range(40)]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer = svag.MSVAG(params, fused=True)
+    optimizer.step()
+    assert uploads == [(40, 8), (1, 8)]
+    optimizer.step()
+    assert len(uploads) == 2
+    optimizer.param_groups[0]["lr"] = 0.01
+    optimizer.step()
+    assert uploads[2:] == [(1, 8)]
+    params[3].grad = torch.ones(10)
+    optimizer.step()
+    assert uploads[3:] == [(40, 8)]
+    assert len(launches.all) == 4
+    torch.testing.assert_close(params[3], torch.full((10,), 1 - 0.1 - 0.1 - 0.01 - 0.01))
+
+
+def table(engine: ModuleType, which: Kernel, tensors: dict[str, Tensor]) -> Any:
+    table = engine.Table(
+        which, torch.device("cpu"), sizes=[tensors["param"].numel()], groups=[0], streams=[0]
+    )
+    for column, tensor in tensors.items():
+        table.place(column, [tensor.data_ptr()])
+    return table
+
+
+def m_svag(dtype: torch.dtype = torch.float32, state: torch.dtype = torch.float32) -> Kernel:
+    return kernel(
+        svag.METHODS["m-svag"].anatomy,
+        amsgrad=False,
+        decays=False,
+        param=dtype,
+        state=state,
+        dither_param=False,
+        dither_state=state == torch.bfloat16,
+    )
+
+
+def rule(lr: Any, decay: Any = 0.0) -> Rule:
+    anatomy = svag.METHODS["m-svag"].anatomy
+    return Rule(anatomy, lr, 0.9, 0.9, 0.0, decay, decoupled=True, maximize=False)
+
+
+def fresh() -> dict[str, Tensor]:
+    tensors = {name: torch.zeros(9) for name in ("param", "grad", "exp_avg", "exp_avg_sq")}
+    tensors["grad"] += torch.linspace(1, 2, 9)
+    return {**tensors, "step": torch.zeros(())}
+
+
+def test_a_tensor_step_size_is_read_by_the_device(engine: ModuleType, launches: Launches) -> None:
+    """The rule then holds tensors; a number that comes after one is not taken for it."""
+    ours, theirs = fresh(), fresh()
+    lr, decay = torch.tensor(0.1), torch.tensor(0.0, dtype=torch.float64)
+    of_tensors, of_numbers = table(engine, m_svag(), ours), table(engine, m_svag(), theirs)
+    for value in (0.1, 0.2, 0.3):
+        lr.fill_(value), decay.fill_(value / 10)
+        of_tensors.launch([rule(lr, decay)], None, None)
+        of_numbers.launch([rule(float(lr), value / 10)], None, None)
+    for value in (0.0, 0.1):
+        of_tensors.launch([rule(value)], None, None)
+        of_numbers.launch([rule(value)], None, None)
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_a_captured_step_and_others_do_not_meet(
+    engine: ModuleType, launches: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replayed, it has its own gradients and options; so has a step between the replays."""
+    tensors, twin = fresh(), fresh()
+    ours, theirs = table(engine, m_svag(), tensors), table(engine, m_svag(), twin)
+    kept = len(engine._CAPTURED)
+    monkeypatch.setattr(engine.Table, "_captures", lambda self: True)
+    ours.launch([rule(0.1)], None, None)
+    monkeypatch.undo()
+    monkeypatch.setattr(serving, "engine", lambda device_type: engine)
+    captured = launches.all[-1]
+    assert len(engine._CAPTURED) == kept + 3
+    theirs.launch([rule(0.1)], None, None)
+    other = -torch.linspace(1, 2, 9)
+    for t in (ours, theirs):
+        t.place("grad", [other.data_ptr()])
+        t.launch([rule(0.2)], None, None)
+    launches.all.append(captured)
+    with np.errstate(all="ignore"):
+        launches.replay(-1)
+    theirs.place("grad", [twin["grad"].data_ptr()])
+    theirs.launch([rule(0.1)], None, None)
+    for t in (ours, theirs):
+        t.place("grad", [other.data_ptr()])
+        t.launch([rule(0.2)], None, None)
+    assert float(tensors["step"]) == 4
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, twin[name]), name
+
+
+def test_tables_are_made_before_a_capture(
+    engine: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.Table, "_captures", lambda self: True)
+    with pytest.raises(EngineUnavailable, match="take a few steps"):
+        table(engine, m_svag(), fresh())
+
+
+# ------------------------------------------------------------------------- compiled for an H100
+
+
+COMPILED = {
+    **{case.name: case for case in METHODS},
+    **{name: named(name) for name in ("m-ssd-erf", "raw-m-sgd-svag", "adam-amsgrad")},
+}
+
+
+class H100:
+    """What Triton asks a driver for before it launches; the number is no real device's."""
+
+    def get_current_device(self) -> int:
+        return 90
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Any):
+    """Return the machine code (PTX) of a launch, up to which all is done as on a GPU."""
+    engine = importlib.import_module("svag.optim.engines.cuda")
+    launched: list[str] = []
+
+    class Warmup:
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            return lambda *args, **kwargs: launched.append(
+                step_kernel.warmup(*args, grid=grid, **kwargs).asm["ptx"]
+            )
+
+    def launch(which: Kernel, address: int = 4096) -> str:
+        table = engine.Table(which, torch.device("cpu"), sizes=[5000], groups=[0], streams=[0])
+        for column in ("param", "grad", *which.columns):
+            table.place(column, [address])
+        table.launch([rule(0.1)], None, None)
+        return launched[-1]
+
+    step_kernel = engine.step_kernel
+    monkeypatch.setattr(engine, "step_kernel", Warmup())
+    monkeypatch.setattr(driver, "_active", H100())
+    with knobs.cache.scope():
+        knobs.cache.dir = str(tmp_path)
+        yield launch
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_the_kernel_compiles(name: str, compiled: Callable[..., str]) -> None:
+    case = COMPILED[name]
+    which = kernel(
+        case.anatomy,
+        amsgrad=case.amsgrad,
+        decays=True,
+        param=torch.float32,
+        state=torch.float32,
+        dither_param=False,
+        dither_state=False,
+    )
+    code = compiled(which)
+    tensors = 2 + len(set(which.columns) - {"step"})
+    assert len(re.findall(r"ld\.global\.v4\.b32", code)) == 2 * tensors
+    assert len(re.findall(r"st\.global\.v4\.b32", code)) == 2 * (tensors - 1)
+    # IEEE arithmetic: nothing fused, no approximate quotients or roots.
+    assert not re.search(r"div\.(full|approx)|sqrt\.approx", code)
+    assert bool(re.search(r"fma\.rn\.(ftz\.)?f32", code)) == ("erf" in name)  # CUDA's own erff
+    assert ("atom.global" in code) == ("step" in which.columns)
+    if "atom.global" in code:
+        # All threads have read the step when one of them says that this chunk is finished.
+        assert code[: code.index("atom.global")].count("bar.sync") == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_other_dtypes_compile(dtype: torch.dtype, compiled: Callable[..., str]) -> None:
+    code = compiled(m_svag(dtype, dtype))
+    assert re.search(r"ld\.global\.v2\.b64" if dtype == torch.float64 else r"\.v4\.b32", code)
+
+
+def test_unaligned_tensors_are_read_one_by_one(compiled: Callable[..., str]) -> None:
+    assert not re.search(r"global\.v\d", compiled(m_svag(), address=4104))
+
+
+# ------------------------------------------------------------------------------ where it is absent
+
+
+def test_without_triton_there_is_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(monkeypatch)
+    for name in [name for name in sys.modules if name.split(".")[0] == "triton"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(ImportError):
+        importlib.import_module("svag.optim.engines.cuda")
+    found = serving.engine.__wrapped__("cuda")
+    assert isinstance(found, str)
+    assert "Triton is not installed" in found
+
+
+def test_without_a_compiler_there_is_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(monkeypatch)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    found = serving.engine.__wrapped__("cuda")
+    assert isinstance(found, str)
+    assert "install gcc or clang, or set CC" in found
+
+
+# ---------------------------------------------------------------------------------------- on a GPU
+
+
+def on_cuda(case: Case, steps: Any, dtype: torch.dtype, **options: Any) -> list[Any]:
+    param = nn.Parameter(torch.zeros(SIZE, dtype=dtype, device="cuda"))
+    optimizer = case.build([param], lr=case.lr, fused=True, **options)
+    history = []
+    for gradient in steps:
+        param.grad = torch.from_numpy(gradient).to("cuda", dtype)
+        optimizer.step()
+        history.append(param.detach().cpu().double().numpy().copy())
+    return history
+
+
+@on_a_gpu
+@both_precisions
+@by_name(CASES)
+def test_a_gpu_conforms(case: Case, dtype: torch.dtype) -> None:
+    decay = case.decay(0.9)
+    steps = case.reference(GRADIENTS, np.zeros(SIZE), lr=case.lr, **decay)
+    history = on_cuda(case, GRADIENTS, dtype, **decay)
+    assert_conforms("GPU", dtype, history, [step.theta for step in steps])
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", HALF, ids=["bfloat16", "float16"])
+def test_a_gpu_rounds_as_the_interpreter_does(engine: ModuleType, dtype: torch.dtype) -> None:
+    case = named("m-ssd")
+    ours = on_cuda(case, GRADIENTS, dtype, stochastic_rounding=dtype == torch.bfloat16)
+    options = {"lr": case.lr, "stochastic_rounding": dtype == torch.bfloat16}
+    theirs = follow(case, GRADIENTS, np.zeros(SIZE), dtype, fused=True, **options)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+class Twins:
+    """One model twice, trained alike: one step captured in a graph, the other as it is."""
+
+    def __init__(self, name: str, **options: Any) -> None:
+        torch.manual_seed(0)
+        self.case = named(name)
+        net = nn.Sequential(nn.Linear(30, 700), nn.Tanh(), nn.Linear(700, 9)).cuda()
+        self.models = [net, copy.deepcopy(net)]
+        self.lrs = [torch.tensor(self.case.lr, device="cuda") for _ in range(2)]
+        self.optimizers = [
+            self.case.build(model.parameters(), lr=lr, fused=True, capturable=True, **options)
+            for model, lr in zip(self.models, self.lrs, strict=True)
+        ]
+        self.data = torch.randn(50, 30, device="cuda")
+        self.graph = torch.cuda.CUDAGraph()
+
+    def step(self, which: int) -> None:
+        self.optimizers[which].zero_grad(set_to_none=True)
+        self.models[which](self.data).square().mean().backward()
+        self.optimizers[which].step()
+
+    def capture(self) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.step(0)
+        torch.cuda.current_stream().wait_stream(stream)
+        for _ in range(3):
+            self.step(1)
+        with torch.cuda.graph(self.graph):
+            self.step(0)
+
+    def assert_equal(self) -> None:
+        for ours, theirs in zip(*(model.parameters() for model in self.models), strict=True):
+            assert torch.equal(ours, theirs)
+            states = (o.state[p] for o, p in zip(self.optimizers, (ours, theirs), strict=True))
+            for a, b in zip(*(state.values() for state in states), strict=True):
+                assert torch.equal(a, b)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("name", ["ssd", "m-svag", "adam"])
+def test_replays_equal_steps_to_the_bit(name: str) -> None:
+    """Also when the step size changes, and when an uncaptured step comes between."""
+    twins = Twins(name)
+    twins.capture()
+    for lr in (1.0, 0.5, 0.25):
+        for tensor in twins.lrs:
+            tensor.fill_(lr * twins.case.lr)
+        twins.data.normal_()
+        twins.graph.replay()
+        twins.step(1)
+        twins.assert_equal()
+        twins.data.normal_()
+        twins.step(0), twins.step(1)
+        twins.assert_equal()
+
+
+@on_a_gpu
+def test_a_graph_outlives_its_optimizer_s_tables() -> None:
+    twins = Twins("m-svag")
+    twins.capture()
+    twins.optimizers[0]._plan = None
+    junk = [torch.full((4096,), 7, dtype=torch.int64, device="cuda") for _ in range(64)]
+    pinned = [torch.full((4096,), 7, dtype=torch.int64, pin_memory=True) for _ in range(64)]
+    for _ in range(3):
+        twins.graph.replay()
+        twins.step(1)
+    twins.assert_equal()
+    assert all(int(x.sum()) == 7 * 4096 for x in (*junk, *pinned))
+
+
+@on_a_gpu
+def test_the_scaler_leaves_out_a_step_with_inf() -> None:
+    param = nn.Parameter(torch.ones(5, device="cuda"))
+    optimizer = svag.MSVAG([param], fused=True)
+    scaler = torch.amp.GradScaler("cuda", init_scale=4.0, growth_interval=1000)
+    for factor, counted in ((1.0, 1), (torch.inf, 1), (1.0, 2)):
+        before = param.detach().clone()
+        optimizer.zero_grad()
+        scaler.scale((factor * param).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert float(optimizer.state[param]["step"]) == counted
+        assert torch.equal(before, param) == (factor == torch.inf)
+    torch.testing.assert_close(param.detach(), torch.full_like(param, 0.8))
+    assert scaler.get_scale() == 2.0
+
+
+@on_a_gpu
+def test_more_elements_than_32_bits_count() -> None:
+    size = 2**31 + 5
+    if torch.cuda.mem_get_info()[0] < 5 * size:
+        pytest.skip("needs 11 GB of GPU memory")
+    param = nn.Parameter(torch.zeros(size, dtype=torch.bfloat16, device="cuda"))
+    param.grad = torch.ones_like(param)
+    svag.SGD([param], lr=1.0, fused=True).step()
+    assert bool((param == -1).all())

@@ -1,0 +1,579 @@
+"""The engines against one another; what only the compiled one has: threads, tables, code on disk.
+
+The eager engine, tensor by tensor, is the one that the others are held against here; that one is
+held against the oracle elsewhere.
+"""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from measured import assert_within
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import svag
+from svag.errors import EngineUnavailable
+from svag.optim.engines import threads
+
+from .cases import ENGINES, METHODS, Case, by_name, every_engine, named
+
+pytest.importorskip("numba", reason="the engine compared with is Numba's (extra fast)")
+
+from svag.optim.engines import cpu
+
+REAL = {torch.complex64: torch.float32}
+
+# Around a vector of 16, the smallest and the largest chunk; 300,000 is three chunks.
+SIZES = (0, 1, 15, 16, 17, 8191, 8192, 8193, 131071, 131072, 131073, 300_000)
+SHAPES = (*((size,) for size in SIZES), (), (3, 5), (0, 4), (2, 3, 4, 5), (3, 4, 40, 30))
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Whatever the machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+# --------------------------------------------------------------------------------- agreement
+
+
+@dataclass(frozen=True)
+class Made:
+    """One parameter: its shape and layout, its group, and at which steps it has a gradient."""
+
+    shape: tuple[int, ...]
+    channels_last: bool
+    dtype: torch.dtype
+    group: int
+    present: tuple[bool, ...]
+
+
+STEPS = 4
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
+PRESENCE = ((True,) * STEPS, (False, False, True, True), (True, False, True, False))
+
+made = st.builds(
+    Made,
+    st.sampled_from(SHAPES),
+    st.booleans(),
+    st.sampled_from(DTYPES),
+    st.integers(0, 2),
+    st.sampled_from(PRESENCE),
+)
+groups_of_options = st.tuples(
+    *[
+        st.fixed_dictionaries(
+            {
+                "weight_decay": st.sampled_from([0.0, 0.05]),
+                "decoupled_weight_decay": st.booleans(),
+                "maximize": st.booleans(),
+                "lr": st.sampled_from([1e-3, 0.1]),
+            }
+        )
+    ]
+    * 3
+)
+
+
+def drawn(of: Made, rng: np.random.Generator, low: float, high: float, signs: Any) -> Tensor:
+    """Magnitudes in [low, high], laid out as the parameter is."""
+    shape = (*of.shape, 2) if of.dtype.is_complex else of.shape
+    values = torch.empty(shape, dtype=REAL.get(of.dtype, of.dtype))
+    values.copy_(torch.from_numpy(np.asarray(rng.uniform(low, high, shape) * signs(shape))))
+    tensor = torch.view_as_complex(values) if of.dtype.is_complex else values
+    last = of.channels_last and tensor.dim() == 4
+    return tensor.contiguous(memory_format=torch.channels_last) if last else laid_out(of, tensor)
+
+
+def laid_out(of: Made, tensor: Tensor) -> Tensor:
+    """Dense, with the dimensions in the opposite order in memory."""
+    if not of.channels_last:
+        return tensor
+    order = tuple(reversed(range(tensor.dim())))
+    return tensor.permute(order).contiguous().permute(order)
+
+
+def reals(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).to(torch.float64)
+
+
+@dataclass
+class Run:
+    """Where the parameters ended, how long their ways were, and the state."""
+
+    ends: list[Tensor]
+    reaches: list[Tensor]
+    optimizer: torch.optim.Optimizer
+
+
+def follow(
+    case: Case,
+    tensors: list[Made],
+    options: tuple[dict[str, Any], ...],
+    seed: int,
+    *,
+    in_place: bool,
+    **flags: Any,
+) -> Run:
+    rng = np.random.default_rng(seed)
+    # The sign of an average of signs that differ is the sign of round-off now and then.
+    jumps = case.anatomy.sign and case.anatomy.direction == "momentum" and not case.raw
+    params = [
+        nn.Parameter(drawn(of, rng, 0.5, 1.5, lambda s: rng.choice([-1.0, 1.0], s)))
+        for of in tensors
+    ]
+    constant = [
+        rng.choice([-1.0, 1.0], (*of.shape, 2) if of.dtype.is_complex else of.shape)
+        for of in tensors
+    ]
+    groups: list[dict[str, Any]] = [{"params": [], **own} for own in options]
+    for of, param in zip(tensors, params, strict=True):
+        groups[of.group]["params"].append(param)
+    optimizer = case.build([g for g in groups if g["params"]], **case.decay(0.9, 0.99), **flags)
+    reaches = [reals(param).abs() for param in params]
+    held = []
+    for t in range(STEPS):
+        for of, param, sign in zip(tensors, params, constant, strict=True):
+            signs = (
+                (lambda s, sign=sign: sign)
+                if jumps
+                else (lambda s: rng.choice([-1.0, 0.0, 1.0], s))
+            )
+            gradient = drawn(of, rng, 0.5, 8.0, signs)
+            if not of.present[t]:
+                param.grad = None
+            elif in_place and param.grad is not None:
+                param.grad.copy_(gradient)
+            else:
+                held.append(param.grad)  # so that the new one lies elsewhere
+                param.grad = gradient
+        before = [reals(param) for param in params]
+        optimizer.step()
+        for reach, old, param in zip(reaches, before, params, strict=True):
+            reach += (reals(param) - old).abs()
+    return Run([reals(param) for param in params], reaches, optimizer)
+
+
+def distance_in_eps(one: Run, other: Run, tensors: list[Made]) -> float:
+    worst = 0.0
+    for a, b, reach, of in zip(one.ends, other.ends, other.reaches, tensors, strict=True):
+        assert bool(a.isfinite().all())
+        unit = torch.finfo(of.dtype).eps * reach
+        worst = max(worst, float(((a - b).abs() / unit).max()) if a.numel() else 0.0)
+    return worst
+
+
+# Two buffers, one, none; a factor of each kind, corrected and raw. Conformance takes all cases.
+FEW = [named(n) for n in ("sgd", "m-ssd", "svag", "m-svag", "adam", "m-ssd-erf", "raw-m-sgd-svag")]
+
+
+@given(
+    case=st.sampled_from(FEW),
+    tensors=st.lists(made, min_size=1, max_size=4),
+    options=groups_of_options,
+    in_place=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60)
+def test_engines_agree(case, tensors, options, in_place, seed):
+    """Each is within 64 eps of the oracle, on the scale of the way, so they are within 128."""
+    runs = {
+        engine: follow(case, tensors, options, seed, in_place=in_place, **flags)
+        for engine, flags in ENGINES.items()
+    }
+    for engine, run in runs.items():
+        distance = distance_in_eps(run, runs["eager"], tensors)
+        assert_within(f"engines' agreement in eps, {engine}", distance, 128.0, case.name)
+        mine, theirs = (r.optimizer.state_dict()["state"] for r in (run, runs["eager"]))
+        assert mine.keys() == theirs.keys()
+        for index, state in mine.items():
+            assert state.keys() == theirs[index].keys()
+            for name, value in state.items():
+                assert value.stride() == theirs[index][name].stride()
+                if name == "step":
+                    assert value == theirs[index][name]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_no_element_is_left_out_or_taken_twice(size, dtype):
+    """Whole numbers, so that any other result than this one is seen."""
+    p = nn.Parameter(torch.arange(size, dtype=torch.float64).remainder(100).to(dtype))
+    p.grad = torch.arange(size, dtype=torch.float64).remainder(7).to(dtype)
+    expected = p.detach() - p.grad
+    svag.SGD([p], lr=1.0, fused=True).step()
+    assert torch.equal(p, expected)
+
+
+@given(
+    sizes=st.lists(st.integers(0, 300), min_size=1, max_size=8),
+    chunk=st.sampled_from([1, 7, 64, 1000]),
+)
+def test_chunks_cover_every_element_once(sizes, chunk):
+    table = cpu._chunks(sizes, chunk)
+    covered = Counter((c["tensor"], i) for c in table for i in range(c["begin"], c["end"]))
+    assert covered == {(n, i): 1 for n, size in enumerate(sizes) for i in range(size)}
+    assert (table["end"] - table["begin"] <= chunk).all()
+
+
+LAYOUTS = {
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+    "middle first": lambda x: x.permute(2, 0, 3, 1).contiguous().permute(1, 3, 0, 2),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@by_name(METHODS)
+def test_dense_layouts_step_as_contiguous_ones_to_the_bit(case, layout):
+    ends = []
+    for arrange in (LAYOUTS[layout], torch.clone):
+        generator = torch.Generator().manual_seed(0)
+        p = nn.Parameter(arrange(torch.randn(3, 4, 90, 130, generator=generator)))
+        optimizer = case.build([p], fused=True)
+        for _ in range(3):
+            p.grad = arrange(torch.randn(p.shape, generator=generator))
+            optimizer.step()
+        for name in case.anatomy.buffers:
+            assert optimizer.state[p][name].stride() == p.stride()
+        ends.append(p)
+    assert ends[0].stride() != ends[1].stride()
+    assert torch.equal(*ends)
+
+
+GAPS = {
+    "a gradient laid out in another way": (lambda: torch.zeros(6, 4), lambda: torch.ones(4, 6).T),
+    "every other element": (lambda: torch.zeros(6, 8)[:, ::2], lambda: torch.ones(6, 8)[:, ::2]),
+    "one element for all": (lambda: torch.zeros(6, 4), lambda: torch.ones(()).expand(6, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", GAPS)
+def test_what_the_fused_engine_cannot_walk_through_is_left_to_the_eager_one(kind):
+    make, gradient = GAPS[kind]
+    p, other = nn.Parameter(make()), nn.Parameter(torch.zeros(5))
+    p.grad, other.grad = gradient(), torch.ones(5)
+    svag.SGD([p, other], lr=0.5).step()
+    assert bool((p == -0.5).all())
+    assert bool((other == -0.5).all())
+    with pytest.raises(EngineUnavailable, match=r"parameter 0.*fused=None"):
+        svag.SGD([p, other], lr=0.5, fused=True).step()
+    assert bool((p == -0.5).all())
+    assert bool((other == -0.5).all())
+
+
+# ------------------------------------------------------------------------ tensors that meet
+
+
+@pytest.mark.parametrize("flags", [{}, {"fused": True}, {"foreach": False}], ids=str)
+@pytest.mark.parametrize(("size", "count"), [(131_072, 100), (1000, 2000)])
+@pytest.mark.usefixtures("two_threads")
+def test_parameters_in_one_memory_step_one_after_the_other(size, count, flags):
+    """As torch's do: ``decoder.weight.data = encoder.weight.data`` is how weights are tied."""
+    memory = torch.zeros(size)
+    params = [nn.Parameter(memory) for _ in range(count)]
+    optimizer = svag.SGD(params, lr=1.0, **flags)
+    for p in params:
+        p.grad = -torch.ones(size)
+    for _ in range(5):
+        optimizer.step()
+    assert memory.unique().tolist() == [5 * count]
+
+
+@pytest.mark.parametrize("decoupled", [False, True], ids=["coupled", "decoupled"])
+@pytest.mark.parametrize("flags", [{}, {"fused": True}, {"foreach": False}], ids=str)
+@by_name([named(name) for name in ("sgd", "m-ssd", "m-svag", "adam")])
+def test_parameters_that_overlap_step_as_torch_would_step_them(case, flags, decoupled):
+    """The second one sees what the first has done."""
+    decay = {"weight_decay": 0.1, "decoupled_weight_decay": decoupled}
+    memory, alone = torch.linspace(0.5, 2.0, 40), torch.linspace(0.5, 2.0, 40)
+    pieces = [slice(0, 30), slice(10, 40), slice(3, 17)]
+    params = [nn.Parameter(memory[piece]) for piece in pieces]
+    singles = [nn.Parameter(alone[piece]) for piece in pieces]
+    optimizer = case.build(params, **decay, **flags)
+    apart = [case.build([p], **decay, foreach=False) for p in singles]
+    for n in range(3):
+        for i, (p, single) in enumerate(zip(params, singles, strict=True)):
+            p.grad = torch.linspace(1.0 + i, 2.0 + n, len(p))
+            single.grad = p.grad.clone()
+        optimizer.step()
+        for one in apart:
+            one.step()
+    torch.testing.assert_close(memory, alone, rtol=2e-5, atol=2e-6)
+
+
+@every_engine
+@by_name(METHODS)
+def test_two_optimizers_on_the_same_parameters_keep_their_own_averages(case, engine):
+    p, q = nn.Parameter(torch.ones(20_000)), nn.Parameter(torch.ones(20_000))
+    pair = [case.build([p], lr=lr, **ENGINES[engine]) for lr in (0.1, 0.02)]
+    loops = [case.build([q], lr=lr, foreach=False) for lr in (0.1, 0.02)]
+    generator = torch.Generator().manual_seed(0)
+    for n in range(6):
+        p.grad = torch.rand(p.shape, generator=generator) + 0.5
+        q.grad = p.grad.clone()
+        pair[n % 2].step()
+        loops[n % 2].step()
+    torch.testing.assert_close(p, q, rtol=2e-5, atol=2e-6)
+
+
+# ----------------------------------------------------------------------------------- threads
+
+
+def ends_after_three_steps(case: Case, **options: Any) -> list[Tensor]:
+    """Parameters and state of tensors that take many chunks, and of some that take one."""
+    generator = torch.Generator().manual_seed(0)
+    params = [
+        nn.Parameter(torch.randn(size, generator=generator))
+        for size in (1_000_003, 5, 131_073, 8_193)
+    ]
+    optimizer = case.build(params, fused=True, **options)
+    for _ in range(3):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+    buffers = [optimizer.state[p][name] for p in params for name in case.anatomy.buffers]
+    return [p.detach() for p in params] + buffers
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("options", [{}, {"state_dtype": torch.bfloat16}], ids=["", "bfloat16"])
+@by_name(
+    [named(name) for name in ("sgd", "m-ssd", "m-svag", "m-ssd-erf", "adam", "raw-m-sgd-svag")]
+)
+def test_the_number_of_threads_changes_no_bit(case, options):
+    expected = ends_after_three_steps(case, **options)
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        for one, other in zip(ends_after_three_steps(case, **options), expected, strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.usefixtures("two_threads")
+@by_name([named("m-svag"), named("adam")])
+def test_threads_of_python_do_what_those_of_openmp_do(case, monkeypatch):
+    expected = ends_after_three_steps(case)
+    monkeypatch.setattr(threads, "_openmp", lambda: None)
+    for one, other in zip(ends_after_three_steps(case), expected, strict=True):
+        assert torch.equal(one, other)
+    assert any(thread.name.startswith("svag") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("openmp", [True, False], ids=["OpenMP", "Python"])
+def test_every_thread_is_given_the_argument_and_waited_for(count, openmp, monkeypatch):
+    if not openmp:
+        monkeypatch.setattr(threads, "_openmp", lambda: None)
+    calls = []
+    function = threads._Function(lambda argument: calls.append((argument, threading.get_ident())))
+    threads.run(ctypes.cast(function, ctypes.c_void_p).value, 12345, count)
+    assert {argument for argument, _ in calls} == {12345}
+    assert len(calls) == count
+    # One that has finished may be given another call.
+    assert threading.get_ident() in {thread for _, thread in calls}
+
+
+def test_torchs_openmp_is_found():
+    """Linux builds of torch bring one along; without it the engine would run a second pool."""
+    assert sys.platform != "linux" or threads._openmp() is not None
+
+
+# ------------------------------------------------------------------------------------ memory
+
+
+def allocated_by(step: Any) -> tuple[int, int]:
+    """Bytes that torch and that Python and NumPy allocate in a call, at most at once in theirs."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    ours = sum(max(event.self_cpu_memory_usage, 0) for event in profiler.key_averages())
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    step()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return ours, peak - before
+
+
+@pytest.mark.filterwarnings("ignore:Profiler clears events:UserWarning")
+@by_name(METHODS)
+def test_a_fused_step_allocates_next_to_nothing(case):
+    """40 tensors of 10,000: 1.6 megabytes of gradients."""
+    params = [nn.Parameter(torch.ones(10_000)) for _ in range(40)]
+    for p in params:
+        p.grad = torch.ones(10_000)
+    fused, eager = case.build(params, fused=True), case.build(params, foreach=True)
+    for optimizer in (fused, eager):
+        optimizer.step()  # which makes the state
+    by_torch, by_python = allocated_by(fused.step)
+    assert_within("bytes allocated in a fused step, by torch", by_torch, 1e6)
+    assert_within("bytes allocated in a fused step, by Python", by_python, 1e6)
+    if case.anatomy.sign or case.anatomy.factor != "none":
+        assert allocated_by(eager.step)[0] > 1e6  # the profiler sees what there is to see
+
+
+# -------------------------------------------------------------------- Numba, and code on disk
+
+
+def python(code: str, *, cwd: Path | None = None, **environment: str | Path) -> str:
+    """Run a program in a process of its own; its output."""
+    root = Path(svag.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": str(root), **{k: str(v) for k, v in environment.items()}},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip()
+
+
+WITHOUT_NUMBA = """
+    import sys
+    sys.modules["numba"] = None
+    import torch, svag
+    from svag.errors import EngineUnavailable
+
+    def end(**flags):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(5, 3)), torch.nn.Parameter(torch.randn(5000))]
+        optimizer = svag.MSVAG(params, **flags)
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.randn(p.shape)
+            optimizer.step()
+        return torch.cat([p.detach().flatten() for p in params])
+
+    print(torch.equal(end(), end(fused=False)))
+    before = torch.nn.Parameter(torch.ones(3))
+    before.grad = torch.ones(3)
+    try:
+        svag.MSVAG([before], fused=True).step()
+    except EngineUnavailable as error:
+        print(error)
+    print(before.tolist())
+"""
+
+
+def test_without_numba_the_eager_engine_steps_and_fused_true_says_what_to_install():
+    equal, refusal, untouched = python(WITHOUT_NUMBA).splitlines()
+    assert equal == "True"
+    assert "Numba is not installed" in refusal
+    assert "pip install 'svag[fast]'" in refusal
+    assert untouched == "[1.0, 1.0, 1.0]"
+
+
+STEP = """
+    import torch, svag
+    from svag.optim.engines import cpu
+    p = torch.nn.Parameter(torch.zeros(4))
+    optimizer = getattr(svag, svag.METHODS["{key}"].optimizer)([p], lr=0.5, fused=True)
+    for _ in range(2):
+        p.grad = torch.tensor([1.0, -2.0, 4.0, 0.0])
+        optimizer.step()
+    print(p.tolist(), [code.cache_hits for code in cpu._KEPT])
+"""
+# Two steps along one gradient, of which only the sign counts in ssd.
+ENDS = {
+    "sgd": [-1.0, 2.0, -4.0, 0.0],
+    "ssd": [-1.0, 1.0, -1.0, 0.0],
+}
+
+
+def files_in(folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(path): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> dict[str, Path]:
+    """Folders with the code that a process has left, each of one method."""
+    folders = {key: tmp_path_factory.mktemp(key) for key in ("sgd", "ssd")}
+    for key, folder in folders.items():
+        assert python(STEP.format(key=key), NUMBA_CACHE_DIR=folder) == f"{ENDS[key]} [0, 0]"
+    return folders
+
+
+def test_a_second_process_compiles_nothing(compiled):
+    written = files_in(compiled["ssd"])
+    assert sum(name.endswith(".nbc") for name in written) == 2  # the loop and what precedes it
+    end = python(STEP.format(key="ssd"), NUMBA_CACHE_DIR=compiled["ssd"])
+    assert end == f"{ENDS['ssd']} [1, 1]"
+    assert files_in(compiled["ssd"]) == written
+
+
+def test_processes_that_compile_at_once_do_not_get_each_others_code(compiled, tmp_path):
+    """What two of them leave on disk if the first to write its index is the last to write its code.
+
+    Where both number their files alike, the code under the one's entry is then the other's.
+    """
+    both = tmp_path / "both"
+    shutil.copytree(compiled["sgd"], both)
+    for path in compiled["ssd"].rglob("*.nbc"):
+        shutil.copy(path, both / path.relative_to(compiled["ssd"]))
+    end = python(STEP.format(key="sgd"), NUMBA_CACHE_DIR=both)
+    assert end.startswith(str(ENDS["sgd"]))
+
+
+def test_a_damaged_index_is_no_reason_to_stop(compiled, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(compiled["ssd"], damaged)
+    for path in damaged.rglob("*.nbi"):
+        path.write_bytes(b"")  # as a machine that lost power leaves it
+    assert python(STEP.format(key="ssd"), NUMBA_CACHE_DIR=damaged).startswith(str(ENDS["ssd"]))
+
+
+def test_without_a_folder_to_write_to_it_compiles_in_memory(tmp_path):
+    """Folders that cannot be made, which holds for root too: their parents are files."""
+    package = tmp_path / "site" / "svag"
+    shutil.copytree(
+        Path(svag.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    for folder in [package, *(path for path in package.rglob("*") if path.is_dir())]:
+        (folder / "__pycache__").write_text("not a folder")
+    nowhere = tmp_path / "file"
+    nowhere.write_text("not a folder either")
+    code = STEP.format(key="ssd") + "    print(svag.__file__)\n"
+    end, place = python(
+        code,
+        cwd=tmp_path,
+        PYTHONPATH=tmp_path / "site",
+        NUMBA_CACHE_DIR=nowhere / "numba",
+        XDG_CACHE_HOME=nowhere / "cache",
+        HOME=nowhere / "home",
+    ).splitlines()
+    assert end == f"{ENDS['ssd']} [0, 0]"
+    assert Path(place).is_relative_to(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"site", "file"}
+
+
+def test_a_full_disk_is_no_reason_to_stop(tmp_path):
+    """No file may grow beyond 100 bytes, which is how a full disk looks to who writes one."""
+    pytest.importorskip("resource", reason="Windows has no limits of this kind")
+    limit = "    import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+    end = python(limit + STEP.format(key="ssd"), NUMBA_CACHE_DIR=tmp_path)
+    assert end.startswith(str(ENDS["ssd"]))
