@@ -31,11 +31,17 @@ def test_every_method_has_an_example_and_its_equation() -> None:
         assert "theta <- theta - lr *" in make.__doc__
 
 
-@pytest.mark.parametrize(
-    "block", re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-)
-def test_readme_python(block: str) -> None:
-    exec(compile(block, "README.md", "exec"), {})
+PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "docs/recipes.md")}
+BLOCKS = [
+    (page, block)
+    for page in PAGES
+    for block in re.findall(r"```python\n(.*?)```", PAGES[page], re.S)
+]
+
+
+@pytest.mark.parametrize(("page", "block"), BLOCKS)
+def test_python_on_pages_runs(page: str, block: str) -> None:
+    exec(compile(block, page, "exec"), {})
 
 
 def test_readme_lists_the_table_as_it_is() -> None:

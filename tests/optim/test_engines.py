@@ -194,16 +194,16 @@ FEW = [named(n) for n in ("sgd", "m-ssd", "svag", "m-svag", "adam", "m-ssd-erf",
     in_place=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_engines_agree(case, tensors, options, in_place, seed):
-    """Each is within 64 eps of the oracle, on the scale of the way, so they are within 128."""
+    """On the scale of the way, within half of what each may be off the oracle."""
     runs = {
         engine: follow(case, tensors, options, seed, in_place=in_place, **flags)
         for engine, flags in ENGINES.items()
     }
     for engine, run in runs.items():
         distance = distance_in_eps(run, runs["eager"], tensors)
-        assert_within(f"engines' agreement in eps, {engine}", distance, 128.0, case.name)
+        assert_within(f"engines' agreement in eps, {engine}", distance, 32.0, case.name)
         mine, theirs = (r.optimizer.state_dict()["state"] for r in (run, runs["eager"]))
         assert mine.keys() == theirs.keys()
         for index, state in mine.items():
