@@ -18,7 +18,7 @@ from svag.errors import TooFewSamples
 from svag.variance.layout import Layout
 
 DEFAULT_MAX_BYTES = 2**28
-_CACHE_BYTES = 2**22
+_CACHE_BYTES = 2**22  # for each thread
 
 
 class Estimate(NamedTuple):
@@ -78,9 +78,9 @@ class Contributions(ABC):
 
     def chunks(self, max_bytes: int) -> Iterator[tuple[int, int]]:
         """Cut the examples into ranges that fit: into the cache on a CPU, else into max_bytes."""
-        room = min(max_bytes, _CACHE_BYTES) if _on_cpu(self.like) else max_bytes
-        step = max(1, room // max(1, self.example_bytes))
         threads = torch.get_num_threads()
+        room = min(max_bytes, threads * _CACHE_BYTES) if _on_cpu(self.like) else max_bytes
+        step = max(1, room // max(1, self.example_bytes))
         step -= step % threads if step > threads else 0
         for low in range(0, self.examples, step):
             yield low, min(low + step, self.examples)
@@ -166,7 +166,8 @@ class Products(Contributions):
         deltas, inputs = self.deltas.flatten(0, 1).square().t(), self.inputs.flatten(0, 1).square()
         variance = torch.empty_like(total)
         row_bytes = total.shape[1] * total.element_size()
-        step = max(1, _CACHE_BYTES // max(1, row_bytes)) if _on_cpu(total) else len(total)
+        room = torch.get_num_threads() * _CACHE_BYTES
+        step = max(1, room // max(1, row_bytes)) if _on_cpu(total) else len(total)
         for low in range(0, len(total), step):
             block = torch.square(total[low : low + step], out=variance[low : low + step])
             block.addmm_(deltas[low : low + step], inputs, beta=-scale, alpha=self.examples * scale)
