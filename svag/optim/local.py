@@ -9,12 +9,12 @@ from typing import Any, TypeGuard, cast
 from torch import Tensor
 from torch.nn import Parameter
 
-_PLAIN = (Tensor, Parameter)
+PLAIN = (Tensor, Parameter)
 
 
 def is_distributed(tensor: Tensor) -> TypeGuard[Any]:
     """Whether a tensor is a DTensor; asked without importing torch.distributed."""
-    return type(tensor) not in _PLAIN and hasattr(tensor, "to_local")
+    return type(tensor) not in PLAIN and hasattr(tensor, "to_local")
 
 
 def local(tensor: Tensor) -> Tensor:

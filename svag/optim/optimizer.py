@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias, Unpack, overload
+from typing import Any, TypeAlias, cast, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -194,6 +194,7 @@ class Dissected(Optimizer):
         _CHECK_CAPTURE(self)
         if self.anatomy.within_batch:
             check_unscaled(self)
+            self._check_variances()
         with torch.set_grad_enabled(bool(self.defaults["differentiable"])):
             if torch.compiler.is_compiling():
                 self._step_eagerly(self._entries())
@@ -204,6 +205,14 @@ class Dissected(Optimizer):
             self._step_fused(self._plan.fused)
             self._step_eagerly(self._plan.rest)
         return loss
+
+    @torch.compiler.disable
+    def _check_variances(self) -> None:
+        """Find a variance that is missing or stale before anything has changed."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    attachment.current(param)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, or set them to zero, and drop their variances."""
@@ -280,7 +289,7 @@ class Dissected(Optimizer):
             grad = local_gradient(param).resolve_conj()
             kept = {name: local(state[name]) for name in buffers}
             if self.anatomy.within_batch:
-                kept["grad_var"] = local(attachment.current(param))
+                kept["grad_var"] = local(cast(Any, param).grad_var)
             if grad_scale is not None:
                 scale = grad_scale.to(grad.device)
                 grad = grad / scale

@@ -17,7 +17,7 @@ from svag.anatomy import Anatomy
 from svag.errors import EngineUnavailable
 from svag.optim.engines import serving
 from svag.optim.engines.kernel import REAL, Kernel, kernel
-from svag.optim.local import is_distributed, local, local_gradient
+from svag.optim.local import PLAIN, is_distributed, local, local_gradient
 from svag.optim.rule import Rule
 from svag.variance.attachment import current
 
@@ -33,6 +33,7 @@ _DECISIVE = (
     "state_dtype",
     "stochastic_rounding",
     "decoupled_weight_decay",
+    "maximize",
 )
 
 
@@ -161,11 +162,16 @@ class Plan:
         self._options = _decisive(groups)
         self._settled = True
         self.rest: list[Entry] = []
-        tables: dict[tuple[torch.device, Kernel], list[Entry]] = {}
+        tables: dict[tuple[int, torch.device, Kernel], list[Entry]] = {}
+        turns = _turns(entries)
         for entry in entries:
             key = self._assign(anatomy, groups[entry.group], entry)
-            (self.rest if key is None else tables.setdefault(key, [])).append(entry)
-        self.fused = [Fused(kernel, of_kernel) for (_, kernel), of_kernel in tables.items()]
+            if key is None:
+                self.rest.append(entry)
+            else:
+                tables.setdefault((turns.get(entry.place, 0), *key), []).append(entry)
+        ordered = sorted(tables.items(), key=lambda item: item[0][0])
+        self.fused = [Fused(key[-1], of_kernel) for key, of_kernel in ordered]
         self._states = list(states.values())
         if not self._follow([param.grad for param in self._params]):
             raise AssertionError("a tensor has moved while it was looked at")
@@ -221,6 +227,8 @@ class Plan:
             anatomy,
             amsgrad=group.get("amsgrad", False),
             decays=_decays(group) and not group["decoupled_weight_decay"],
+            shrinks=_decays(group) and group["decoupled_weight_decay"],
+            scales=group["maximize"],
             param=param.dtype,
             state=group["state_dtype"] or param.dtype,
             dither_param=group["stochastic_rounding"],
@@ -243,6 +251,28 @@ class Plan:
             return None, reason
         _settle_step(entry.state, param)
         return (param.device, needed), None
+
+
+def _turns(entries: Iterable[Entry]) -> dict[int, int]:
+    """Say, by place, when parameters that share memory take their turns: each after those before.
+
+    Empty where no two do, which a look at their sorted spans tells.
+    """
+    spans = []
+    for entry in entries:
+        shard = local(entry.param)
+        if type(shard) in PLAIN and not shard.is_meta and shard.numel():
+            begin = shard.data_ptr()
+            spans.append((begin, begin + shard.numel() * shard.itemsize, entry.place))
+    spans.sort()
+    if all(end <= begin for (_, end, _), (begin, _, _) in itertools.pairwise(spans)):
+        return {}
+    turns: dict[int, int] = {}
+    passed: list[tuple[int, int, int]] = []
+    for begin, end, place in sorted(spans, key=operator.itemgetter(2)):
+        turns[place] = max((t + 1 for b, e, t in passed if b < end and begin < e), default=0)
+        passed.append((begin, end, turns[place]))
+    return turns
 
 
 def _settle_step(state: State, param: Tensor) -> None:

@@ -39,9 +39,9 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
     checkpointing are not seen; ``check`` finds them. Second derivatives do not pass.
 
     Memory beyond plain training: ``max_bytes`` of per-example gradients, on a CPU no more than
-    4 MiB a thread, which fits the cache; the copies of one layer's input and output gradient that they are
-    made from; and for a parameter used more than once its inputs and output gradients until the
-    end of the backward pass.
+    4 MiB a thread, which fits the caches; the copies of one layer's input and output gradient that
+    they are made from; and for a parameter used more than once its inputs and output gradients
+    until the end of the backward pass.
 
     Args:
         model: whose parameters get a variance. Call it, or its submodules, inside.

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -384,13 +385,18 @@ def test_threads_of_python_do_what_those_of_openmp_do(case, monkeypatch):
 def test_every_thread_is_given_the_argument_and_waited_for(count, openmp, monkeypatch):
     if not openmp:
         monkeypatch.setattr(threads, "_openmp", lambda: None)
-    calls = []
-    function = threads._Function(lambda argument: calls.append((argument, threading.get_ident())))
+    caller, calls = threading.get_ident(), []
+
+    def call(argument: int) -> None:
+        if threading.get_ident() != caller:
+            time.sleep(0.02)  # the caller is through before the others
+        calls.append((argument, threading.get_ident()))
+
+    function = threads._Function(call)
     threads.run(ctypes.cast(function, ctypes.c_void_p).value, 12345, count)
     assert {argument for argument, _ in calls} == {12345}
     assert len(calls) == count
-    # One that has finished may be given another call.
-    assert threading.get_ident() in {thread for _, thread in calls}
+    assert caller in {thread for _, thread in calls}
 
 
 def test_torchs_openmp_is_found():

@@ -49,11 +49,12 @@ _NUMBERS: Final = np.dtype(
         ("take", np.float64),  # 1 - beta
         ("keep2", np.float64),  # beta2
         ("take2", np.float64),  # 1 - beta2
-        ("before", np.float64),  # 1/(1 - beta^(step-1)), 0 at the first step
-        ("deviation", np.float64),  # weight of (g - m)^2 in s
-        ("ceiling", np.float64),  # of s: 0 if there is no variance yet, else inf
-        ("variance", np.float64),  # what makes the variance of the direction of s
-        ("mean", np.float64),  # what makes m of exp_avg
+        ("before", np.float64),  # what makes the last m of exp_avg, 0 at the first step
+        ("square", np.float64),  # weights in the variance of exp_avg: of exp_avg_sq,
+        ("mean_square", np.float64),  # of exp_avg^2,
+        ("deviation", np.float64),  # and of (g - m)^2
+        ("ceiling", np.float64),  # of that variance: 0 if there is none yet, else inf
+        ("mean", np.float64),  # what makes m of exp_avg, in raw rows
         ("eps", np.float64),
         ("lr", np.float64),  # what gamma times the direction is multiplied by
         ("weight_decay", np.float64),  # coupled
@@ -136,16 +137,17 @@ def _number(row, options, step, job, stream):
     row.take = 1 - beta
     row.keep2 = options.beta2
     row.take2 = 1 - options.beta2
-    varies = step > 1 and beta > 0
-    row.before = 1 / _debiasing(beta, step - 1) if step > 1 else 0.0
-    row.deviation = (1 - beta) / weight
-    row.ceiling = np.inf if varies else 0.0
-    if job.within_batch:
-        row.variance = 1 / (weight * weight) if job.momentum else 1.0
-    else:
-        rho = (1 - beta) * (2 - weight) / ((1 + beta) * weight)
-        row.variance = (1 + beta) / 2 * (rho if job.momentum else 1.0)
-    row.mean = root_weight2 / weight if job.raw else 1 / weight
+    before = 1 / _debiasing(beta, step - 1) if step > 1 else 0.0
+    # s of moments.gradient_variance, rho s for m, times the square of what debiases exp_avg.
+    share = (1 + beta) / 2 * weight * weight
+    if job.momentum:
+        share *= (1 - beta) * (2 - weight) / ((1 + beta) * weight)
+    row.before = before
+    row.square = share * before
+    row.mean_square = share * before * before
+    row.deviation = share * (1 - beta) / weight
+    row.ceiling = np.inf if step > 1 and beta > 0 else 0.0
+    row.mean = root_weight2 / weight
     row.eps = options.eps * root_weight2
     row.lr = lr
     if job.adam:
@@ -227,14 +229,16 @@ _FACTORS: Final[dict[str, int]] = {"none": 0, "svag": _SVAG, "sqrt": _SQRT, "erf
 
 
 @compiled
-def _spread(g, mean, square, deviation, ceiling):
-    """Return s up to a factor, from the averages before g (:mod:`svag.optim.moments`).
+def _spread(g, mean, square, numbers):
+    """Return the variance of the direction, in units of exp_avg, from the averages before g.
 
-    ``ceiling`` is 0 if there is no variance yet, else inf, which stands for a variance that has
-    left the range too (inf - inf).
+    The last of ``numbers`` is 0 if there is no variance yet, else inf, which stands for a variance
+    that has left the range too (inf - inf).
     """
-    difference = g - mean
-    spread = square - mean * mean + deviation * difference * difference
+    before, of_square, of_mean_square, deviation, ceiling = numbers
+    difference = g - mean * before
+    spread = of_square * square - of_mean_square * (mean * mean)
+    spread += deviation * (difference * difference)
     spread = type(g)(0) if spread < type(g)(0) else spread
     return spread if spread < ceiling else ceiling
 
@@ -245,7 +249,8 @@ def _loop(kernel: Kernel) -> Callable[[Any], None]:
     The switches are constants in it, and Numba leaves out what they exclude.
     """
     momentum, sign, raw, adam = kernel.momentum, kernel.sign, kernel.raw, kernel.adam
-    within_batch, amsgrad, decays = kernel.within_batch, kernel.amsgrad, kernel.decays
+    within_batch, amsgrad = kernel.within_batch, kernel.amsgrad
+    decays, shrinks, scales = kernel.decays, kernel.shrinks, kernel.scales
     averages_gradient, averages_square = kernel.averages_gradient, kernel.averages_square
     factor = _FACTORS[kernel.factor]
     adapted = factor != 0
@@ -288,9 +293,14 @@ def _loop(kernel: Kernel) -> Callable[[Any], None]:
             nearer_old = take < 0.5
             lerp = take if nearer_old else -keep
             keep2, take2 = real(number.keep2), real(number.take2)
-            before, deviation = real(number.before), real(number.deviation)
-            scale_mean, scale_variance = real(number.mean), real(number.variance)
-            ceiling, eps = real(number.ceiling), real(number.eps)
+            variance_numbers = (
+                real(number.before),
+                real(number.square),
+                real(number.mean_square),
+                real(number.deviation),
+                real(number.ceiling),
+            )
+            scale_mean, eps = real(number.mean), real(number.eps)
             count = np.uint32(np.uint32(number.key) + np.uint32(np.uint32(begin) * NEXT))
             noise = noise2 = noise3 = noise4 = NEAREST
             for i in range(n):
@@ -306,10 +316,13 @@ def _loop(kernel: Kernel) -> Callable[[Any], None]:
                         if dither_param:
                             noise4 = np.uint32(word >> np.uint32(16))
                 param = widen(param_of[i])
-                g = gradient * widen(grad_of[i])
+                g = widen(grad_of[i])
+                if scales:
+                    g *= gradient
                 if decays:
                     g += weight_decay * param
-                param *= shrink
+                if shrinks:
+                    param *= shrink
                 direction, mean, spread = g, g, zero
                 if averages_gradient:
                     old = widen(mean_of[i])
@@ -317,11 +330,12 @@ def _loop(kernel: Kernel) -> Callable[[Any], None]:
                     mean_of[i] = narrow(mean, mean_of[i], noise)
                     if momentum:
                         direction = mean
-                    mean *= scale_mean
+                    if raw:
+                        mean *= scale_mean
                 if averages_square:
                     square = widen(square_of[i])
                     if not raw:
-                        spread = _spread(g, old * before, square * before, deviation, ceiling)
+                        spread = _spread(g, old, square, variance_numbers)
                     square = keep2 * square + take2 * g * g
                     square_of[i] = narrow(square, square_of[i], noise2)
                     if amsgrad:
@@ -348,7 +362,7 @@ def _loop(kernel: Kernel) -> Callable[[Any], None]:
                 elif adapted:
                     square_mean = mean * mean
                     square_mean = most if square_mean > most else square_mean
-                    gamma = _shrinkage(scale_variance * spread, square_mean + least, factor)
+                    gamma = _shrinkage(spread, square_mean + least, factor)
                 if sign and not adam:
                     # Without the last term a NaN would freeze a coordinate unseen.
                     positive = one if direction > zero else zero
@@ -365,12 +379,14 @@ def _loop(kernel: Kernel) -> Callable[[Any], None]:
 def _machine_code(kernel: Kernel | None) -> threads.Address:
     """Return the machine code of a kernel's loop, or of the beginning, from disk if it is there."""
     function = _beginning() if kernel is None else _loop(kernel)
+    # Numba numbers the files of one name: two processes might give two kernels the same.
+    function.__qualname__ += f"_{zlib.crc32(repr((kernel, _SOURCES)).encode()):08x}"
     signature = types.void(types.voidptr)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NumbaWarning)
         try:
             code = cfunc(signature, cache=True, **EXACT)(function)
-        except RuntimeError:  # there is no folder to keep it in
+        except Exception:  # there is no folder to keep it in, or it is full or damaged
             code = cfunc(signature, **EXACT)(function)
     _KEPT.append(code)
     return cast(int, code.address)
@@ -398,6 +414,7 @@ class Table:
     ) -> None:
         count = len(sizes)
         self._addresses = np.zeros(count, ADDRESSES)
+        self._kernel = kernel
         self._loop, self._begin = _machine_code(kernel), _machine_code(None)
         self._elements = sum(sizes)
         self._options = np.zeros(max(groups) + 1, OPTIONS)
@@ -437,7 +454,10 @@ class Table:
             self._options[group] = options(rules[group], grad_scale=scale)
         threads.run(self._begin, self._address, 1)
         count = min(torch.get_num_threads(), max(1, self._elements // _WORTH_A_THREAD))
-        threads.run(self._loop, self._address, count)
+        loop = self._loop
+        if grad_scale is not None:
+            loop = _machine_code(self._kernel._replace(scales=True))
+        threads.run(loop, self._address, count)
 
 
 def _chunk_size(elements: int) -> int:

@@ -31,6 +31,8 @@ class Kernel(NamedTuple):
         within_batch: the variance is of the mini-batch.
         amsgrad: v~ is the largest so far.
         decays: weight decay is added to the gradient.
+        shrinks: weight decay is taken off the parameter.
+        scales: the gradient is multiplied by a number first, -1 to ascend.
         param: dtype of parameters and gradients.
         state: dtype of the moving averages.
         dither_param: round parameters stochastically (bfloat16).
@@ -45,6 +47,8 @@ class Kernel(NamedTuple):
     within_batch: bool
     amsgrad: bool
     decays: bool
+    shrinks: bool
+    scales: bool
     param: torch.dtype
     state: torch.dtype
     dither_param: bool
@@ -78,6 +82,8 @@ def kernel(
     *,
     amsgrad: bool,
     decays: bool,
+    shrinks: bool = True,
+    scales: bool = True,
     param: torch.dtype,
     state: torch.dtype,
     dither_param: bool,
@@ -93,6 +99,8 @@ def kernel(
         within_batch=anatomy.within_batch,
         amsgrad=amsgrad,
         decays=decays,
+        shrinks=shrinks,
+        scales=scales,
         param=REAL.get(param, param),
         state=REAL.get(state, state),
         dither_param=dither_param and param == torch.bfloat16,

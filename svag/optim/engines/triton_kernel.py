@@ -77,18 +77,16 @@ def step_kernel(
     # The numbers of this step, the same for all elements: cpu._number.
     weight = _debiasing(beta, step)
     root_weight2 = tl.sqrt(_debiasing(beta2, step))
-    before = tl.where(step > 1, 1 / _debiasing(beta, step - 1), 0.0).to(real)
-    deviation = ((1 - beta) / weight).to(real)
+    before = tl.where(step > 1, 1 / _debiasing(beta, step - 1), 0.0)
+    share = (1 + beta) / 2 * weight * weight
+    if momentum:
+        share *= (1 - beta) * (2 - weight) / ((1 + beta) * weight)
+    of_square = (share * before).to(real)
+    of_mean_square = (share * before * before).to(real)
+    deviation = (share * (1 - beta) / weight).to(real)
+    before = before.to(real)
     ceiling = tl.where((step > 1) & (beta > 0), float("inf"), 0.0).to(real)
-    scale_variance = tl.full((), 1.0, tl.float64)
-    if within_batch:
-        if momentum:
-            scale_variance = 1 / (weight * weight)
-    else:
-        scale_variance = (1 + beta) / 2
-        if momentum:
-            scale_variance *= (1 - beta) * (2 - weight) / ((1 + beta) * weight)
-    scale_mean = ((root_weight2 if raw else 1.0) / weight).to(real)
+    scale_mean = (root_weight2 / weight).to(real)
     eps = (tl.load(option + 3) * root_weight2).to(real)
     if adam:
         lr = lr * root_weight2 / weight
@@ -110,7 +108,7 @@ def step_kernel(
         _update(
             param_at, grad_at, mean_at, square_at, largest_at, variance_at, sample_at,
             first, size, key, gradient, lr.to(real), weight_decay, shrink, beta, beta2,
-            before, deviation, ceiling, scale_variance.to(real), scale_mean, eps,
+            before, of_square, of_mean_square, deviation, ceiling, scale_mean, eps,
             momentum, sign, factor, raw, adam, within_batch, amsgrad, decays,
             averages_gradient, averages_square, dither_param, dither_state,
             stored, kept, real, tiny, root_tiny, huge, block, False,
@@ -119,7 +117,7 @@ def step_kernel(
         _update(
             param_at, grad_at, mean_at, square_at, largest_at, variance_at, sample_at,
             whole, size, key, gradient, lr.to(real), weight_decay, shrink, beta, beta2,
-            before, deviation, ceiling, scale_variance.to(real), scale_mean, eps,
+            before, of_square, of_mean_square, deviation, ceiling, scale_mean, eps,
             momentum, sign, factor, raw, adam, within_batch, amsgrad, decays,
             averages_gradient, averages_square, dither_param, dither_state,
             stored, kept, real, tiny, root_tiny, huge, block, True,
@@ -138,7 +136,7 @@ def step_kernel(
 def _update(
     param_at, grad_at, mean_at, square_at, largest_at, variance_at, sample_at,
     first, size, key, gradient, lr, weight_decay, shrink, beta, beta2,
-    before, deviation, ceiling, scale_variance, scale_mean, eps,
+    before, of_square, of_mean_square, deviation, ceiling, scale_mean, eps,
     momentum: tl.constexpr, sign: tl.constexpr, factor: tl.constexpr, raw: tl.constexpr,
     adam: tl.constexpr, within_batch: tl.constexpr, amsgrad: tl.constexpr, decays: tl.constexpr,
     averages_gradient: tl.constexpr, averages_square: tl.constexpr,
@@ -195,12 +193,13 @@ def _update(
         tl.store(mean_at + offset, _narrow(mean, kept, noise, dither_state), mask)
         if momentum:
             direction = mean
-        mean *= scale_mean
+        if raw:
+            mean *= scale_mean
     if averages_square:
         if not raw:
             difference = g - old * before
-            average = old * before
-            spread = square * before - average * average + deviation * difference * difference
+            spread = of_square * square - of_mean_square * (old * old)
+            spread += deviation * (difference * difference)
             spread = tl.where(spread < zero, zero, spread)
             # A ceiling of inf stands for a variance that has left the range too (inf - inf).
             spread = tl.where(spread < ceiling, spread, ceiling)
@@ -228,7 +227,7 @@ def _update(
         most = tl.full((), huge, real)
         square_mean = mean * mean
         square_mean = tl.where(square_mean > most, most, square_mean)
-        gamma = _shrinkage(scale_variance * spread, square_mean + tl.full((), tiny, real), factor)
+        gamma = _shrinkage(spread, square_mean + tl.full((), tiny, real), factor)
     if sign and not adam:
         # Without the last term a NaN would freeze a coordinate unseen.
         direction = (

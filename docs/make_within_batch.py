@@ -1,0 +1,103 @@
+"""Write ``docs/within_batch.md`` from the records in ``results/within-batch``.
+
+Run ``python docs/make_within_batch.py`` from the repository's root; it takes a second.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from svag.anatomy import method
+from svag.lab.analysis import analyse
+from svag.lab.records import Record, load
+from svag.report.tables import rows
+
+HERE: Final = Path(__file__).parent
+RESULTS: Final = HERE.parent / "results" / "within-batch"
+PAGE: Final = HERE / "within_batch.md"
+
+_INTRODUCTION = """\
+# Two estimates of the gradient's variance
+
+Adam, SVAG and M-SVAG estimate the variance of a gradient from its moving averages, over time. The examples of one
+mini-batch hold the same variance (§4.1 of the paper): `variance="within-batch"` takes it from there. While such a method
+trains, the lab notes how alike the factors gamma are that the two estimates lead to: Pearson's correlation over the entries
+of each parameter, with m the same for both.
+
+Written by `docs/make_within_batch.py` from `results/within-batch`; `results/README.md` has the commands.
+"""
+
+
+def page() -> str:
+    """Return the page."""
+    return "\n".join([_INTRODUCTION, *(_section(folder) for folder in sorted(RESULTS.iterdir()))])
+
+
+def _section(folder: Path) -> str:
+    records = load(folder)
+    analysis = analyse(records)
+    steps = analysis.settings["steps"]
+    outcome = [
+        (row.name, row.lr, row.n, row.final["test_accuracy"], row.final["train_loss"])
+        for row in rows(analysis).values()
+    ]
+    tried = [
+        (method(key).name, f"{trial.lr:g}", trial.status, _percent(trial.figures))
+        for key, result in analysis.methods.items()
+        for trial in result.trials
+    ]
+    parts = [
+        f"## {analysis.settings['problem']}, {steps} steps",
+        _table(("method", "step size", "seeds", "test accuracy", "training loss"), outcome),
+    ]
+    if tried:
+        parts += [
+            "Every step size of the search, one seed each:",
+            _table(("method", "step size", "ended as", "test accuracy"), tried),
+        ]
+    for record in _watched(records):
+        parts += [
+            f"Agreement of gamma in {method(record.run['method']).name} at step size "
+            f"{record.run['lr']:g}, seed {record.run['seed']}:",
+            _agreement(record),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _watched(records: Iterable[Record]) -> list[Record]:
+    """Return one finished run for every method and step size that was replicated."""
+    chosen: dict[tuple[str, float], Record] = {}
+    for record in sorted(records, key=lambda r: int(r.run["seed"])):
+        if record.agreements and record.status == "done" and record.run["seed"] > 0:
+            chosen.setdefault((record.run["method"], record.run["lr"]), record)
+    return list(chosen.values())
+
+
+def _agreement(record: Record) -> str:
+    noted = sorted({int(line["step"]) for line in record.agreements})
+    shown = [noted[round(i * (len(noted) - 1) / 4)] for i in range(5)]
+    values = {(line["parameter"], int(line["step"])): line["correlation"] for line in record.agreements}
+    names = list(dict.fromkeys(line["parameter"] for line in record.agreements))
+    table = [
+        (name, *(_number(values.get((name, step))) for step in shown)) for name in names
+    ]
+    return _table(("parameter", *(f"step {step}" for step in shown)), table)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or not math.isfinite(value) else f"{value:.2f}"
+
+
+def _percent(figures: object) -> str:
+    accuracy = figures.get("test_accuracy") if isinstance(figures, dict) else None
+    return "-" if accuracy is None else f"{100 * accuracy:.1f} %"
+
+
+def _table(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
