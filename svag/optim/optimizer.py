@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias, cast, Unpack, overload
+from typing import Any, TypeAlias, Unpack, cast, overload
 
 import torch
 from torch import Tensor
@@ -206,7 +206,7 @@ class Dissected(Optimizer):
             self._step_eagerly(self._plan.rest)
         return loss
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _check_variances(self) -> None:
         """Find a variance that is missing or stale before anything has changed."""
         for group in self.param_groups:
