@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,9 @@ def test_readme_shows_p1_as_recorded() -> None:
     for row in rows(analysis).values():
         cells = (row.name, row.lr, str(row.n), row.final["test_accuracy"], row.final["train_loss"])
         assert re.search(r"^    " + r"\s+".join(map(re.escape, cells)), text, re.M), row.name
+
+
+def test_the_page_on_both_estimates_is_what_the_records_say() -> None:
+    page = ROOT / "docs" / "within_batch.md"
+    script = runpy.run_path(str(ROOT / "docs" / "make_within_batch.py"))
+    assert page.read_text() == script["page"]()
