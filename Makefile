@@ -10,7 +10,7 @@ demo: $(VENV)/lab.installed
 	$(BIN)/svag compare digits --out demo
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 check: $(VENV)/dev.installed
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,6 +14,22 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A test run started in the background was told to ignore Ctrl-C; some tests are about it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Send what a worker has measured to the process that prints it (pytest-xdist)."""
+    from measured import WORST
+
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["worst"] = list(WORST.items())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    from measured import WORST
+
+    for name, (value, bound) in getattr(node, "workeroutput", {}).get("worst", ()):
+        WORST[name] = max(WORST.get(name, (0.0, bound)), (value, bound))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
