@@ -21,14 +21,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     from measured import WORST
 
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["worst"] = list(WORST.items())
+        figures = [(name, float(value), float(bound)) for name, (value, bound) in WORST.items()]
+        session.config.workeroutput["worst"] = figures
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     from measured import WORST
 
-    for name, (value, bound) in getattr(node, "workeroutput", {}).get("worst", ()):
+    for name, value, bound in getattr(node, "workeroutput", {}).get("worst", ()):
         WORST[name] = max(WORST.get(name, (0.0, bound)), (value, bound))
 
 
