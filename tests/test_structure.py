@@ -50,6 +50,7 @@ FLOORS = (
     ("svag.optim.factors", "svag.optim.checkpoint", "svag.optim.options"),
     ("svag.optim.engines", "svag.optim.engines.kernel", "svag.optim.engines.threads"),
     ("svag.optim.engines.bits", "svag.optim.engines.triton_kernel"),
+    ("svag.optim.engines.numba_kernel",),
     (
         "svag.optim.engines.eager",
         "svag.optim.engines.cpu",
@@ -74,7 +75,9 @@ FLOORS = (
     ("svag.lab.train",),
     ("svag.lab.pool",),
     ("svag.lab.protocol",),
-    ("svag.progress", "svag.bench", "svag.bench.runner", "svag.bench.step"),
+    ("svag.progress", "svag.bench", "svag.bench.runner"),
+    ("svag.bench.allocation", "svag.bench.contestants"),
+    ("svag.bench.step",),
     ("svag.bench.variance", "svag.bench.rounding"),
     ("svag.cli",),
     ("svag.__main__",),

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from svag.anatomy import method
+from svag.anatomy import METHODS, method
+from svag.errors import InvalidOption
 from svag.lab.protocol import Study, plan, template
 from svag.lab.records import Run
 from svag.lab.train import Session
@@ -44,7 +45,14 @@ class Difference:
 
 
 def measure(problem: Problem, data: Data, *, key: str, lr: float, steps: int) -> Difference:
-    """Train with averages in float32, in bfloat16, and in float32 with another seed."""
+    """Train with averages in float32, in bfloat16, and in float32 with another seed.
+
+    Raises:
+        InvalidOption: the method keeps no averages.
+    """
+    if not method(key).anatomy.buffers:
+        keep = ", ".join(name for name, row in METHODS.items() if row.anatomy.buffers)
+        raise InvalidOption(f"method {key!r} keeps no averages to round; those that do: {keep}")
     study = Study(methods=(key,), steps=steps, seeds=2, lrs={key: lr})
     first, second = next(plan(template(problem, data, study), key, study))
     full, half = _losses(problem, data, first), _losses(problem, data, first, torch.bfloat16)

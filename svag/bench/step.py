@@ -1,107 +1,36 @@
 """The optimizer step against torch's own, on sizes of real and of extreme models."""
 
-import ctypes
-import importlib
 import os
 import statistics
 import subprocess
 import sys
 import time
-import tracemalloc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from tempfile import TemporaryDirectory
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
-from svag import optim
+from svag.bench.allocation import Timed, bytes_allocated
+from svag.bench.contestants import (
+    ALLOCATED_AT_MOST,
+    GPU_ONLY,
+    LAYOUTS,
+    OURS,
+    RATIO_AT_MOST,
+    SHARE_AT_LEAST,
+    TORCH_ADAM,
+    Make,
+    bounds,
+    contestants,
+)
 from svag.errors import InvalidOption, UnknownName, nearest
 from svag.optim.engines import serving
-from svag.problems import models
 
 Run = Callable[[], object]
-Make = Callable[[list[Tensor]], Optimizer]
-
-
-class Contestant(NamedTuple):
-    """How an optimizer is made, and whose time its own is divided by."""
-
-    make: Make
-    peer: str | None
-
-
-_ADAM, _MOMENTUM, _PLAIN = "torch Adam, fused", "torch SGD momentum, fused", "torch SGD, fused"
-_NARROW = ", bfloat16 state"
-
-OURS: Final[Mapping[str, Contestant]] = {
-    "svag.MSVAG": Contestant(optim.MSVAG, _ADAM),
-    "svag.Adam": Contestant(optim.Adam, _ADAM),
-    "svag.MSSD": Contestant(optim.MSSD, _MOMENTUM),
-    "svag.MSGD": Contestant(optim.MSGD, _MOMENTUM),
-    "svag.SSD": Contestant(optim.SSD, _PLAIN),
-    "svag.SGD": Contestant(optim.SGD, _PLAIN),
-    **{
-        f"svag.{make.__name__}{_NARROW}": Contestant(
-            partial(make, state_dtype=torch.bfloat16), f"svag.{make.__name__}"
-        )
-        for make in (optim.MSVAG, optim.Adam, optim.MSSD, optim.MSGD)
-    },
-}
-PEERS: Final[Mapping[str, Contestant]] = {
-    _ADAM: Contestant(partial(Adam, fused=True), None),
-    "torch AdamW, fused": Contestant(partial(AdamW, fused=True), _ADAM),
-    "torch Adam, foreach": Contestant(partial(Adam, foreach=True), _ADAM),
-    _MOMENTUM: Contestant(partial(SGD, momentum=0.9, fused=True), None),
-    _PLAIN: Contestant(partial(SGD, fused=True), None),
-}
-OTHERS: Final = ("pytorch_optimizer.MSVAG",)
-"""Classes of packages that need not be there; their peer is torch's fused Adam."""
-
-LAYOUTS: Final[Mapping[str, Callable[[], list[torch.Size]]]] = {
-    "40 x 500,000": lambda: [torch.Size([500_000])] * 40,
-    "160 x 1,000": lambda: [torch.Size([1_000])] * 160,
-    "WRN-40-4": lambda: [p.shape for p in models.wide_resnet().parameters()],
-    "2c2d": lambda: [p.shape for p in models.conv_2c2d().parameters()],
-    "character LSTM": lambda: [p.shape for p in models.CharLSTM(82).parameters()],
-    "40 x 2,500,000": lambda: [torch.Size([2_500_000])] * 40,
-}
-"""Shapes of parameters by name."""
-
-_GPU_ONLY: Final = ("40 x 2,500,000",)
-
-
-def _bounds(adaptive: float, momentum: float) -> dict[str, float]:
-    return {
-        "svag.MSVAG": adaptive,
-        "svag.Adam": adaptive,
-        "svag.MSSD": momentum,
-        "svag.MSGD": momentum,
-    }
-
-
-RATIO_AT_MOST: Final[Mapping[str, Mapping[str, float]]] = {
-    "40 x 500,000": {
-        **_bounds(1.00, 1.05),
-        **{f"{name}{_NARROW}": bound for name, bound in _bounds(0.80, 0.95).items()},
-    },
-    "160 x 1,000": _bounds(0.20, 0.5),
-    "WRN-40-4": _bounds(0.85, 1.0),
-    "2c2d": _bounds(0.85, 1.0),
-}
-"""Targets of ratios, by layout and optimizer: "What it must show" of issue 5, two cores."""
-
-SHARE_AT_LEAST: Final[Mapping[str, Mapping[str, float]]] = {
-    "40 x 500,000": dict.fromkeys(_bounds(0, 0), 0.85)
-}
-"""Targets of the share of copy bandwidth, as in issue 5; with the state in the parameters' dtype,
-since its targets for bfloat16 state ask for less."""
-
-ALLOCATED_AT_MOST: Final = 1e6
-"""Target of the bytes that a fused step allocates, as in issue 5."""
 
 
 class Quartiles(NamedTuple):
@@ -170,16 +99,6 @@ class FirstStep:
     filled_cache: float
 
 
-class Timed(Protocol):
-    """What can be made ready, untimed, and then run."""
-
-    def prepare(self) -> None:
-        """Do what precedes every run."""
-
-    def run(self) -> object:
-        """Do what is timed."""
-
-
 class Stepper:
     """An optimizer over parameters of its own, with gradients elsewhere at every step."""
 
@@ -216,18 +135,6 @@ class Copy:
         return self._target.copy_(self._source)
 
 
-def contestants() -> tuple[dict[str, Contestant], list[str]]:
-    """Return all optimizers by name, and which are missing because their package is."""
-    found, missing = {**OURS, **PEERS}, []
-    for name in OTHERS:
-        package, _, attribute = name.rpartition(".")
-        try:
-            found[name] = Contestant(getattr(importlib.import_module(package), attribute), _ADAM)
-        except ImportError:
-            missing.append(name)
-    return found, missing
-
-
 def remarks(device: str) -> list[str]:
     """Say what the figures hold for, and what they lack."""
     engine = serving.engine(device)
@@ -259,7 +166,7 @@ def choose(names: Sequence[str], device: str) -> list[str]:
         if name not in LAYOUTS:
             known = ", ".join(map(repr, LAYOUTS))
             raise UnknownName(f"unknown layout {name!r}; known: {known}.{nearest(name, LAYOUTS)}")
-    return list(names) or [n for n in LAYOUTS if device == "cuda" or n not in _GPU_ONLY]
+    return list(names) or [n for n in LAYOUTS if device == "cuda" or n not in GPU_ONLY]
 
 
 def measure(layout: str, *, rounds: int, device: str = "cpu") -> list[Row]:
@@ -352,69 +259,12 @@ def bytes_kept(optimizer: Optimizer) -> int:
     return sum(x.nbytes for state in states for x in state.values() if isinstance(x, Tensor))
 
 
-def bytes_allocated(timed: Timed, device: str) -> int | None:
-    """Return what a step allocates beyond what was there before, None where that cannot be told.
-
-    On CUDA it is the peak by torch's allocator. On a CPU it is an upper bound, the sum of two:
-    the peak of what Python's own allocators see, NumPy's included, and all the pages that the
-    process touches anew after the C library has given back every page it had free, whichever
-    library asked for them; the least of several steps, since other things fetch pages as well.
-    """
-    if device == "cuda":
-        timed.prepare()
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        timed.run()
-        return torch.cuda.max_memory_allocated() - before
-    touched = [bytes_ for _ in range(5) if (bytes_ := _touched_anew(timed)) is not None]
-    return _seen_by_python(timed) + min(touched) if touched else None
-
-
-def _seen_by_python(timed: Timed) -> int:
-    tracemalloc.start()
-    try:
-        timed.prepare()
-        timed.run()
-        timed.prepare()
-        before = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
-        timed.run()
-        return tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
-
-
-_DISABLE_LARGE_PAGES: Final = 41  # PR_SET_THP_DISABLE of prctl(2)
-
-
-def _touched_anew(timed: Timed) -> int | None:
-    """Return the bytes of the pages that a run faults in; on Linux with GNU's C library only."""
-    try:
-        import resource
-
-        libc = ctypes.CDLL(None)
-        trim, control = libc.malloc_trim, libc.prctl
-    except (ImportError, OSError, AttributeError, TypeError):
-        return None
-    control(_DISABLE_LARGE_PAGES, 1, 0, 0, 0)  # one fault, one page
-    try:
-        timed.prepare()
-        trim(0)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        timed.run()
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    finally:
-        control(_DISABLE_LARGE_PAGES, 0, 0, 0, 0)
-    return faults * resource.getpagesize()
-
-
 def first_steps() -> list[FirstStep]:
     """Time first steps in processes of their own, whose folder of compiled code is made for it.
 
     Each optimizer with targets, and torch's fused Adam beside them.
     """
-    return [_first_step_twice(name) for name in (*_bounds(0, 0), _ADAM)]
+    return [_first_step_twice(name) for name in (*bounds(0, 0), TORCH_ADAM)]
 
 
 def _first_step_twice(name: str) -> FirstStep:

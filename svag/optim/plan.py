@@ -8,7 +8,7 @@ gradient elsewhere is a number to write; anything else out of place makes a new 
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -16,10 +16,9 @@ from torch import Tensor
 from svag.anatomy import Anatomy
 from svag.errors import EngineUnavailable
 from svag.optim.engines import serving
-from svag.optim.engines.kernel import REAL, Kernel, kernel
+from svag.optim.engines.kernel import REAL, Kernel, kernel_for
 from svag.optim.local import PLAIN, is_distributed, local, local_gradient
 from svag.optim.rule import Rule
-from svag.variance.attachment import current
 
 Group: TypeAlias = dict[str, Any]
 State: TypeAlias = dict[str, Any]
@@ -87,9 +86,9 @@ class Fused:
         if len(values) != len(self._values) or not all(map(operator.is_, values, self._values)):
             return False
         params, buffers = self.params, self._buffers
-        if self._within_batch:
-            grads = [*grads, *map(current, params)]
         try:
+            if self._within_batch:
+                grads = [*grads, *(cast(Any, param).grad_var for param in params)]
             if self._distributed:
                 grads = [*map(local_gradient, params), *map(local, grads[len(params) :])]
                 params, buffers = list(map(local, params)), list(map(local, buffers))
@@ -162,16 +161,19 @@ class Plan:
         self._options = _decisive(groups)
         self._settled = True
         self.rest: list[Entry] = []
-        tables: dict[tuple[int, torch.device, Kernel], list[Entry]] = {}
+        tables: dict[tuple[int, torch.device, Kernel], list[tuple[Kernel, Entry]]] = {}
         turns = _turns(entries)
         for entry in entries:
-            key = self._assign(anatomy, groups[entry.group], entry)
-            if key is None:
+            kernel = self._assign(anatomy, groups[entry.group], entry)
+            if kernel is None:
                 self.rest.append(entry)
             else:
-                tables.setdefault((turns.get(entry.place, 0), *key), []).append(entry)
-        ordered = sorted(tables.items(), key=lambda item: item[0][0])
-        self.fused = [Fused(key[-1], of_kernel) for key, of_kernel in ordered]
+                key = turns.get(entry.place, 0), local(entry.param).device, kernel.without_options()
+                tables.setdefault(key, []).append((kernel, entry))
+        self.fused = []
+        for _, together in sorted(tables.items(), key=lambda item: item[0][0]):
+            kernels, of_table = zip(*together, strict=True)
+            self.fused.append(Fused(Kernel.united(kernels), of_table))
         self._states = list(states.values())
         if not self._follow([param.grad for param in self._params]):
             raise AssertionError("a tensor has moved while it was looked at")
@@ -198,17 +200,15 @@ class Plan:
             for fused in self.fused
         )
 
-    def _assign(
-        self, anatomy: Anatomy, group: Group, entry: Entry
-    ) -> tuple[torch.device, Kernel] | None:
+    def _assign(self, anatomy: Anatomy, group: Group, entry: Entry) -> Kernel | None:
         """Choose the kernel that updates a parameter; None for the eager engine."""
         asked, param = group["fused"], local(entry.param)
         if not (asked or (asked is None and group["foreach"] is None)) or group["differentiable"]:
             return None
-        key = None
+        kernel = None
         reason = serving.refusal(param)
         if reason is None:
-            key, reason = self._fit(anatomy, group, entry, param)
+            kernel, reason = self._fit(anatomy, group, entry, param)
             self._settled &= reason is None
         if reason is not None and asked:
             raise EngineUnavailable(
@@ -217,13 +217,13 @@ class Plan:
                 f"{param.dtype} on {param.device} of shape {tuple(param.shape)}, is not: "
                 f"{reason}; fused=None leaves such parameters to the eager engine"
             )
-        return key
+        return kernel
 
     def _fit(
         self, anatomy: Anatomy, group: Group, entry: Entry, param: Tensor
-    ) -> tuple[tuple[torch.device, Kernel] | None, str | None]:
+    ) -> tuple[Kernel | None, str | None]:
         """Return the kernel for a parameter's tensors as they are, or why there is none."""
-        needed = kernel(
+        needed = kernel_for(
             anatomy,
             amsgrad=group.get("amsgrad", False),
             decays=_decays(group) and not group["decoupled_weight_decay"],
@@ -238,7 +238,7 @@ class Plan:
         buffers = [local(entry.state[name]) for name in names]
         grads = [local_gradient(entry.param)]
         if needed.within_batch:
-            grads.append(local(current(entry.param)))
+            grads.append(local(cast(Any, entry.param).grad_var))
         reason = serving.mismatch(param, grads, buffers)
         odd = [
             buffer.dtype
@@ -250,7 +250,7 @@ class Plan:
         if reason is not None:
             return None, reason
         _settle_step(entry.state, param)
-        return (param.device, needed), None
+        return needed, None
 
 
 def _turns(entries: Iterable[Entry]) -> dict[int, int]:

@@ -16,15 +16,10 @@ _MASK: Final = 0xFFFFFFFF
 _NEXT: Final = 0x9E3779B9
 
 
-def _scatter(x: Any) -> Any:
-    """Half of :func:`_mix`, enough for what counts up by 2^32 over the golden ratio."""
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
-    return x ^ (x >> 15)
-
-
 def _mix(x: Any) -> Any:
     """Mix 32 bits (Wellons' lowbias32) of an int or of a tensor of int64."""
-    x = (_scatter(x) * 0x846CA68B) & _MASK
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
     return x ^ (x >> 16)
 
 
@@ -46,7 +41,7 @@ class Noise(NamedTuple):
 def noise(key: Any, like: Tensor) -> Noise:
     """Draw the noise of one parameter and step, of the shape of ``like``."""
     element = torch.arange(like.numel(), device=like.device).view(like.shape)
-    word = _scatter((element * _NEXT + key) & _MASK)
+    word = _mix((element * _NEXT + key) & _MASK)
     other = _mix(word)
     return Noise(param=other >> 16, mean=word & 0xFFFF, second=word >> 16, largest=other & 0xFFFF)
 

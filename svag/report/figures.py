@@ -20,12 +20,14 @@ PANELS: tuple[tuple[Figure, str], ...] = (
     ("test_accuracy", "Test accuracy (%)"),
 )
 
-KEY = "Warm colours: with the sign; cool: without. Solid: variance-adapted; broken: not."
+_KEY = "Warm colours: with the sign; cool: without. Solid: variance-adapted; broken: not."
+_KEY_OF_VARIANTS = " Dash-dotted: adapted by the mini-batch's variance."
 
+_LEFT, _TICKS = 0.065, 0.048  # of the width: beside the left panel, and for the right one's ticks
 _SIZE = (10.0, 4.3)
 _DPI = 200
 _INK, _MUTED, _GRID = "#1a1d21", "#5b626b", "#e3e6ea"
-_LINES = {"solid": "-", "dash": (0, (4.5, 1.6)), "dot": (0, (1.2, 1.3))}
+_LINES = {"solid": "-", "dash": (0, (4.5, 1.6)), "dot": (0, (1.2, 1.3)), "dashdot": "-."}
 
 
 def figure5(analysis: Analysis, directory: Path) -> None:
@@ -53,14 +55,25 @@ def caption(analysis: Analysis) -> str:
     return text + (f" Without a run that did not diverge: {', '.join(missing)}." if missing else "")
 
 
+def legend(analysis: Analysis) -> str:
+    """Say what colours and dashes mean."""
+    variants = any(method(key).anatomy.within_batch for key in analysis.methods)
+    return _KEY + _KEY_OF_VARIANTS * variants
+
+
 def _draw(analysis: Analysis) -> Canvas:
     canvas = Canvas(figsize=_SIZE, facecolor="white")
     FigureCanvasAgg(canvas)
     left, right = canvas.subplots(1, 2)
-    canvas.subplots_adjust(left=0.065, right=0.908, top=0.80, bottom=0.115, wspace=0.40)
+    longest = max((len(method(key).name) for key in analysis.methods), default=0)
+    names = max(0.092, 0.03 + 0.0088 * longest)
+    panel = (1 - _LEFT - _TICKS - 2 * names) / 2
+    canvas.subplots_adjust(
+        left=_LEFT, right=1 - names, top=0.80, bottom=0.115, wspace=(names + _TICKS) / panel
+    )
     settings = analysis.settings
     canvas.text(
-        0.065,
+        _LEFT,
         0.935,
         str(settings["problem"]),
         fontsize=13,
@@ -69,9 +82,9 @@ def _draw(analysis: Analysis) -> Canvas:
         parse_math=False,
     )
     canvas.text(
-        0.065,
+        _LEFT,
         0.885,
-        f"{caption(analysis)} {KEY}",
+        f"{caption(analysis)} {_KEY}",
         fontsize=8.5,
         color=_MUTED,
     )

@@ -13,9 +13,9 @@ from svag.anatomy import method
 from svag.lab.analysis import Analysis
 from svag.lab.verdict import observations, verdict
 from svag.report import charts, style, tables
-from svag.report.figures import KEY, caption
+from svag.report.figures import caption, legend
 
-_DASHES = {"solid": "", "dash": "7 3", "dot": "2 2.5"}
+_DASHES = {"solid": "", "dash": "7 3", "dot": "2 2.5", "dashdot": "7 2.5 1.5 2.5"}
 
 
 def page(analysis: Analysis, directory: Path) -> None:
@@ -63,7 +63,7 @@ def _content(analysis: Analysis, directory: Path) -> dict[str, Any]:
         },
         "summary": _summary(analysis),
         "caption": caption(analysis),
-        "key": KEY,
+        "key": legend(analysis),
         "titles": {"rows": tables.ROWS, "columns": tables.COLUMNS},
         "square": tables.square(analysis),
         "margins": tables.margins(analysis),

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from svag.lab.analysis import Effect, Figure, Spread
 
-Dash = Literal["solid", "dash", "dot"]
+Dash = Literal["solid", "dash", "dot", "dashdot"]
 MINUS: Final = "\N{MINUS SIGN}"
 NONE: Final = "\N{EN DASH}"
 
@@ -45,9 +45,9 @@ STYLES: Final[Mapping[str, Style]] = MappingProxyType(
 
 
 def style_of(key: str) -> Style:
-    """Return a method's line; a variant's is thin and dotted in the colour of its method."""
+    """Return a method's line; a variant's is thin and dash-dotted in the colour of its method."""
     base, _, variant = key.partition("@")
-    return replace(STYLES[base], dash="dot", width=1.4) if variant else STYLES[base]
+    return replace(STYLES[base], dash="dashdot", width=1.4) if variant else STYLES[base]
 
 
 BAND_OPACITY: Final = 0.16

@@ -106,7 +106,7 @@ def had_variance(param: Tensor) -> bool:
 
 def clear(params: Parameters) -> None:
     """Drop the variances of ``params``, as ``zero_grad`` drops their gradients."""
-    for param in listed(params):
+    for param in [params] if isinstance(params, Tensor) else params:
         param.__dict__.pop("grad_var", None)
 
 

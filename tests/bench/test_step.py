@@ -14,7 +14,7 @@ import torch
 import svag
 from svag.__main__ import main
 from svag.anatomy import METHODS
-from svag.bench import step
+from svag.bench import allocation, contestants, step
 from svag.errors import InvalidOption, UnknownName
 
 ROWS = {f"svag.{row.optimizer}": row for row in METHODS.values()}
@@ -32,7 +32,7 @@ def two_threads():
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """A layout of the name that targets know, in a size that costs nothing."""
-    monkeypatch.setitem(step.LAYOUTS, "160 x 1,000", lambda: [torch.Size([10, 7])] * 3)
+    monkeypatch.setitem(contestants.LAYOUTS, "160 x 1,000", lambda: [torch.Size([10, 7])] * 3)
 
 
 @pytest.fixture
@@ -71,10 +71,10 @@ class Doing:
 # --- what moves and what stays
 
 
-@pytest.mark.parametrize("name", step.OURS)
+@pytest.mark.parametrize("name", contestants.OURS)
 def test_bytes_are_those_of_the_anatomy_s_buffers(name):
     """Parameter and averages are read and written, the gradient is read."""
-    made = stepper(step.OURS[name].make)
+    made = stepper(contestants.OURS[name].make)
     row = ROWS[name.partition(",")[0]]
     each = 2 if name.endswith("bfloat16 state") else 4
     elements = sum(param.numel() for param in made.params)
@@ -98,7 +98,7 @@ def test_bytes_are_those_of_the_anatomy_s_buffers(name):
     ],
 )
 def test_bytes_an_element_as_in_the_issue(name, moved, kept):
-    made = stepper({**step.OURS, **step.PEERS}[name].make, [(100_000,)])
+    made = stepper({**contestants.OURS, **contestants.PEERS}[name].make, [(100_000,)])
     assert step.bytes_moved(made.optimizer) / 100_000 == moved
     assert step.bytes_kept(made.optimizer) / 100_000 == pytest.approx(kept, abs=1e-3)
 
@@ -150,18 +150,19 @@ def in_c():
     ids=["torch", "NumPy", "Python", "C"],
 )
 def test_allocations_are_seen_whoever_makes_them(run):
-    if (nothing := step.bytes_allocated(Doing(lambda: None), "cpu")) is None:
+    if (nothing := allocation.bytes_allocated(Doing(lambda: None), "cpu")) is None:
         pytest.skip("this C library has no malloc_trim")
     assert nothing < 100_000
-    assert step.bytes_allocated(Doing(run), "cpu") > 7_900_000
+    assert allocation.bytes_allocated(Doing(run), "cpu") > 7_900_000
 
 
-@pytest.mark.parametrize("name", step.OURS)
+@pytest.mark.parametrize("name", contestants.OURS)
 def test_a_fused_step_has_no_temporaries(name):
     """Whatever the size: 4 MB of parameters here."""
     pytest.importorskip("numba")
-    allocated = step.bytes_allocated(stepper(step.OURS[name].make, [(1_000_000,)]), "cpu")
-    assert allocated is None or allocated < step.ALLOCATED_AT_MOST
+    made = stepper(contestants.OURS[name].make, [(1_000_000,)])
+    allocated = allocation.bytes_allocated(made, "cpu")
+    assert allocated is None or allocated < contestants.ALLOCATED_AT_MOST
 
 
 # --- the order of a contest, and its arithmetic
@@ -237,11 +238,11 @@ def test_goals_are_met_or_missed_at_their_bounds():
 
 
 def test_targets_are_of_what_is_measured():
-    for table in (step.RATIO_AT_MOST, step.SHARE_AT_LEAST):
-        assert table.keys() <= step.LAYOUTS.keys()
-        assert all(of_layout.keys() <= step.OURS.keys() for of_layout in table.values())
-    peers = {contestant.peer for contestant in step.OURS.values()}
-    assert peers <= step.PEERS.keys() | step.OURS.keys()
+    for table in (contestants.RATIO_AT_MOST, contestants.SHARE_AT_LEAST):
+        assert table.keys() <= contestants.LAYOUTS.keys()
+        assert all(of_layout.keys() <= contestants.OURS.keys() for of_layout in table.values())
+    peers = {contestant.peer for contestant in contestants.OURS.values()}
+    assert peers <= contestants.PEERS.keys() | contestants.OURS.keys()
 
 
 # --- the command
@@ -254,21 +255,21 @@ def test_the_whole_command(command):
     assert head.startswith(f"cpu, 2 threads, torch {torch.__version__}")
     shown = [line for line in lines if line.startswith("160 x 1,000")]
     names = [re.split(r"  +", line)[1] for line in shown]
-    entrants, missing = step.contestants()
+    entrants, missing = contestants.contestants()
     assert [name for name in names if not name.startswith("copy, ")] == list(entrants)
     assert names[len(entrants) :] == [f"copy, {b} bytes an element" for b in (12, 16, 20, 28)]
     assert all(name in head for name in missing)
     for name, line in zip(names, shown, strict=True):
         columns = re.split(r"  +", line)
         assert float(columns[2]) > 0
-        if name in step.OURS:
-            assert columns[3] == step.OURS[name].peer
+        if name in contestants.OURS:
+            assert columns[3] == contestants.OURS[name].peer
             median, low, high = map(float, re.findall(r"[\d.]+", columns[4]))
             assert low <= median <= high
-            assert "kB" in line or step.bytes_allocated(Doing(int), "cpu") is None
+            assert "kB" in line or allocation.bytes_allocated(Doing(int), "cpu") is None
     if step.has_targets("cpu"):
         judged = {n for n, line in zip(names, shown, strict=True) if re.search("met|missed", line)}
-        assert judged == step.RATIO_AT_MOST["160 x 1,000"].keys()
+        assert judged == contestants.RATIO_AT_MOST["160 x 1,000"].keys()
         assert lines[-1].startswith("targets missed: ")
 
 
@@ -297,8 +298,8 @@ def test_without_a_fused_engine_that_is_said(monkeypatch):
 
 def test_layouts_are_chosen_by_name():
     assert step.choose(["2c2d", "WRN-40-4"], "cpu") == ["2c2d", "WRN-40-4"]
-    assert step.choose([], "cpu") == list(step.LAYOUTS)[:-1]
-    assert sum(shape.numel() for shape in step.LAYOUTS["40 x 2,500,000"]()) == 1e8
+    assert step.choose([], "cpu") == list(contestants.LAYOUTS)[:-1]
+    assert sum(shape.numel() for shape in contestants.LAYOUTS["40 x 2,500,000"]()) == 1e8
     with pytest.raises(UnknownName, match=r"'2c2'; known: .*Did you mean '2c2d'"):
         step.choose(["2c2"], "cpu")
 

@@ -27,7 +27,7 @@ from svag import Anatomy
 from svag.errors import EngineUnavailable
 from svag.optim import rounding
 from svag.optim.engines import serving
-from svag.optim.engines.kernel import Kernel, kernel
+from svag.optim.engines.kernel import Kernel, kernel_for
 from svag.optim.rule import Rule
 from svag.variance.attachment import attach
 
@@ -460,10 +460,12 @@ def table(engine: ModuleType, which: Kernel, tensors: dict[str, Tensor]) -> Any:
 
 
 def m_svag(dtype: torch.dtype = torch.float32, state: torch.dtype = torch.float32) -> Kernel:
-    return kernel(
+    return kernel_for(
         svag.METHODS["m-svag"].anatomy,
         amsgrad=False,
         decays=False,
+        shrinks=False,
+        scales=False,
         param=dtype,
         state=state,
         dither_param=False,
@@ -589,10 +591,12 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Any):
 @pytest.mark.parametrize("name", COMPILED)
 def test_the_kernel_compiles(name: str, compiled: Callable[..., str]) -> None:
     case = COMPILED[name]
-    which = kernel(
+    which = kernel_for(
         case.anatomy,
         amsgrad=case.amsgrad,
         decays=True,
+        shrinks=True,
+        scales=True,
         param=torch.float32,
         state=torch.float32,
         dither_param=False,

@@ -5,6 +5,7 @@ held against the oracle elsewhere.
 """
 
 import ctypes
+import math
 import os
 import shutil
 import subprocess
@@ -583,3 +584,32 @@ def test_a_full_disk_is_no_reason_to_stop(tmp_path):
     limit = "    import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
     end = python(limit + STEP.format(key="ssd"), NUMBA_CACHE_DIR=tmp_path)
     assert end.startswith(str(ENDS["ssd"]))
+
+
+# ------------------------------------------------------------------------------- one call a step
+
+
+def test_groups_of_different_options_are_updated_in_one_call():
+    """One decays, one ascends, and one has neither, whose infinite entry 0 times it would spoil."""
+
+    def run(**flags):
+        params = [
+            nn.Parameter(torch.linspace(-1.0, 1.0, 15).view(5, 3)),
+            nn.Parameter(torch.tensor([1.0, -math.inf, 2.0])),
+            nn.Parameter(torch.linspace(0.5, 2.0, 4)),
+        ]
+        decoupled = {"weight_decay": 0.05, "decoupled_weight_decay": True}
+        options = ({"weight_decay": 0.1}, {}, {"maximize": True, **decoupled})
+        groups = [{"params": [p], **o} for p, o in zip(params, options, strict=True)]
+        optimizer = svag.MSVAG(groups, **flags)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(5):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=generator)
+            optimizer.step()
+        return optimizer, [p.detach() for p in params]
+
+    optimizer, ours = run(fused=True)
+    assert len(optimizer._plan.fused) == 1
+    for one, other in zip(ours, run(fused=False)[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)

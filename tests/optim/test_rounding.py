@@ -26,7 +26,7 @@ from .cases import ENGINES, METHODS, Case, by_name, every_engine, named
 
 pytest.importorskip("numba", reason="half of what is compared is Numba's (extra fast)")
 
-from svag.optim.engines import bits, cpu
+from svag.optim.engines import bits, numba_kernel
 
 BF16 = torch.bfloat16
 MANY = 2**18
@@ -123,7 +123,7 @@ def noise_of(key, begin, words, others):
     """As the loop over a chunk draws it."""
     count = np.uint32(np.uint32(key) + np.uint32(np.uint32(begin) * bits.NEXT))
     for i in range(len(words)):
-        words[i] = bits.scatter(count)
+        words[i] = bits.mix(count)
         others[i] = bits.mix(words[i])
         count = np.uint32(count + bits.NEXT)
 
@@ -135,7 +135,7 @@ def noise_of(key, begin, words, others):
     begin=st.sampled_from([0, 1, 8192, 131072, 2**32 - 5]),
 )
 def test_the_engines_draw_the_same_noise(seed, place, step, begin):
-    key = cpu._key(float(seed), place, float(step))
+    key = numba_kernel._key(float(seed), place, float(step))
     assert int(key) == rounding.key(seed, place, float(step))
     assert int(key) == int(rounding.key(seed, place, torch.tensor(float(step))))
     words, others = np.empty(50, np.uint32), np.empty(50, np.uint32)
@@ -205,16 +205,10 @@ def dependence(x: np.ndarray, y: np.ndarray) -> float:
 # Five standard errors, where nothing is to be found.
 BY_CHANCE = (5 / math.sqrt(MANY), 5 * math.sqrt(2 * 255) / MANY)
 
-# The words that averages are rounded with are mixed by half, for speed: neighbours, and the same
-# element under two keys, are a little dependent. That biases no average, for which the steps of
-# one element count, and those are independent (below).
-BY_HALF = (0.06, 0.08)
-
 
 def assert_independent(what: str, part: str, pairs: Any) -> None:
-    bounds = BY_HALF if part in ("mean", "second") else BY_CHANCE
     for x, y in pairs:
-        for measure, bound in zip((correlation, dependence), bounds, strict=True):
+        for measure, bound in zip((correlation, dependence), BY_CHANCE, strict=True):
             assert_within(f"noise, {measure.__name__} of {what}, {part}", measure(x, y), bound)
 
 

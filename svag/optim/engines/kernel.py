@@ -5,6 +5,7 @@ a :class:`Kernel`, fixed when the loop is compiled; everything else is a number 
 reads, so that a schedule, a group's own options or a late gradient compile nothing.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -54,6 +55,22 @@ class Kernel(NamedTuple):
     dither_param: bool
     dither_state: bool
 
+    def without_options(self) -> "Kernel":
+        """Return what has to be alike of parameters that are updated in one call."""
+        return self._replace(decays=False, shrinks=False, scales=False)
+
+    @classmethod
+    def united(cls, kernels: Sequence["Kernel"]) -> "Kernel":
+        """Return the loop for kernels that differ by their groups' options.
+
+        It does what any of them does; the numbers of a group leave undone what is not its own.
+        """
+        return kernels[0]._replace(
+            decays=any(kernel.decays for kernel in kernels),
+            shrinks=any(kernel.shrinks for kernel in kernels),
+            scales=any(kernel.scales for kernel in kernels),
+        )
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the tensors that the loop reads beside parameter and gradient."""
@@ -77,13 +94,13 @@ class Kernel(NamedTuple):
         return self.factor != "none" and not self.within_batch
 
 
-def kernel(
+def kernel_for(
     anatomy: Anatomy,
     *,
     amsgrad: bool,
     decays: bool,
-    shrinks: bool = True,
-    scales: bool = True,
+    shrinks: bool,
+    scales: bool,
     param: torch.dtype,
     state: torch.dtype,
     dither_param: bool,

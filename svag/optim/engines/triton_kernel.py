@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 NEXT: tl.constexpr = tl.constexpr(0x9E3779B9)
-"""From the noise of one element to the next one's, as in :mod:`svag.optim.rounding`."""
+"""From the count of one element to the next one's, as in :mod:`svag.optim.rounding`."""
 
 COLUMNS: tl.constexpr = tl.constexpr(8)
 """Of the tables of addresses and of options."""
@@ -169,7 +169,7 @@ def _update(
     noise3 = noise
     noise4 = noise
     if dither_param or dither_state:
-        noise2 = _scatter(key + offset.to(tl.uint32) * NEXT)
+        noise2 = _mix(key + offset.to(tl.uint32) * NEXT)
         noise = noise2 & 0xFFFF
         if dither_param or amsgrad:
             noise4 = _mix(noise2)
@@ -179,8 +179,8 @@ def _update(
 
     keep = beta.to(real)
     take = (1 - beta).to(real)
-    if decays:
-        g += weight_decay * param
+    if decays:  # of some group: not 0 times an infinite parameter of another
+        g = tl.where(weight_decay != zero, g + weight_decay * param, g)
     param *= shrink
     direction = g
     mean = g
@@ -343,14 +343,8 @@ def _key(seed, stream, step):
 
 
 @triton.jit
-def _scatter(x):
-    """Half of :func:`_mix`, enough for what counts up by NEXT."""
-    x = (x ^ (x >> 16)) * 0x7FEB352D
-    return x ^ (x >> 15)
-
-
-@triton.jit
 def _mix(x):
     """Mix 32 bits (Wellons' lowbias32)."""
-    x = _scatter(x) * 0x846CA68B
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)
