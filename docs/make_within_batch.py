@@ -30,7 +30,7 @@ What the tables show:
 
 - Both variants train, at step sizes that are alike. On digits the within-batch variant ends
   where the moving averages do at 0.3, and swings more at 1, which its search prefers; on P1
-  after 1,000 steps the two are within a point.
+  after 1,000 steps the two variants of either method are within a point at 0.3.
 - In the layers next to the output the two factors agree, and more so at the smaller step size.
 - Further from the output they agree in some evaluations and not at all in others. The moving
   average sees the last ten or so steps, and a gradient that has changed between them counts as
