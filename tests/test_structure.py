@@ -49,8 +49,9 @@ FLOORS = (
     ("svag.optim.moments", "svag.optim.rule", "svag.optim.rounding"),
     ("svag.optim.factors", "svag.optim.checkpoint", "svag.optim.options"),
     ("svag.optim.engines", "svag.optim.engines.kernel", "svag.optim.engines.threads"),
-    ("svag.optim.engines.bits", "svag.optim.engines.triton_kernel"),
-    ("svag.optim.engines.numba_kernel",),
+    ("svag.optim.engines.machine_code", "svag.optim.engines.triton_kernel"),
+    ("svag.optim.engines.bits", "svag.optim.engines.numba_watch"),
+    ("svag.optim.engines.numba_kernel", "svag.optim.watch"),
     (
         "svag.optim.engines.eager",
         "svag.optim.engines.cpu",

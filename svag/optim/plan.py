@@ -7,8 +7,8 @@ gradient elsewhere is a number to write; anything else out of place makes a new 
 
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from svag.anatomy import Anatomy
 from svag.errors import EngineUnavailable
 from svag.optim.engines import serving
 from svag.optim.engines.kernel import REAL, Kernel, kernel_for
-from svag.optim.local import PLAIN, is_distributed, local, local_gradient
+from svag.optim.local import PLAIN, local, local_gradient
 from svag.optim.rule import Rule
+from svag.optim.watch import watch
 
 Group: TypeAlias = dict[str, Any]
 State: TypeAlias = dict[str, Any]
@@ -36,12 +37,6 @@ _DECISIVE = (
 )
 
 
-_address: Final = Tensor.data_ptr
-_strides: Final = Tensor.stride
-_is_neg: Final = Tensor.is_neg
-_is_conj: Final = Tensor.is_conj
-
-
 class Entry(NamedTuple):
     """A parameter with a gradient: its place among all, its group and its state."""
 
@@ -56,12 +51,6 @@ class Fused:
 
     def __init__(self, kernel: Kernel, entries: Sequence[Entry]) -> None:
         self.params = [entry.param for entry in entries]
-        self.places = [entry.place for entry in entries]
-        self._states = [entry.state for entry in entries]
-        self._names = [name for name in kernel.columns if name != "grad_var"]
-        self._within_batch = kernel.within_batch
-        self._complex = any(param.is_complex() for param in self.params)
-        self._distributed = any(map(is_distributed, self.params))
         shards = [local(param) for param in self.params]
         engine = serving.engine(shards[0].device.type)
         assert not isinstance(engine, str)
@@ -70,53 +59,27 @@ class Fused:
             shards[0].device,
             sizes=[shard.numel() * (2 if shard.is_complex() else 1) for shard in shards],
             groups=[entry.group for entry in entries],
-            streams=self.places,
+            streams=[entry.place for entry in entries],
         )
-        # Held, so that nothing else can come to lie at the addresses that were seen.
-        self._values = _flat(map(dict.values, self._states))
-        self._buffers = _flat(map(_getter(self._names), self._states))
-        # What can be transposed where it lies.
-        self._matrices = [t for t in [*shards, *map(local, self._buffers)] if t.dim() > 1]
-        self._seen: tuple[Any, ...] | None = None
-        self._grads: list[int] = []
+        self._watch = watch(
+            self.params,
+            [entry.state for entry in entries],
+            [name for name in kernel.columns if name != "grad_var"],
+            within_batch=kernel.within_batch,
+        )
+        self._place(self._watch.places)
 
-    def follow(self, grads: list[Tensor]) -> bool:
+    def follow(self) -> bool:
         """Find the gradients where they are now; False if anything else has changed."""
-        values = _flat(map(dict.values, self._states))
-        if len(values) != len(self._values) or not all(map(operator.is_, values, self._values)):
+        moved = self._watch.look()
+        if moved is None:
             return False
-        params, buffers = self.params, self._buffers
-        try:
-            if self._within_batch:
-                grads = [*grads, *(cast(Any, param).grad_var for param in params)]
-            if self._distributed:
-                grads = [*map(local_gradient, params), *map(local, grads[len(params) :])]
-                params, buffers = list(map(local, params)), list(map(local, buffers))
-            if any(map(_is_neg, grads)) or (self._complex and any(map(_is_conj, grads))):
-                return False
-            seen = (
-                list(map(_address, params)),
-                list(map(_address, buffers)),
-                list(map(_strides, grads)),
-                [grad.dtype for grad in grads],
-                [(t.stride(), t.is_neg(), t.is_conj()) for t in self._matrices],
-            )
-            addresses = list(map(_address, grads))
-        except (AttributeError, RuntimeError):  # gone, or without an address
-            return False
-        if self._seen is None:
-            self._table.place("param", seen[0])
-            for i, name in enumerate(self._names):
-                self._table.place(name, seen[1][i :: len(self._names)])
-            self._seen = seen
-        if seen != self._seen:
-            return False
-        if addresses != self._grads:
-            self._table.place("grad", addresses[: len(params)])
-            if self._within_batch:
-                self._table.place("grad_var", addresses[len(params) :])
-            self._grads = addresses
+        self._place(moved)
         return True
+
+    def _place(self, places: Mapping[str, Any]) -> None:
+        for column, addresses in places.items():
+            self._table.place(column, addresses)
 
     def launch(
         self, rules: Sequence[Rule], grad_scale: Tensor | None, found_inf: Tensor | None
@@ -157,7 +120,6 @@ class Plan:
         entries: Sequence[Entry],
     ) -> None:
         self._params = _params(groups)
-        self._absent = [param.grad is None for param in self._params]
         self._options = _decisive(groups)
         self._settled = True
         self.rest: list[Entry] = []
@@ -175,29 +137,22 @@ class Plan:
             kernels, of_table = zip(*together, strict=True)
             self.fused.append(Fused(Kernel.united(kernels), of_table))
         self._states = list(states.values())
-        if not self._follow([param.grad for param in self._params]):
-            raise AssertionError("a tensor has moved while it was looked at")
+        watched = {id(param) for fused in self.fused for param in fused.params}
+        self._others = [param for param in self._params if id(param) not in watched]
+        self._absent = [param.grad is None for param in self._others]
 
     def holds(self, groups: Sequence[Group], states: Mapping[Tensor, State]) -> bool:
         """Whether everything is as it was, gradients being elsewhere aside."""
         params = _params(groups)
-        grads = [param.grad for param in params]
         return (
             self._settled
             and len(params) == len(self._params)
             and all(map(operator.is_, params, self._params))
-            and [grad is None for grad in grads] == self._absent
+            and [param.grad is None for param in self._others] == self._absent
             and _decisive(groups) == self._options
             and len(states) == len(self._states)
             and all(map(operator.is_, states.values(), self._states))
-            and self._follow(grads)
-        )
-
-    def _follow(self, grads: list[Any]) -> bool:
-        whole = len(self.fused) == 1 and len(self.fused[0].places) == len(grads)
-        return all(
-            fused.follow(grads if whole else [grads[place] for place in fused.places])
-            for fused in self.fused
+            and all(fused.follow() for fused in self.fused)
         )
 
     def _assign(self, anatomy: Anatomy, group: Group, entry: Entry) -> Kernel | None:
@@ -280,17 +235,6 @@ def _settle_step(state: State, param: Tensor) -> None:
     step = state.get("step")
     if step is not None and (step.device != param.device or step.dtype != torch.float32):
         state["step"] = step.to(param.device, torch.float32)
-
-
-def _flat(parts: Iterable[Iterable[Any]]) -> list[Any]:
-    return list(itertools.chain.from_iterable(parts))
-
-
-def _getter(names: Sequence[str]) -> Callable[[State], tuple[Tensor, ...]]:
-    """Return what gets the named tensors of a state."""
-    if len(names) > 1:
-        return operator.itemgetter(*names)
-    return lambda state: tuple(state[name] for name in names)
 
 
 def _decays(group: Group) -> bool:

@@ -14,7 +14,6 @@ import textwrap
 import threading
 import time
 import tracemalloc
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,14 +227,27 @@ def test_no_element_is_left_out_or_taken_twice(size, dtype):
 
 
 @given(
-    sizes=st.lists(st.integers(0, 300), min_size=1, max_size=8),
-    chunk=st.sampled_from([1, 7, 64, 1000]),
+    sizes=st.lists(st.one_of(st.integers(0, 300), st.integers(0, 400_000)), min_size=1, max_size=8),
+    threads=st.integers(1, 64),
 )
-def test_chunks_cover_every_element_once(sizes, chunk):
-    table = cpu._chunks(sizes, chunk)
-    covered = Counter((c["tensor"], i) for c in table for i in range(c["begin"], c["end"]))
-    assert covered == {(n, i): 1 for n, size in enumerate(sizes) for i in range(size)}
-    assert (table["end"] - table["begin"] <= chunk).all()
+def test_portions_cover_every_element_once(sizes, threads):
+    chunks, portions = cpu._cut(sizes, threads)
+    assert portions["begin"].tolist() == [0, *portions["end"][:-1]]
+    assert portions["end"][-1] == len(chunks)
+    ends = dict.fromkeys((n for n, size in enumerate(sizes) if size), 0)
+    for chunk in chunks:
+        assert chunk["begin"] == ends[chunk["tensor"]] < chunk["end"]
+        ends[chunk["tensor"]] = chunk["end"]
+    assert ends == {n: size for n, size in enumerate(sizes) if size}
+    assert chunks["tensor"].tolist() == sorted(chunks["tensor"])
+
+
+def test_portions_shrink_until_the_threads_end_together():
+    chunks, portions = cpu._cut([3_000_000, 40, 2_000_000, 10_000], 4)
+    elements = chunks["end"] - chunks["begin"]
+    taken = [int(elements[begin:end].sum()) for begin, end in portions]
+    for n, portion in enumerate(taken):
+        assert portion <= max(sum(taken[n:]) / 8, cpu._SMALLEST) + cpu._SMALLEST
 
 
 LAYOUTS = {
@@ -493,13 +505,13 @@ def test_without_numba_the_eager_engine_steps_and_fused_true_says_what_to_instal
 
 STEP = """
     import torch, svag
-    from svag.optim.engines import cpu
+    from svag.optim.engines import machine_code
     p = torch.nn.Parameter(torch.zeros(4))
     optimizer = getattr(svag, svag.METHODS["{key}"].optimizer)([p], lr=0.5, fused=True)
     for _ in range(2):
         p.grad = torch.tensor([1.0, -2.0, 4.0, 0.0])
         optimizer.step()
-    print(p.tolist(), [code.cache_hits for code in cpu._KEPT])
+    print(p.tolist(), [code.cache_hits for code in machine_code._KEPT])
 """
 # Two steps along one gradient, of which only the sign counts in ssd.
 ENDS = {

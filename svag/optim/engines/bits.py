@@ -1,19 +1,15 @@
 """Numbers as bits, for the compiled loop: half precision, and noise for stochastic rounding."""
 
-import functools
-from typing import Any, Final
+from typing import Final
 
 import llvmlite.binding
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic, overload
 
-EXACT: Final[dict[str, Any]] = {"error_model": "numpy"}
-"""IEEE arithmetic with every operation rounded, as torch has it: no product fused into a sum."""
-
-compiled = functools.partial(njit, nogil=True, **EXACT)
+from svag.optim.engines.machine_code import compiled
 
 # bfloat16 and float16 are unknown to Numba: it loads them as integers, which `widen` and
 # `narrow` tell apart by their sign.

@@ -1,27 +1,24 @@
 """The rule on a CPU: one call of compiled code over all tensors.
 
 A table holds the addresses of each tensor, a second one cuts the tensors into chunks, and threads
-take chunks until there are none left. Numba keeps the machine code on disk, so that a kernel is
-compiled once on a machine.
+take portions of chunks until there are none left. Numba keeps the machine code on disk, so that a
+kernel is compiled once on a machine.
 """
 
 import functools
-import warnings
-import zlib
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 import torch
-from numba import cfunc, types
-from numba.core.errors import NumbaWarning
 from numpy.typing import NDArray
 from torch import Tensor
 
-from svag.optim.engines import bits, threads
-from svag.optim.engines.bits import EXACT
+from svag.optim.engines import bits, machine_code, threads
+from svag.optim.engines import kernel as kernels
 from svag.optim.engines.kernel import ADDRESSES, OPTIONS, Kernel, options
-from svag.optim.engines.numba_kernel import CHUNK, JOB, NUMBERS, SOURCES, beginning, loop_of
+from svag.optim.engines.machine_code import Address
+from svag.optim.engines.numba_kernel import CHUNK, JOB, NUMBERS, PORTION, beginning, loop_of
 from svag.optim.rule import Rule
 
 DTYPES: Final = bits.DTYPES
@@ -31,26 +28,14 @@ DTYPES: Final = bits.DTYPES
 # faster than chunks of 32,768 where memory is the limit, larger ones no faster.
 _SMALLEST: Final = 8192
 _LARGEST: Final = 131072
-_WORTH_A_THREAD: Final = 131072
-
-_KEPT: Final[list[Any]] = []  # compiled functions, whose code must not be freed
+_WORTH_A_THREAD: Final = 65536
 
 
 @functools.cache
-def _machine_code(kernel: Kernel | None) -> threads.Address:
-    """Return the machine code of a kernel's loop, or of the beginning, from disk if it is there."""
+def _machine_code(kernel: Kernel | None) -> Address:
+    """Return where the code of a kernel's loop is, or of what begins a step."""
     function = beginning() if kernel is None else loop_of(kernel)
-    # Numba numbers the files of one name: two processes might give two kernels the same.
-    function.__qualname__ += f"_{zlib.crc32(repr((kernel, SOURCES)).encode()):08x}"
-    signature = types.void(types.voidptr)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NumbaWarning)
-        try:
-            code = cfunc(signature, cache=True, **EXACT)(function)
-        except Exception:  # there is no folder to keep it in, or it is full or damaged
-            code = cfunc(signature, **EXACT)(function)
-    _KEPT.append(code)
-    return cast(int, code.address)
+    return machine_code.address_of(function, variant=kernel, sources=(bits, kernels))
 
 
 class Table:
@@ -80,17 +65,18 @@ class Table:
         self._elements = sum(sizes)
         self._options = np.zeros(max(groups) + 1, OPTIONS)
         self._used = sorted(set(groups))
-        chunks = _chunks(sizes, _chunk_size(self._elements))
+        chunks, portions = _cut(sizes, torch.get_num_threads())
         numbers = np.zeros(count, NUMBERS)
         group_table, stream_table = np.array(groups, np.int64), np.array(streams, np.int64)
-        self._tables = (chunks, numbers, group_table, stream_table)  # kept alive
+        self._tables = (chunks, portions, numbers, group_table, stream_table)  # kept alive
         self._job = np.zeros(1, JOB)
         self._job["tensors"], self._job["chunks"] = count, len(chunks)
-        self._job["groups"] = len(self._options)
+        self._job["portions"], self._job["groups"] = len(portions), len(self._options)
         for name, table in {
             "addresses": self._addresses,
             "numbers": numbers,
             "chunk_table": chunks,
+            "portion_table": portions,
             "group_table": group_table,
             "stream_table": stream_table,
             "options": self._options,
@@ -121,17 +107,29 @@ class Table:
         threads.run(loop, self._address, count)
 
 
-def _chunk_size(elements: int) -> int:
-    """Cut finely enough to occupy all threads to the end, and no finer."""
-    share = elements // (4 * torch.get_num_threads())
-    return max(_SMALLEST, min(_LARGEST, share // _SMALLEST * _SMALLEST))
+def _cut(sizes: Sequence[int], threads: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Cut tensors into chunks, and gather chunks to portions that shrink towards the end.
 
-
-def _chunks(sizes: Sequence[int], chunk: int) -> NDArray[Any]:
-    counts = [-(-size // chunk) for size in sizes]
-    table = np.empty(sum(counts), CHUNK)
-    table["tensor"] = np.repeat(np.arange(len(sizes)), counts)
-    firsts = np.repeat(np.cumsum([0, *counts[:-1]]), counts)
-    table["begin"] = (np.arange(len(table)) - firsts) * chunk
-    table["end"] = np.minimum(table["begin"] + chunk, np.repeat(sizes, counts))
-    return table
+    Each portion is what every thread's share of the rest allows, so that all end together, though
+    one may have begun late or been held up.
+    """
+    chunks: list[tuple[int, int, int]] = []
+    portions: list[tuple[int, int]] = []
+    rest, room, first = sum(sizes), 0, 0
+    for tensor, size in enumerate(sizes):
+        begin = 0
+        while begin < size:
+            if room <= 0:
+                if chunks:
+                    portions.append((first, len(chunks)))
+                first = len(chunks)
+                share = rest // (2 * threads)
+                room = max(_SMALLEST, min(_LARGEST, share // _SMALLEST * _SMALLEST))
+            # No crumb of a tensor is left for a portion of its own.
+            end = size if size - begin < room + _SMALLEST else begin + room
+            chunks.append((tensor, begin, end))
+            room -= end - begin
+            rest -= end - begin
+            begin = end
+    portions.append((first, len(chunks)))
+    return np.array(chunks, CHUNK), np.array(portions, PORTION)

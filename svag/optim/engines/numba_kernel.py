@@ -1,4 +1,4 @@
-"""The loop that Numba compiles: the rule on one element, and the chunks that threads take.
+"""The loop that Numba compiles: the rule on one element, and the portions that threads take.
 
 :func:`loop_of` makes one loop for each :class:`~svag.optim.engines.kernel.Kernel`, whose switches
 are constants in it. Every element is read once, updated in registers and written once. What a step
@@ -6,9 +6,7 @@ needs to know of a tensor, :func:`beginning` works out once for all its elements
 """
 
 import math
-import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,10 +15,9 @@ from llvmlite import ir
 from numba import carray, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
-from svag.optim.engines import bits
-from svag.optim.engines import kernel as kernels
-from svag.optim.engines.bits import LOW, NEAREST, NEXT, STORAGE, compiled, mix, narrow, widen
+from svag.optim.engines.bits import LOW, NEAREST, NEXT, STORAGE, mix, narrow, widen
 from svag.optim.engines.kernel import ADDRESSES, OPTIONS, Kernel
+from svag.optim.engines.machine_code import compiled, pointer
 
 NUMBERS: Final = np.dtype(
     [
@@ -45,16 +42,22 @@ NUMBERS: Final = np.dtype(
 """The numbers of one tensor's step, the same for all its elements."""
 
 CHUNK: Final = np.dtype([("tensor", np.int64), ("begin", np.int64), ("end", np.int64)])
+"""Some elements of one tensor."""
+
+PORTION: Final = np.dtype([("begin", np.int64), ("end", np.int64)])
+"""The chunks that a thread takes at once."""
 
 JOB: Final = np.dtype(
     [
         ("tensors", np.int64),
         ("chunks", np.int64),
+        ("portions", np.int64),
         ("groups", np.int64),
-        ("next", np.int64),  # the chunk that a thread takes next
+        ("next", np.int64),  # the portion that a thread takes next
         ("addresses", np.int64),  # of tables, from here on
         ("numbers", np.int64),
         ("chunk_table", np.int64),
+        ("portion_table", np.int64),
         ("group_table", np.int64),
         ("stream_table", np.int64),
         ("options", np.int64),
@@ -66,24 +69,10 @@ JOB: Final = np.dtype(
     ]
 )
 
-SOURCES: Final = zlib.crc32(
-    b"".join(Path(str(module.__file__)).read_bytes() for module in (bits, kernels))
-)
-"""Numba compiles anew when this file has changed. This is a number for the others that the compiled
-code comes from, to be part of the name that it is kept by."""
-
 
 @intrinsic
-def _pointer(typing, address):
-    def generate(context, builder, signature, args):
-        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-
-    return types.voidptr(types.int64), generate
-
-
-@intrinsic
-def _take_chunk(typing, job):
-    """Return the number of a chunk that no thread has taken yet."""
+def _take_portion(typing, job):
+    """Return the number of a portion that no thread has taken yet."""
 
     def generate(context, builder, signature, args):
         offset = ir.Constant(ir.IntType(64), JOB.fields["next"][1])
@@ -100,8 +89,8 @@ def _debiasing(beta, step):
 
 
 @compiled
-def _number(row, options, step, job, stream):
-    """Fill in the numbers of one tensor's step."""
+def _number(row, options, step, job):
+    """Fill in the numbers of one tensor's step, the key apart."""
     beta, lr = options.beta, options.lr
     weight, root_weight2 = _debiasing(beta, step), math.sqrt(_debiasing(options.beta2, step))
     row.keep = beta
@@ -128,7 +117,6 @@ def _number(row, options, step, job, stream):
     row.weight_decay = options.weight_decay
     row.shrink = 1 - lr * options.decoupled_weight_decay
     row.gradient = options.gradient
-    row.key = _key(options.seed, stream, step)
 
 
 @compiled
@@ -143,19 +131,25 @@ def beginning() -> Callable[[Any], None]:
 
     def begin(job_address):
         """Count the step of every tensor, and work out its numbers once for all its elements."""
-        job = carray(job_address, 1, JOB)[0]
-        addresses = carray(_pointer(job.addresses), job.tensors, ADDRESSES)
-        numbers = carray(_pointer(job.numbers), job.tensors, NUMBERS)
-        groups = carray(_pointer(job.group_table), job.tensors, np.int64)
-        streams = carray(_pointer(job.stream_table), job.tensors, np.int64)
-        options = carray(_pointer(job.options), job.groups, OPTIONS)
+        job = carray(pointer(job_address), 1, JOB)[0]
+        addresses = carray(pointer(job.addresses), job.tensors, ADDRESSES)
+        numbers = carray(pointer(job.numbers), job.tensors, NUMBERS)
+        groups = carray(pointer(job.group_table), job.tensors, np.int64)
+        streams = carray(pointer(job.stream_table), job.tensors, np.int64)
+        options = carray(pointer(job.options), job.groups, OPTIONS)
+        group_before, step_before = np.int64(-1), 0.0
         for i in range(job.tensors):
-            step = 1.0
+            group, step = groups[i], 1.0
             if addresses[i].step != 0:
-                counter = carray(_pointer(addresses[i].step), 1, np.float32)
+                counter = carray(pointer(addresses[i].step), 1, np.float32)
                 counter[0] += np.float32(1)
                 step = float(counter[0])
-            _number(numbers[i], options[groups[i]], step, job, streams[i])
+            if group == group_before and step == step_before:
+                numbers[i] = numbers[i - 1]
+            else:
+                _number(numbers[i], options[group], step, job)
+                group_before, step_before = group, step
+            numbers[i].key = _key(options[group].seed, streams[i], step)
         job.next = 0
 
     return begin
@@ -231,110 +225,112 @@ def loop_of(kernel: Kernel) -> Callable[[Any], None]:
     stored_bytes, kept_bytes = kernel.param.itemsize, kernel.state.itemsize
 
     def loop(job_address):
-        job = carray(job_address, 1, JOB)[0]
-        address_table = carray(_pointer(job.addresses), job.tensors, ADDRESSES)
-        number_table = carray(_pointer(job.numbers), job.tensors, NUMBERS)
-        chunks = carray(_pointer(job.chunk_table), job.chunks, CHUNK)
+        job = carray(pointer(job_address), 1, JOB)[0]
+        address_table = carray(pointer(job.addresses), job.tensors, ADDRESSES)
+        number_table = carray(pointer(job.numbers), job.tensors, NUMBERS)
+        chunks = carray(pointer(job.chunk_table), job.chunks, CHUNK)
+        portions = carray(pointer(job.portion_table), job.portions, PORTION)
         zero, one = real(0), real(1)
         least, most, least_root = real(tiny), real(huge), real(root_tiny)
         while True:
-            taken = _take_chunk(job_address)
-            if taken >= job.chunks:
+            taken = _take_portion(pointer(job_address))
+            if taken >= job.portions:
                 break
-            chunk = chunks[taken]
-            begin, n = chunk.begin, chunk.end - chunk.begin
-            at, number = address_table[chunk.tensor], number_table[chunk.tensor]
-            param_of = carray(_pointer(at.param + begin * stored_bytes), n, stored)
-            grad_of = carray(_pointer(at.grad + begin * stored_bytes), n, stored)
-            mean_of = carray(_pointer(at.exp_avg + begin * kept_bytes), n, kept)
-            square_of = carray(_pointer(at.exp_avg_sq + begin * kept_bytes), n, kept)
-            largest_of = carray(_pointer(at.max_exp_avg_sq + begin * kept_bytes), n, kept)
-            variance_of = carray(_pointer(at.exp_avg_var + begin * kept_bytes), n, kept)
-            sample_of = carray(_pointer(at.grad_var + begin * stored_bytes), n, stored)
-            gradient, lr = real(number.gradient), real(number.lr)
-            weight_decay, shrink = real(number.weight_decay), real(number.shrink)
-            keep, take = real(number.keep), real(number.take)
-            # From the nearer end, so that neither end is lost to rounding.
-            nearer_old = take < 0.5
-            lerp = take if nearer_old else -keep
-            keep2, take2 = real(number.keep2), real(number.take2)
-            variance_numbers = (
-                real(number.before),
-                real(number.square),
-                real(number.mean_square),
-                real(number.deviation),
-                real(number.ceiling),
-            )
-            scale_mean, eps = real(number.mean), real(number.eps)
-            count = np.uint32(np.uint32(number.key) + np.uint32(np.uint32(begin) * NEXT))
-            noise = noise2 = noise3 = noise4 = NEAREST
-            for i in range(n):
-                if dithers:
-                    word = mix(count)
-                    count = np.uint32(count + NEXT)
-                    if dither_state:
-                        noise, noise2 = np.uint32(word & LOW), np.uint32(word >> np.uint32(16))
-                    if dither_param or amsgrad:
-                        word = mix(word)
+            for index in range(portions[taken].begin, portions[taken].end):
+                chunk = chunks[index]
+                begin, n = chunk.begin, chunk.end - chunk.begin
+                at, number = address_table[chunk.tensor], number_table[chunk.tensor]
+                param_of = carray(pointer(at.param + begin * stored_bytes), n, stored)
+                grad_of = carray(pointer(at.grad + begin * stored_bytes), n, stored)
+                mean_of = carray(pointer(at.exp_avg + begin * kept_bytes), n, kept)
+                square_of = carray(pointer(at.exp_avg_sq + begin * kept_bytes), n, kept)
+                largest_of = carray(pointer(at.max_exp_avg_sq + begin * kept_bytes), n, kept)
+                variance_of = carray(pointer(at.exp_avg_var + begin * kept_bytes), n, kept)
+                sample_of = carray(pointer(at.grad_var + begin * stored_bytes), n, stored)
+                gradient, lr = real(number.gradient), real(number.lr)
+                weight_decay, shrink = real(number.weight_decay), real(number.shrink)
+                keep, take = real(number.keep), real(number.take)
+                # From the nearer end, so that neither end is lost to rounding.
+                nearer_old = take < 0.5
+                lerp = take if nearer_old else -keep
+                keep2, take2 = real(number.keep2), real(number.take2)
+                variance_numbers = (
+                    real(number.before),
+                    real(number.square),
+                    real(number.mean_square),
+                    real(number.deviation),
+                    real(number.ceiling),
+                )
+                scale_mean, eps = real(number.mean), real(number.eps)
+                count = np.uint32(np.uint32(number.key) + np.uint32(np.uint32(begin) * NEXT))
+                noise = noise2 = noise3 = noise4 = NEAREST
+                for i in range(n):
+                    if dithers:
+                        word = mix(count)
+                        count = np.uint32(count + NEXT)
                         if dither_state:
-                            noise3 = np.uint32(word & LOW)
-                        if dither_param:
-                            noise4 = np.uint32(word >> np.uint32(16))
-                param = widen(param_of[i])
-                g = widen(grad_of[i])
-                if scales:
-                    g *= gradient
-                if decays and weight_decay != zero:  # which another group's may be
-                    g += weight_decay * param
-                if shrinks:
-                    param *= shrink
-                direction, mean, spread = g, g, zero
-                if averages_gradient:
-                    old = widen(mean_of[i])
-                    mean = (old if nearer_old else g) + lerp * (g - old)
-                    mean_of[i] = narrow(mean, mean_of[i], noise)
-                    if momentum:
-                        direction = mean
+                            noise, noise2 = np.uint32(word & LOW), np.uint32(word >> np.uint32(16))
+                        if dither_param or amsgrad:
+                            word = mix(word)
+                            if dither_state:
+                                noise3 = np.uint32(word & LOW)
+                            if dither_param:
+                                noise4 = np.uint32(word >> np.uint32(16))
+                    param = widen(param_of[i])
+                    g = widen(grad_of[i])
+                    if scales:
+                        g *= gradient
+                    if decays and weight_decay != zero:  # which another group's may be
+                        g += weight_decay * param
+                    if shrinks:
+                        param *= shrink
+                    direction, mean, spread = g, g, zero
+                    if averages_gradient:
+                        old = widen(mean_of[i])
+                        mean = (old if nearer_old else g) + lerp * (g - old)
+                        mean_of[i] = narrow(mean, mean_of[i], noise)
+                        if momentum:
+                            direction = mean
+                        if raw:
+                            mean *= scale_mean
+                    if averages_square:
+                        square = widen(square_of[i])
+                        if not raw:
+                            spread = _spread(g, old, square, variance_numbers)
+                        square = keep2 * square + take2 * g * g
+                        square_of[i] = narrow(square, square_of[i], noise2)
+                        if amsgrad:
+                            largest = widen(largest_of[i])
+                            square = largest if largest > square else square
+                            largest_of[i] = narrow(square, largest_of[i], noise3)
+                    if within_batch:
+                        spread = gradient * gradient * widen(sample_of[i])
+                        if momentum:
+                            old = widen(variance_of[i])
+                            spread = keep * keep * old + take * take * spread
+                            variance_of[i] = narrow(spread, variance_of[i], noise2)
+                    gamma = one
                     if raw:
-                        mean *= scale_mean
-                if averages_square:
-                    square = widen(square_of[i])
-                    if not raw:
-                        spread = _spread(g, old, square, variance_numbers)
-                    square = keep2 * square + take2 * g * g
-                    square_of[i] = narrow(square, square_of[i], noise2)
-                    if amsgrad:
-                        largest = widen(largest_of[i])
-                        square = largest if largest > square else square
-                        largest_of[i] = narrow(square, largest_of[i], noise3)
-                if within_batch:
-                    spread = gradient * gradient * widen(sample_of[i])
-                    if momentum:
-                        old = widen(variance_of[i])
-                        spread = keep * keep * old + take * take * spread
-                        variance_of[i] = narrow(spread, variance_of[i], noise2)
-                gamma = one
-                if raw:
-                    root = math.sqrt(square)
-                    if eps != zero:
-                        root += eps
-                    elif root < least_root:
-                        root = least_root
-                    if adam:
-                        direction /= root
-                    else:
-                        gamma = _raw_factor(root, mean, factor)
-                elif adapted:
-                    square_mean = mean * mean
-                    square_mean = most if square_mean > most else square_mean
-                    gamma = _shrinkage(spread, square_mean + least, factor)
-                if sign and not adam:
-                    # Without the last term a NaN would freeze a coordinate unseen.
-                    positive = one if direction > zero else zero
-                    negative = one if direction < zero else zero
-                    direction = positive - negative + zero * direction
-                if adapted and not adam:
-                    direction *= gamma
-                param_of[i] = narrow(param - lr * direction, param_of[i], noise4)
+                        root = math.sqrt(square)
+                        if eps != zero:
+                            root += eps
+                        elif root < least_root:
+                            root = least_root
+                        if adam:
+                            direction /= root
+                        else:
+                            gamma = _raw_factor(root, mean, factor)
+                    elif adapted:
+                        square_mean = mean * mean
+                        square_mean = most if square_mean > most else square_mean
+                        gamma = _shrinkage(spread, square_mean + least, factor)
+                    if sign and not adam:
+                        # Without the last term a NaN would freeze a coordinate unseen.
+                        positive = one if direction > zero else zero
+                        negative = one if direction < zero else zero
+                        direction = positive - negative + zero * direction
+                    if adapted and not adam:
+                        direction *= gamma
+                    param_of[i] = narrow(param - lr * direction, param_of[i], noise4)
 
     return loop

@@ -1,0 +1,363 @@
+"""A look at where tensors lie, in compiled code.
+
+Asking each of a thousand tensors from Python where it is takes longer than updating them does. So
+one call of compiled code reads it from memory: PyTorch's C interface says of a C++ tensor where
+its elements lie and how, CPython's walks through a dictionary, and a Python tensor holds its C++
+one at an offset that is found, and tried, when this module is first asked for. Where any of that
+is otherwise, :func:`available` says no, and Python looks.
+"""
+
+import ctypes
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import carray, types  # type: ignore[attr-defined]
+from numba.extending import intrinsic
+from torch import Tensor
+
+from svag.optim.engines import machine_code
+from svag.optim.engines.machine_code import Address, compiled, fetch, pointer
+
+TENSOR: Final = np.dtype(
+    [
+        ("object", np.int64),  # of Python; 0 for a gradient, which is found at its parameter
+        ("elements", np.int64),  # the address of the first
+        ("layout", np.uint64),  # a digest of dtype, sizes, strides and lazy negation; 0 for any
+    ]
+)
+
+JOB: Final = np.dtype(
+    [
+        ("params", np.int64),  # the first of the tensors, and a gradient for each at the end
+        ("tensors", np.int64),  # without gradients
+        ("tensor_table", np.int64),
+        ("states", np.int64),
+        ("state_table", np.int64),  # dictionaries
+        ("values", np.int64),
+        ("value_table", np.int64),  # what they hold, in their order
+        ("recording", np.int64),  # 1 to write down what is seen, 0 to compare
+        ("moved", np.int64),  # set to 1 if a gradient is elsewhere
+        ("changed", np.int64),  # set to 1 if anything else is otherwise
+        ("offset", np.int64),  # of the C++ tensor in a Python one
+        ("storage", np.int64),  # offset of the storage's address in a C++ tensor
+        ("undefined", np.int64),  # the C++ tensor that stands for none
+        ("gradient", np.int64),  # functions, from here on
+        ("data", np.int64),
+        ("dimensions", np.int64),
+        ("sizes", np.int64),
+        ("strides", np.int64),
+        ("dtype", np.int64),
+        ("is_negative", np.int64),
+        ("is_conjugate", np.int64),
+        ("next_item", np.int64),
+        ("position", np.int64),  # what functions write to, from here on
+        ("key", np.int64),
+        ("value", np.int64),
+        ("answer", np.int64),
+    ]
+)
+
+_SYMBOLS: Final = {
+    "gradient": "_ZNK3c1010TensorImpl4gradEv",  # c10::TensorImpl::grad() const
+    "data": "aoti_torch_get_data_ptr",
+    "dimensions": "aoti_torch_get_dim",
+    "sizes": "aoti_torch_get_sizes",
+    "strides": "aoti_torch_get_strides",
+    "dtype": "aoti_torch_get_dtype",
+    "is_negative": "_ZN2at6native6is_negERKNS_6TensorE",
+    "is_conjugate": "_ZN2at6native7is_conjERKNS_6TensorE",
+}
+
+
+def _foreign(result: Any, llvm_result: ir.Type, *arguments: Any) -> Any:
+    """Return what calls a C function, given its address and integers or pointers as such."""
+    words = (ir.IntType(64),) * len(arguments)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        function = ir.FunctionType(llvm_result, words).as_pointer()
+        return builder.call(builder.inttoptr(args[0], function), args[1:])
+
+    return result(types.int64, *arguments), generate
+
+
+@intrinsic
+def _ask(typing, function, argument):
+    """Call a function of a pointer that returns one."""
+    return _foreign(types.int64, ir.IntType(64), types.int64)
+
+
+@intrinsic
+def _test(typing, function, argument):
+    """Call a function of a pointer that returns a bool."""
+    return _foreign(types.int8, ir.IntType(8), types.int64)
+
+
+@intrinsic
+def _write(typing, function, argument, to):
+    """Call a function that writes what it says of ``argument``, and returns 0 if it could."""
+    return _foreign(types.int32, ir.IntType(32), types.int64, types.int64)
+
+
+@intrinsic
+def _walk(typing, function, dictionary, position, key, value):
+    """Call PyDict_Next, which returns 0 at the end."""
+    return _foreign(types.int32, ir.IntType(32), *(types.int64,) * 4)
+
+
+@compiled
+def _word(address):
+    return carray(pointer(address), 1, np.int64)[0]
+
+
+@compiled
+def _digest(so_far, number):
+    """Take one more number into a digest (Fowler, Noll and Vo's, by words)."""
+    mixed = np.uint64(np.uint64(so_far ^ np.uint64(number)) * np.uint64(0x100000001B3))
+    return np.uint64(mixed ^ np.uint64(mixed >> np.uint64(29)))
+
+
+@compiled
+def _layout(job, tensor, answer):
+    """Return a digest of all but the place of a C++ tensor; 0 if it cannot be asked."""
+    if _write(job.dimensions, tensor, answer) != 0:
+        return np.uint64(0)
+    dimensions = _word(answer)
+    digest = _digest(np.uint64(0xCBF29CE484222325), dimensions)
+    for function in (job.sizes, job.strides):
+        if _write(function, tensor, answer) != 0:
+            return np.uint64(0)
+        numbers = carray(pointer(_word(answer)), dimensions, np.int64)
+        for i in range(dimensions):
+            digest = _digest(digest, numbers[i])
+    if _write(job.dtype, tensor, answer) != 0:
+        return np.uint64(0)
+    digest = _digest(digest, carray(pointer(answer), 1, np.int32)[0])
+    digest = _digest(digest, np.int64(_test(job.is_negative, tensor) & 1))
+    return _digest(digest, np.int64(_test(job.is_conjugate, tensor) & 1))
+
+
+@compiled
+def _fetch_all(job, states, tensors):
+    """Begin to read what will be looked at, so that its cache misses are waited for together."""
+    for i in range(job.states):
+        fetch(states[i])
+    for i in range(job.tensors):
+        fetch(tensors[i].object)
+    for i in range(job.tensors):
+        tensor = _word(tensors[i].object + job.offset)
+        for line in range(4 if tensors[i].layout != 0 else 1):
+            fetch(tensor + 64 * line)
+    for i in range(job.params):
+        tensor = _word(_ask(job.gradient, _word(tensors[i].object + job.offset)))
+        for line in range(4):
+            fetch(tensor + 64 * line)
+    for i in range(job.tensors):
+        fetch(_word(_word(tensors[i].object + job.offset) + job.storage))
+    for i in range(job.params):
+        tensor = _word(_ask(job.gradient, _word(tensors[i].object + job.offset)))
+        fetch(_word(tensor + job.storage))
+
+
+_POSITION, _KEY, _VALUE, _ANSWER = (
+    JOB.itemsize - 8 * left
+    for left in (4, 3, 2, 1)  # the last four
+)
+
+
+def look(job_address):
+    """Go through the states, then the parameters and buffers, then the gradients."""
+    job = carray(pointer(job_address), 1, JOB)[0]
+    states = carray(pointer(job.state_table), job.states, np.int64)
+    values = carray(pointer(job.value_table), job.values, np.int64)
+    tensors = carray(pointer(job.tensor_table), job.tensors + job.params, TENSOR)
+    position, key = job_address + _POSITION, job_address + _KEY
+    value, answer = job_address + _VALUE, job_address + _ANSWER
+    job.moved, job.changed = 0, 1
+    _fetch_all(job, states, tensors)
+    seen = 0
+    for i in range(job.states):
+        job.position = 0
+        while _walk(job.next_item, states[i], position, key, value) != 0:
+            if seen >= job.values or job.value != values[seen]:
+                return
+            seen += 1
+    if seen != job.values:
+        return
+    for i in range(job.tensors + job.params):
+        is_gradient = i >= job.tensors
+        if is_gradient:
+            param = tensors[i - job.tensors].object + job.offset
+            tensor = _ask(job.gradient, _word(param))
+            if _word(tensor) == job.undefined:
+                return
+        else:
+            tensor = tensors[i].object + job.offset
+        layout = tensors[i].layout
+        if layout != 0:
+            layout = _layout(job, tensor, answer)
+            if layout == 0:
+                return
+        if _write(job.data, tensor, answer) != 0:
+            return
+        elements = job.answer
+        if job.recording != 0:
+            tensors[i].layout, tensors[i].elements = layout, elements
+        elif tensors[i].layout != layout:
+            return
+        elif tensors[i].elements != elements:
+            if not is_gradient or elements == 0:  # which lie nowhere
+                return
+            tensors[i].elements, job.moved = elements, 1
+    job.changed = 0
+
+
+class Watch:
+    """Where the tensors of some parameters lie.
+
+    Args:
+        params: plain tensors with gradients.
+        states: what their optimizer keeps of each.
+        names: the tensors of a state that are updated.
+
+    Attributes:
+        places: addresses by column of :data:`~svag.optim.engines.kernel.ADDRESSES`.
+    """
+
+    def __init__(
+        self, params: Sequence[Tensor], states: Sequence[dict[str, Any]], names: Sequence[str]
+    ) -> None:
+        columns = [params, *([state[name] for state in states] for name in names)]
+        tensors = [tensor for column in columns for tensor in column]
+        values = [value for state in states for value in state.values()]
+        # Nothing else can come to lie where these are while they are held.
+        self._held = tensors, states, values
+        self._tensors = np.zeros(len(tensors) + len(params), TENSOR)
+        self._tensors["object"][: len(tensors)] = list(map(id, tensors))
+        # A vector of the state can lie in one way only.
+        of_interest = [t.dim() > 1 or i < len(params) for i, t in enumerate(tensors)]
+        self._tensors["layout"] = [*of_interest, *(True for _ in params)]
+        tables = {
+            "tensor_table": self._tensors,
+            "state_table": np.array(list(map(id, states)), np.int64),
+            "value_table": np.array(list(map(id, values)), np.int64),
+        }
+        self._tables = tables
+        self._job = np.zeros(1, JOB)
+        for name, number in _surroundings().items():
+            self._job[name] = number
+        for name, table in tables.items():
+            self._job[name] = table.ctypes.data
+        self._job["params"], self._job["tensors"] = len(params), len(tensors)
+        self._job["states"], self._job["values"] = len(states), len(values)
+        self._address = self._job.ctypes.data
+        self._code = _code()
+        self._job["recording"] = 1
+        if self._changed():
+            raise AssertionError("a tensor has no address, though an engine was chosen for it")
+        self._job["recording"] = 0
+        elements = self._tensors["elements"].reshape(-1, len(params))
+        self.places = dict(zip(("param", *names, "grad"), elements, strict=True))
+
+    def look(self) -> Mapping[str, Any] | None:
+        """Return the columns that lie elsewhere now, None if anything else has changed."""
+        if self._changed():
+            return None
+        return {"grad": self.places["grad"]} if self._job["moved"][0] else {}
+
+    def _changed(self) -> bool:
+        self._code(self._address)
+        return bool(self._job["changed"][0])
+
+
+@functools.cache
+def _code() -> Any:
+    """Return the compiled look, to be called with the GIL held: it reads what Python owns."""
+    address = machine_code.address_of(look)
+    return ctypes.PYFUNCTYPE(None, ctypes.c_int64)(address)
+
+
+@functools.cache
+def _surroundings() -> dict[str, Address]:
+    """Return how PyTorch and CPython are asked, as far as it is the same for every look.
+
+    Raises:
+        ImportError: they are not what this module expects.
+    """
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        raise ImportError("without the GIL a dictionary may change while it is walked through")
+    try:
+        library = ctypes.CDLL(torch._C.__file__)
+        functions = {name: getattr(library, symbol) for name, symbol in _SYMBOLS.items()}
+        functions["next_item"] = ctypes.pythonapi.PyDict_Next
+    except (OSError, AttributeError) as error:
+        raise ImportError(f"a function is missing: {error}") from error
+    found = {
+        name: ctypes.cast(function, ctypes.c_void_p).value or 0
+        for name, function in functions.items()
+    }
+    tensor = torch.zeros(1)
+    found["offset"] = offset = _offset(id(tensor), Tensor.__basicsize__, tensor._cdata)
+    found["storage"] = _offset(tensor._cdata, 64, tensor.untyped_storage()._cdata)
+    of_gradient = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(found["gradient"])
+    found["undefined"] = _read(of_gradient(_read(id(tensor) + offset)))
+    return found
+
+
+def _offset(address: Address, size: int, pointer: Address) -> int:
+    """Return where in some bytes a pointer stands, behind a count of references."""
+    for offset in range(16, size, 8):
+        if _read(address + offset) == pointer:
+            return offset
+    raise ImportError("a tensor is not made up as expected")
+
+
+def _read(address: Address) -> int:
+    return ctypes.c_int64.from_address(address).value
+
+
+@functools.cache
+def available() -> bool:
+    """Whether this process's PyTorch can be asked, which is tried on tensors of some kinds."""
+    try:
+        return all(map(_agrees, (torch.float32, torch.bfloat16, torch.complex64)))
+    except ImportError:
+        return False
+
+
+def _agrees(dtype: torch.dtype) -> bool:
+    """Whether looks find tensors where Python does, and what is done to them."""
+    vector, matrix = torch.zeros(6, dtype=dtype)[2:], torch.zeros(2, 3, dtype=dtype).t()
+    params = [vector.requires_grad_(), matrix.requires_grad_()]
+    states = [{"step": torch.zeros(()), "exp_avg": torch.zeros_like(param)} for param in params]
+    averages = [state["exp_avg"] for state in states]
+    changes: tuple[tuple[Callable[[], object], bool], ...] = (
+        (lambda: None, True),
+        (lambda: setattr(matrix, "grad", torch.zeros_like(matrix)), True),
+        (lambda: setattr(matrix, "grad", torch._neg_view(torch.zeros_like(matrix))), False),
+        (lambda: setattr(vector, "grad", None), False),
+        (lambda: setattr(vector, "data", torch.zeros(4, dtype=dtype)), False),
+        (lambda: averages[1].t_(), False),
+        (lambda: states[1].update(step=torch.zeros(())), False),
+    )
+    for change, may_go_on in changes:
+        for param in params:
+            param.grad = torch.zeros_like(param)
+        watch = Watch(params, states, ["exp_avg"])
+        change()
+        if (watch.look() is not None) != may_go_on:
+            return False
+        columns: dict[str, list[Any]] = {
+            "param": params,
+            "exp_avg": averages,
+            "grad": [p.grad for p in params],
+        }
+        for name, tensors in columns.items():
+            found = watch.places[name].tolist()
+            if may_go_on and found != [tensor.data_ptr() for tensor in tensors]:
+                return False
+    return True

@@ -1,0 +1,126 @@
+"""Where the tensors of a step lie now, and whether anything else about them has changed."""
+
+import itertools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from torch import Tensor
+
+from svag.optim.local import PLAIN, is_distributed, local, local_gradient
+
+_address: Final = Tensor.data_ptr
+_strides: Final = Tensor.stride
+_elements: Final = Tensor.numel
+_is_neg: Final = Tensor.is_neg
+_is_conj: Final = Tensor.is_conj
+
+
+class Watch(Protocol):
+    """What has been seen of some parameters, their states and their gradients."""
+
+    @property
+    def places(self) -> Mapping[str, Any]:
+        """Addresses by column of :data:`~svag.optim.engines.kernel.ADDRESSES`."""
+
+    def look(self) -> Mapping[str, Any] | None:
+        """Return the columns that lie elsewhere now, None if anything else has changed."""
+
+
+def watch(
+    params: Sequence[Tensor],
+    states: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    *,
+    within_batch: bool,
+) -> Watch:
+    """Watch some parameters in the fastest way there is for them.
+
+    Args:
+        params: all with a gradient.
+        states: what their optimizer keeps of each.
+        names: the tensors of a state that are updated.
+        within_batch: whether ``grad_var`` is wanted beside ``grad``.
+    """
+    buffers = (state[name] for state in states for name in names)
+    plain = all(type(tensor) in PLAIN for tensor in itertools.chain(params, buffers))
+    if plain and not within_batch:
+        try:
+            from svag.optim.engines import numba_watch
+        except ImportError:  # there is no Numba
+            pass
+        else:
+            if numba_watch.available():
+                return numba_watch.Watch(params, states, names)
+    return _Watch(params, states, names, within_batch)
+
+
+class _Watch:
+    """A look from Python: at any tensors, for a microsecond each."""
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        states: Sequence[dict[str, Any]],
+        names: Sequence[str],
+        within_batch: bool,
+    ) -> None:
+        self._params, self._states = params, states
+        self._of_gradients = ("grad", "grad_var") if within_batch else ("grad",)
+        self._complex = any(param.is_complex() for param in params)
+        self._distributed = any(map(is_distributed, params))
+        # Held, so that nothing else can come to lie at the addresses that were seen.
+        self._values = _flat(map(dict.values, states))
+        self._buffers = [state[name] for name in names for state in states]
+        # What can be transposed where it lies.
+        self._matrices = [t for t in map(local, [*params, *self._buffers]) if t.dim() > 1]
+        self._grads, self._seen = self._sight()
+        fixed = _rows([*self._seen[1], *self._seen[2]], ("param", *names))
+        self.places = {**fixed, **_rows(self._grads, self._of_gradients)}
+
+    def look(self) -> Mapping[str, Any] | None:
+        values = _flat(map(dict.values, self._states))
+        if len(values) != len(self._values) or not all(map(operator.is_, values, self._values)):
+            return None
+        try:
+            grads, seen = self._sight()
+        except (AttributeError, RuntimeError):  # gone, or without an address
+            return None
+        if seen != self._seen:
+            return None
+        moved = grads != self._grads
+        self._grads = grads
+        return _rows(grads, self._of_gradients) if moved else {}
+
+    def _sight(self) -> tuple[list[int], tuple[Any, ...]]:
+        """Return where gradients are, and all that has to stay as it is."""
+        params, buffers, grads = self._params, self._buffers, []
+        for name in self._of_gradients:
+            grads += [getattr(param, name) for param in params]
+        if any(grad is None for grad in grads):
+            raise AttributeError("a gradient is gone")
+        if self._distributed:
+            grads = [*map(local_gradient, params), *map(local, grads[len(params) :])]
+            params, buffers = list(map(local, params)), list(map(local, buffers))
+        if any(map(_is_neg, grads)) or (self._complex and any(map(_is_conj, grads))):
+            raise AttributeError("a gradient stands for its negative or conjugate")
+        addresses = list(map(_address, grads))
+        return addresses, (
+            [address == 0 for address in addresses],  # empty, and not without memory
+            list(map(_address, params)),
+            list(map(_address, buffers)),
+            list(map(_elements, params)),
+            list(map(_strides, grads)),
+            [grad.dtype for grad in grads],
+            [(t.stride(), t.is_neg(), t.is_conj()) for t in self._matrices],
+        )
+
+
+def _flat(parts: Iterable[Iterable[Any]]) -> list[Any]:
+    return list(itertools.chain.from_iterable(parts))
+
+
+def _rows(numbers: Sequence[int], names: Sequence[str]) -> dict[str, Sequence[int]]:
+    """Cut numbers into as many equal parts as there are names."""
+    each = len(numbers) // len(names)
+    return {name: numbers[i * each : (i + 1) * each] for i, name in enumerate(names)}

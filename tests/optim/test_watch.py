@@ -1,0 +1,200 @@
+"""Both looks at where tensors lie, from Python and in compiled code: what they find and notice."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import svag
+from svag.optim import watch as watching
+from svag.optim.watch import _Watch, watch
+
+numba_watch = pytest.importorskip(
+    "svag.optim.engines.numba_watch", reason="one of the looks is Numba's (extra fast)"
+)
+
+NAMES = ["exp_avg", "exp_avg_sq"]
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
+
+Watched = tuple[Any, list[nn.Parameter], list[dict[str, Any]]]
+
+
+def look_from_python(params: Any, states: Any) -> Any:
+    return _Watch(params, states, NAMES, False)
+
+
+def look_in_compiled_code(params: Any, states: Any) -> Any:
+    return numba_watch.Watch(params, states, NAMES)
+
+
+both_looks = pytest.mark.parametrize("look", [look_from_python, look_in_compiled_code])
+
+
+def tensors(dtype: torch.dtype = torch.float32) -> tuple[list[Any], list[dict[str, Any]]]:
+    """A vector within a larger memory, a transposed matrix, nothing, a scalar, images."""
+    values = [
+        torch.zeros(9, dtype=dtype)[2:7],
+        torch.zeros(3, 4, dtype=dtype).t(),
+        torch.zeros(0, 3, dtype=dtype),
+        torch.zeros((), dtype=dtype),
+        torch.zeros(2, 3, 4, 5, dtype=dtype).contiguous(memory_format=torch.channels_last),
+    ]
+    params = [value.requires_grad_() for value in values]
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    states = [
+        {"step": torch.zeros(()), **{name: torch.zeros_like(param) for name in NAMES}}
+        for param in params
+    ]
+    return params, states
+
+
+def addresses(tensors: list[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+@both_looks
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tensors_are_found_where_python_finds_them(look, dtype):
+    params, states = tensors(dtype)
+    watched = look(params, states)
+    columns = {"param": params, "grad": [param.grad for param in params]}
+    columns |= {name: [state[name] for state in states] for name in NAMES}
+    assert list(watched.places) == ["param", *NAMES, "grad"]
+    for name, column in columns.items():
+        assert list(watched.places[name]) == addresses(column)
+    assert watched.look() == {}
+
+
+@both_looks
+def test_gradients_are_found_anew(look):
+    params, states = tensors()
+    watched = look(params, states)
+    held = []
+    for _ in range(3):
+        held += [param.grad for param in params]
+        for param in params:
+            param.grad = torch.ones_like(param)
+        moved = watched.look()
+        assert list(moved) == ["grad"]
+        assert list(moved["grad"]) == addresses([param.grad for param in params])
+        assert watched.look() == {}
+
+
+def replace(state: dict[str, Any], name: str) -> None:
+    state[name] = state[name].clone()
+
+
+CHANGES: dict[str, Callable[[list[Any], list[dict[str, Any]]], object]] = {
+    "parameter elsewhere": lambda p, s: setattr(p[0], "data", p[0].data.clone()),
+    "parameter of another dtype": lambda p, s: setattr(p[1], "data", p[1].data.double()),
+    "shorter, in the same place": lambda p, s: setattr(p[0], "data", p[0].data[:3]),
+    "parameter turned where it is": lambda p, s: torch.no_grad()(p[1].t_)(),
+    "as others' data": lambda p, s: setattr(p[1], "data", p[1].data.reshape(3, 4)),
+    "average replaced": lambda p, s: replace(s[1], "exp_avg"),
+    "step replaced": lambda p, s: replace(s[4], "step"),
+    "average elsewhere": lambda p, s: setattr(s[0]["exp_avg"], "data", torch.zeros(5)),
+    "average turned where it is": lambda p, s: s[1]["exp_avg_sq"].t_(),
+    "average gone": lambda p, s: s[3].pop("exp_avg_sq"),
+    "state empty": lambda p, s: s[4].clear(),
+    "one more in a state": lambda p, s: s[2].update(more=1),
+    "no gradient": lambda p, s: setattr(p[3], "grad", None),
+    "gradient turned": lambda p, s: setattr(p[1], "grad", torch.zeros(4, 3)),
+    "gradient laid out anew": lambda p, s: setattr(p[4], "grad", p[4].grad.contiguous()),
+    "gradient with gaps": lambda p, s: setattr(p[0], "grad", torch.zeros(10)[::2]),
+    "gradient of its negative": lambda p, s: setattr(p[0], "grad", torch._neg_view(p[0].grad)),
+    "sparse gradient": lambda p, s: setattr(p[1], "grad", torch.zeros(4, 3).to_sparse()),
+    "gradient that lies nowhere": lambda p, s: setattr(p[0], "grad", Nowhere(5)),
+}
+
+
+class Nowhere(Tensor):
+    """A tensor without memory, as the wrappers of other libraries are."""
+
+    @staticmethod
+    def __new__(cls, size: int) -> "Nowhere":
+        return Tensor._make_wrapper_subclass(cls, (size,))
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return Nowhere(5) if func is torch.ops.aten.detach.default else NotImplemented
+
+
+@both_looks
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_are_noticed(look, change, capfd):
+    params, states = tensors()
+    watched = look(params, states)
+    assert watched.look() == {}
+    CHANGES[change](params, states)
+    assert watched.look() is None
+    assert capfd.readouterr() == ("", "")
+
+
+@both_looks
+def test_conjugates_are_noticed(look):
+    params, states = tensors(torch.complex64)
+    watched = look(params, states)
+    params[0].grad = params[0].grad.conj()
+    assert watched.look() is None
+
+
+@both_looks
+def test_a_watched_parameter_can_be_swapped_and_that_is_noticed(look):
+    """torch.utils.swap_tensors refuses where anything refers to the tensor in C++."""
+    params, states = tensors()
+    watched = look(params, states)
+    other = torch.zeros(5)
+    params[0].grad = None
+    torch.utils.swap_tensors(params[0], other)
+    del other
+    params[0].requires_grad_().grad = torch.zeros(5)
+    assert watched.look() is None
+
+
+def test_plain_tensors_are_looked_at_in_compiled_code() -> None:
+    params, states = tensors()
+    assert type(watch(params, states, NAMES, within_batch=False)) is numba_watch.Watch
+
+
+def test_what_python_alone_knows_of_is_looked_at_from_python() -> None:
+    params, states = tensors()
+    for param in params:
+        param.grad_var = torch.zeros_like(param)
+    watched = watch(params, states, NAMES, within_batch=True)
+    assert type(watched) is _Watch
+    params[1].grad_var = torch.ones_like(params[1])
+    moved = watched.look()
+    assert moved is not None
+    assert list(moved) == ["grad", "grad_var"]
+    assert moved["grad_var"] == addresses([param.grad_var for param in params])
+    del params[1].grad_var
+    assert watched.look() is None
+
+
+@pytest.fixture
+def another_torch(monkeypatch):
+    """One whose library has not all the functions that are called."""
+    monkeypatch.setitem(numba_watch._SYMBOLS, "strides", "aoti_torch_get_strides_of_old")
+    for function in (numba_watch.available, numba_watch._surroundings):
+        function.cache_clear()
+    yield
+    for function in (numba_watch.available, numba_watch._surroundings):
+        function.cache_clear()
+
+
+def test_where_torch_cannot_be_asked_python_looks(another_torch):
+    params, states = tensors()
+    assert not numba_watch.available()
+    assert type(watching.watch(params, states, NAMES, within_batch=False)) is _Watch
+    ends = []
+    for fused in (None, False):
+        param = nn.Parameter(torch.arange(5.0))
+        optimizer = svag.MSVAG([param], fused=fused)
+        for n in range(4):
+            param.grad = torch.full((5,), float(n)) + param.detach()
+            optimizer.step()
+        ends.append(param.detach())
+    torch.testing.assert_close(*ends)
