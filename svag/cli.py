@@ -259,6 +259,10 @@ def bench_step(
     layout: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Of parameters, such as 2c2d; or all.")
     ] = None,
+    optimizer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="To time, with its peers, such as svag.MSVAG; or all."),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="torch's; as many as it chooses by default.")
     ] = None,
@@ -270,7 +274,9 @@ def bench_step(
     """Time an optimizer's step against torch's, interleaved, and against copying as many bytes.
 
     Ratios are of times in the same round. On a busy machine they flatter svag, whose threads share
-    out the work as they go while torch's wait for the slowest: measure on an idle one.
+    out the work as they go while torch's wait for the slowest: measure on an idle one. All
+    optimizers in turn leave nothing in the caches for a step to find, as a large model's backward
+    pass does; one with its peers alone leaves what a small model's does.
     """
     import torch
 
@@ -285,12 +291,12 @@ def bench_step(
             table.add_row(one.name, f"{one.empty_cache:.2f}", f"{one.filled_cache:.2f}")
         Console().print(table, highlight=False)
         return
-    names = step.choose(layout or [], device)
+    names, optimizers = step.choose(layout or [], device), list(step.entrants(optimizer or []))
     print("; ".join(step.remarks(device)))
     shown = step.has_targets(device)
     missed = []
     for name in names:
-        rows = step.measure(name, rounds=rounds, device=device)
+        rows = step.measure(name, rounds=rounds, device=device, optimizers=optimizers)
         Console(width=max(200, Console().width)).print(_step_table(rows, shown), highlight=False)
         goals = [(row, *goal) for row in rows for goal in row.goals.items()]
         missed += [f"{row.name} on {name}, {what}" for row, what, (_, met) in goals if not met]

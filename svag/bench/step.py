@@ -23,6 +23,7 @@ from svag.bench.contestants import (
     RATIO_AT_MOST,
     SHARE_AT_LEAST,
     TORCH_ADAM,
+    Contestant,
     Make,
     bounds,
     contestants,
@@ -169,7 +170,28 @@ def choose(names: Sequence[str], device: str) -> list[str]:
     return list(names) or [n for n in LAYOUTS if device == "cuda" or n not in GPU_ONLY]
 
 
-def measure(layout: str, *, rounds: int, device: str = "cpu") -> list[Row]:
+def entrants(names: Sequence[str] = ()) -> dict[str, Contestant]:
+    """Return the optimizers of these names and all that they are compared with; none for all.
+
+    Raises:
+        UnknownName: there is no such optimizer.
+    """
+    every, _ = contestants()
+    chosen = set(names or every)
+    for name in names:
+        if name not in every:
+            known = ", ".join(map(repr, every))
+            raise UnknownName(f"unknown optimizer {name!r}; known: {known}.{nearest(name, every)}")
+        peer = every[name].peer
+        while peer is not None:
+            chosen.add(peer)
+            peer = every[peer].peer
+    return {name: one for name, one in every.items() if name in chosen}
+
+
+def measure(
+    layout: str, *, rounds: int, device: str = "cpu", optimizers: Sequence[str] = ()
+) -> list[Row]:
     """Time one step of every optimizer in turn, ``rounds`` times, and copies beside them.
 
     A ratio is one of times in the same round, so that it holds while the speed of the machine
@@ -180,14 +202,16 @@ def measure(layout: str, *, rounds: int, device: str = "cpu") -> list[Row]:
         layout: a key of :data:`LAYOUTS`.
         rounds: how often each is timed, at least 2.
         device: ``"cpu"`` or ``"cuda"``.
+        optimizers: names of those to time, and their peers with them; none for all. The more there
+            are, the less a step finds in caches.
 
     Returns:
         A row for each optimizer, and then one for each copy.
     """
-    entrants, _ = contestants()
+    chosen = entrants(optimizers)
     shapes = LAYOUTS[layout]()
     elements = sum(shape.numel() for shape in shapes)
-    steppers = {name: Stepper(one.make, shapes, device) for name, one in entrants.items()}
+    steppers = {name: Stepper(one.make, shapes, device) for name, one in chosen.items()}
     for stepper in steppers.values():
         stepper.prepare()
         stepper.run()  # makes the state, from which the bytes follow
@@ -199,7 +223,7 @@ def measure(layout: str, *, rounds: int, device: str = "cpu") -> list[Row]:
     rows = []
     for name, stepper in steppers.items():
         row = Row(layout, name, statistics.median(times[name]), elements, moved[name] / elements)
-        if (peer := entrants[name].peer) is not None:
+        if (peer := chosen[name].peer) is not None:
             row = replace(row, peer=peer, ratio=ratios(times[name], times[peer]))
         if name in OURS:
             row = replace(row, allocated=bytes_allocated(stepper, device))

@@ -304,6 +304,21 @@ def test_layouts_are_chosen_by_name():
         step.choose(["2c2"], "cpu")
 
 
+def test_optimizers_come_with_their_peers():
+    narrow = "svag.MSVAG, bfloat16 state"
+    assert list(step.entrants([narrow])) == ["svag.MSVAG", narrow, contestants.TORCH_ADAM]
+    assert list(step.entrants([])) == list(contestants.contestants()[0])
+    with pytest.raises(UnknownName, match=r"'svag.MSVG'; known: .*Did you mean 'svag.MSVAG'"):
+        step.entrants(["svag.MSVG"])
+
+
+def test_the_command_times_what_it_is_asked_for(command):
+    code, out, _ = command("--rounds", 2, "--layout", "160 x 1,000", "--optimizer", "svag.SSD")
+    assert code == 0
+    names = re.findall(r"^160 x 1,000\s+(.*?)\s{2,}", out, re.MULTILINE)
+    assert names == ["svag.SSD", "torch SGD, fused", "copy, 12 bytes an element"]
+
+
 def test_a_device_that_is_not_there(monkeypatch, command):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InvalidOption, match=r"--device cuda: .* --device cpu"):
