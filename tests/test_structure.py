@@ -30,7 +30,9 @@ FLOORS = (
         "svag.theory.figures.generalization",
     ),
     ("svag.theory.figures.quadratics",),
-    ("svag.variance.attachment", "svag.variance.layout"),
+    ("svag.compiled", "svag.compiled.machine_code", "svag.compiled.threads"),
+    ("svag.variance.attachment", "svag.variance.layout", "svag.variance.numba_moments"),
+    ("svag.variance.moments",),
     (
         "svag.variance.clipping",
         "svag.variance.micro_batches",
@@ -48,9 +50,12 @@ FLOORS = (
     ("svag.optim.arithmetic", "svag.optim.local"),
     ("svag.optim.moments", "svag.optim.rule", "svag.optim.rounding"),
     ("svag.optim.factors", "svag.optim.checkpoint", "svag.optim.options"),
-    ("svag.optim.engines", "svag.optim.engines.kernel", "svag.optim.engines.threads"),
-    ("svag.optim.engines.machine_code", "svag.optim.engines.triton_kernel"),
-    ("svag.optim.engines.bits", "svag.optim.engines.numba_watch"),
+    ("svag.optim.engines", "svag.optim.engines.kernel"),
+    (
+        "svag.optim.engines.bits",
+        "svag.optim.engines.numba_watch",
+        "svag.optim.engines.triton_kernel",
+    ),
     ("svag.optim.engines.numba_kernel", "svag.optim.watch"),
     (
         "svag.optim.engines.eager",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from svag.errors import TooFewSamples
 from svag.variance.layout import Layout
+from svag.variance.moments import Moments
 
 DEFAULT_MAX_BYTES = 2**28
 _CACHE_BYTES = 2**22  # for each thread
@@ -66,14 +67,11 @@ class Contributions(ABC):
         """
         refuse_one(self.examples)
         shift = self.rows(0, 1)
-        total, squares = shift.new_zeros(2, shift.numel())
+        moments = Moments(shift.flatten())
         for low, high in self.chunks(max_bytes):
-            rows = self.rows(low, high).sub_(shift).reshape(high - low, -1)
-            ones = rows.new_ones(high - low)
-            total.addmv_(rows.t(), ones)
-            squares.addmv_(rows.square_().t(), ones)
-        variance = unbiased(squares, total, self.examples)
-        total.add_(shift.flatten(), alpha=self.examples)
+            moments.add(self.rows(low, high).reshape(high - low, -1))
+        variance = unbiased(moments.squares, moments.total, self.examples)
+        total = moments.total.add_(shift.flatten(), alpha=self.examples)
         return Estimate(*(self.arranged(t.view_as(shift))[0] for t in (total, variance)))
 
     def chunks(self, max_bytes: int) -> Iterator[tuple[int, int]]:

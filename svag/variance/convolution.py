@@ -39,6 +39,7 @@ class Windows(Contributions):
         self.coarse, self.like, self.shape, self.groups = coarse, coarse, shape, groups
         self.stride, self.dilation = stride, dilation
         self.fine = _padded_channels_last(fine, padding)
+        self._room = fine.new_empty(0)
         self.examples = coarse.shape[0]
         positions = coarse.shape[1] * math.prod(coarse.shape[3:])
         kernel, size = math.prod(shape[2:]), coarse.element_size()
@@ -48,8 +49,8 @@ class Windows(Contributions):
         """Copy the windows of some examples and multiply batch-wise."""
         left = self.coarse[low:high].movedim(2, 1).flatten(2)
         if self.groups == 1:
-            windows = self._windows(low, high).flatten(1, 1 + self._dims).flatten(2)
-            return torch.bmm(left, windows)
+            windows = self._copied(self._windows(low, high))
+            return torch.bmm(left, windows.flatten(1, 1 + self._dims).flatten(2))
         left = left.unflatten(1, (self.groups, -1))
         windows = self._windows(low, high).unflatten(-1, (self.groups, -1)).movedim(-2, 1)
         right = windows.flatten(2, 2 + self._dims).flatten(3)
@@ -67,6 +68,12 @@ class Windows(Contributions):
         inner = [a * b for a, b in zip(spatial, self.dilation, strict=True)]
         sizes = (*fine.shape[:2], *self.coarse.shape[3:], *self.shape[2:], fine.shape[-1])
         return fine.as_strided(sizes, (example, row, *outer, *inner, channel))
+
+    def _copied(self, windows: Tensor) -> Tensor:
+        """Return a contiguous copy, in memory that the next one is made in."""
+        if self._room.numel() < windows.numel():
+            self._room = windows.new_empty(windows.numel())
+        return self._room[: windows.numel()].view(windows.shape).copy_(windows)
 
     def arranged(self, rows: Tensor) -> Tensor:
         """Turn ``(b, C, kernel * D / groups)`` into ``(b, *shape)``."""

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import svag
+from svag.compiled import threads
 from svag.errors import EngineUnavailable
-from svag.optim.engines import threads
 
 from .cases import ENGINES, METHODS, Case, by_name, every_engine, named
 
@@ -505,7 +505,7 @@ def test_without_numba_the_eager_engine_steps_and_fused_true_says_what_to_instal
 
 STEP = """
     import torch, svag
-    from svag.optim.engines import machine_code
+    from svag.compiled import machine_code
     p = torch.nn.Parameter(torch.zeros(4))
     optimizer = getattr(svag, svag.METHODS["{key}"].optimizer)([p], lr=0.5, fused=True)
     for _ in range(2):

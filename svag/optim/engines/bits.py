@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from svag.optim.engines.machine_code import compiled
+from svag.compiled.machine_code import compiled
 
 # bfloat16 and float16 are unknown to Numba: it loads them as integers, which `widen` and
 # `narrow` tell apart by their sign.

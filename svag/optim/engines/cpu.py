@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from svag.optim.engines import bits, machine_code, threads
+from svag.compiled import machine_code, threads
+from svag.compiled.machine_code import Address
+from svag.optim.engines import bits
 from svag.optim.engines import kernel as kernels
 from svag.optim.engines.kernel import ADDRESSES, OPTIONS, Kernel, options
-from svag.optim.engines.machine_code import Address
 from svag.optim.engines.numba_kernel import CHUNK, JOB, NUMBERS, PORTION, beginning, loop_of
 from svag.optim.rule import Rule
 

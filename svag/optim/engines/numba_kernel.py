@@ -11,13 +11,11 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import carray, types  # type: ignore[attr-defined]
-from numba.extending import intrinsic
+from numba import carray  # type: ignore[attr-defined]
 
+from svag.compiled.machine_code import compiled, pointer, take
 from svag.optim.engines.bits import LOW, NEAREST, NEXT, STORAGE, mix, narrow, widen
 from svag.optim.engines.kernel import ADDRESSES, OPTIONS, Kernel
-from svag.optim.engines.machine_code import compiled, pointer
 
 NUMBERS: Final = np.dtype(
     [
@@ -70,16 +68,7 @@ JOB: Final = np.dtype(
 )
 
 
-@intrinsic
-def _take_portion(typing, job):
-    """Return the number of a portion that no thread has taken yet."""
-
-    def generate(context, builder, signature, args):
-        offset = ir.Constant(ir.IntType(64), JOB.fields["next"][1])
-        counter = builder.bitcast(builder.gep(args[0], [offset]), ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", counter, ir.Constant(ir.IntType(64), 1), "monotonic")
-
-    return types.int64(types.voidptr), generate
+_NEXT: Final = next(i for i, name in enumerate(JOB.names or ()) if name == "next") * 8
 
 
 @compiled
@@ -233,7 +222,7 @@ def loop_of(kernel: Kernel) -> Callable[[Any], None]:
         zero, one = real(0), real(1)
         least, most, least_root = real(tiny), real(huge), real(root_tiny)
         while True:
-            taken = _take_portion(pointer(job_address))
+            taken = take(pointer(job_address + _NEXT))
             if taken >= job.portions:
                 break
             for index in range(portions[taken].begin, portions[taken].end):
@@ -249,10 +238,10 @@ def loop_of(kernel: Kernel) -> Callable[[Any], None]:
                 sample_of = carray(pointer(at.grad_var + begin * stored_bytes), n, stored)
                 gradient, lr = real(number.gradient), real(number.lr)
                 weight_decay, shrink = real(number.weight_decay), real(number.shrink)
-                keep, take = real(number.keep), real(number.take)
+                keep, weight = real(number.keep), real(number.take)
                 # From the nearer end, so that neither end is lost to rounding.
-                nearer_old = take < 0.5
-                lerp = take if nearer_old else -keep
+                nearer_old = weight < 0.5
+                lerp = weight if nearer_old else -keep
                 keep2, take2 = real(number.keep2), real(number.take2)
                 variance_numbers = (
                     real(number.before),
@@ -307,7 +296,7 @@ def loop_of(kernel: Kernel) -> Callable[[Any], None]:
                         spread = gradient * gradient * widen(sample_of[i])
                         if momentum:
                             old = widen(variance_of[i])
-                            spread = keep * keep * old + take * take * spread
+                            spread = keep * keep * old + weight * weight * spread
                             variance_of[i] = narrow(spread, variance_of[i], noise2)
                     gamma = one
                     if raw:

@@ -20,8 +20,8 @@ from numba import carray, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 from torch import Tensor
 
-from svag.optim.engines import machine_code
-from svag.optim.engines.machine_code import Address, compiled, fetch, pointer
+from svag.compiled import machine_code
+from svag.compiled.machine_code import Address, compiled, fetch, pointer
 
 TENSOR: Final = np.dtype(
     [

@@ -47,6 +47,17 @@ def fetch(typing, address):
     return types.none(types.int64), generate
 
 
+@intrinsic
+def take(typing, counter):
+    """Return a count, and raise it by one for whichever thread asks next."""
+
+    def generate(context, builder, signature, args):
+        count = builder.bitcast(args[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", count, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(types.voidptr), generate
+
+
 def address_of(
     function: Callable[[Any], None], *, variant: object = None, sources: Iterable[ModuleType] = ()
 ) -> Address:
