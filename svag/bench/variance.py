@@ -35,12 +35,12 @@ class Workload:
 
 @dataclass(frozen=True)
 class Cost:
-    """Median milliseconds by method, and medians of ratios to the plain pass of the same round.
+    """Median milliseconds by method, and medians of ratios to the plain pass before each.
 
     Attributes:
         workload: its name.
-        milliseconds: of forward and backward pass.
-        ratios: to the plain one.
+        milliseconds: of forward and backward pass; the plain one's beside svag's.
+        ratios: to the plain one beside the method's own.
         memory: mebibytes by which svag's peak exceeds the plain pass's.
         rounds: number of timings.
     """
@@ -191,7 +191,12 @@ METHODS: Mapping[str, Callable[[Workload], Run | None]] = {
 
 
 def measure(work: Workload, *, rounds: int) -> Cost:
-    """Time every method in turn, ``rounds`` times, those that cannot run the model aside."""
+    """Time every method and the plain pass in turn, ``rounds`` times.
+
+    Each method has plain passes of its own: one that follows another method's pass finds the
+    memory that it needs given back to the system, and takes the time to fetch it again. Methods
+    that cannot run the model are left out.
+    """
     memory = -peak_mebibytes(plain(work)) + peak_mebibytes(ours(work))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -199,19 +204,25 @@ def measure(work: Workload, *, rounds: int) -> Cost:
 
 
 def _measure(work: Workload, rounds: int, memory: float) -> Cost:
-    runs = {name: run for name, make in METHODS.items() if (run := _usable(make(work)))}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            times[name].append((time.perf_counter() - started) * 1e3)
-    ratios = {
-        name: statistics.median(a / b for a, b in zip(own, times["plain"], strict=True))
-        for name, own in times.items()
-    }
-    medians = {name: statistics.median(own) for name, own in times.items()}
-    return Cost(work.name, medians, ratios, memory, rounds)
+    base = plain(work)
+    milliseconds, ratios = {"plain": _milliseconds(base)}, {"plain": 1.0}
+    for name, make in METHODS.items():
+        run = _usable(make(work))
+        if name == "plain" or run is None:
+            continue
+        base()
+        times = [(_milliseconds(base), _milliseconds(run)) for _ in range(rounds)]
+        ratios[name] = statistics.median(own / plain_one for plain_one, own in times)
+        milliseconds[name] = statistics.median(own for _, own in times)
+        if name == "svag":
+            milliseconds["plain"] = statistics.median(plain_one for plain_one, _ in times)
+    return Cost(work.name, milliseconds, ratios, memory, rounds)
+
+
+def _milliseconds(run: Run) -> float:
+    started = time.perf_counter()
+    run()
+    return (time.perf_counter() - started) * 1e3
 
 
 def _usable(run: Run | None) -> Run | None:
