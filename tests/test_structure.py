@@ -42,7 +42,7 @@ FLOORS = (
     ),
     ("svag.variance.convolution", "svag.variance.recorder"),
     ("svag.variance.interception",),
-    ("svag.variance.layers", "svag.variance.cells"),
+    ("svag.variance.layers", "svag.variance.cells", "svag.variance.bags"),
     ("svag.variance.generic",),
     ("svag.variance.recurrent", "svag.variance.independence"),
     ("svag.variance.per_example",),

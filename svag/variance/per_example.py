@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from svag.errors import InvalidOption, PerExampleError
-from svag.variance import cells, layers, recurrent
+from svag.variance import bags, cells, layers, recurrent
 from svag.variance.contributions import DEFAULT_MAX_BYTES, refuse_one
 from svag.variance.generic import otherwise
 from svag.variance.independence import IndependenceCheck
@@ -17,7 +17,7 @@ from svag.variance.interception import Call, Interception, Rule, tensors_in
 from svag.variance.layout import CONSTANT, Layout, forget_marks, mark, mark_of
 from svag.variance.recorder import Recorder
 
-_RULES = {**layers.RULES, **recurrent.RULES, **cells.RULES}
+_RULES = {**layers.RULES, **recurrent.RULES, **cells.RULES, **bags.RULES}
 _open: list["within_batch_variance"] = []
 
 

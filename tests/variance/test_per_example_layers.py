@@ -93,6 +93,18 @@ class LastState(nn.Module):
         return self.head(torch.cat((h[-1], c[-2]), -1))
 
 
+class WeightedBag(nn.Module):
+    """A bag whose entries count by weights that are learned, one for each word."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.weights = nn.EmbeddingBag(7, 3, mode="sum"), nn.Embedding(7, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.weights(x).squeeze(-1)
+        return self.bag(x, per_sample_weights=weights)
+
+
 @dataclass(frozen=True)
 class Case:
     make: Callable[[], nn.Module]
@@ -134,6 +146,17 @@ CASES = {
     "ConvTranspose3d": Case(lambda: nn.ConvTranspose3d(2, 4, 2, 2, bias=False), (4, 2, 3, 2, 3)),
     "Embedding": Case(lambda: nn.Embedding(7, 3), (5, 8), classes=7),
     "Embedding, padding": Case(lambda: nn.Embedding(7, 3, padding_idx=-2), (5, 4, 3), classes=7),
+    "EmbeddingBag": Case(lambda: nn.EmbeddingBag(7, 3), (5, 8), classes=7),
+    "EmbeddingBag, padding": Case(
+        lambda: nn.EmbeddingBag(2, 3, padding_idx=-2), (16, 2), classes=2
+    ),
+    "EmbeddingBag, sum": Case(
+        lambda: nn.EmbeddingBag(7, 3, mode="sum", padding_idx=1), (5, 4), classes=7
+    ),
+    "EmbeddingBag, weighted": Case(WeightedBag, (5, 4), classes=7),
+    "EmbeddingBag, max": Case(
+        lambda: nn.EmbeddingBag(2, 3, mode="max", padding_idx=0), (16, 2), classes=2
+    ),
     "LayerNorm": Case(lambda: nn.LayerNorm(3), STEPS),
     "LayerNorm, two": Case(lambda: nn.LayerNorm((6, 3)), (5, 2, 6, 3)),
     "LayerNorm, no bias": Case(lambda: nn.LayerNorm(3, bias=False), (5, 3)),

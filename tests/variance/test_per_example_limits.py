@@ -108,6 +108,17 @@ def run(
         loss(model(data)).backward()
 
 
+class Offsets(nn.Module):
+    """Bags of 2, 1 and 2 words in one list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(5, 3)
+
+    def forward(self, words: Tensor) -> Tensor:
+        return self.bag(words, torch.tensor([0, 2, 3]))
+
+
 def square(out: Tensor) -> Tensor:
     return out.square().mean()
 
@@ -232,6 +243,11 @@ CASES: dict[str, tuple[Callable[[], object], type[SvagError], str]] = {
         lambda: run(nn.Embedding(5, 3, scale_grad_by_freq=True), torch.arange(4), square),
         PerExampleError,
         "counts over the whole mini-batch",
+    ),
+    "bags by offsets": (
+        lambda: run(Offsets(), torch.arange(5), square),
+        PerExampleError,
+        "tell the examples apart; give \\(batch, bag\\) indices",
     ),
     "packed sequence": (
         lambda: run(
