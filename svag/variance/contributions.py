@@ -37,12 +37,14 @@ class Contributions(ABC):
         shape: of the parameter.
         example_bytes: memory that one example takes in :meth:`rows`.
         like: a tensor of the contributions' dtype and device.
+        in_order: whether k is the same example's in every use of the parameter.
     """
 
     examples: int
     shape: torch.Size
     example_bytes: int
     like: Tensor
+    in_order: bool = True
 
     @abstractmethod
     def rows(self, low: int, high: int) -> Tensor:

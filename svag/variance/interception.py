@@ -15,6 +15,7 @@ from svag.variance.layout import (
     CONSTANT,
     LOST,
     Layout,
+    Packed,
     depends_on_batch,
     hand_on,
     mark,
@@ -152,7 +153,7 @@ class Interception(TorchFunctionMode):
         output: Tensor,
         data: Tensor,
         uses: Sequence[tuple[Tensor | None, Factory]],
-        where: Layout,
+        where: Layout | Packed,
     ) -> Tensor:
         """Put a tap behind ``output``.
 

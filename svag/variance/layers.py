@@ -13,7 +13,7 @@ from svag.errors import PerExampleError, SparseGradient
 from svag.variance.contributions import Contributions, Direct, Products, Rows
 from svag.variance.convolution import Windows
 from svag.variance.interception import Call, Interception, Rule, detached, name_of
-from svag.variance.layout import Layout, depends_on_batch
+from svag.variance.layout import Layout, Packed, depends_on_batch, mark_of
 
 Arguments = dict[str, Any]
 
@@ -48,20 +48,27 @@ def linear(
     mode: Interception, func: Call, input: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
     """Put a tap behind a dense layer on any number of inner dimensions."""
-    where = mode.layout_of(input, func)
+    packed = mark_of(input)
+    where = packed if isinstance(packed, Packed) else mode.layout_of(input, func)
     output = functional.linear(input, detached(weight), detached(bias))
 
     def products(delta: Tensor, data: Tensor) -> Contributions:
-        return Products(_positions(delta, where), _positions(data, where))
+        return in_order(Products(_positions(delta, where), _positions(data, where)))
 
     def sums(delta: Tensor, data: Tensor) -> Contributions:
-        return Direct(_positions(delta, where).sum(1))
+        return in_order(Direct(_positions(delta, where).sum(1)))
+
+    def in_order(found: Contributions) -> Contributions:
+        found.in_order = not isinstance(where, Packed) or where.in_order
+        return found
 
     return mode.tap(output, input, [(weight, products), (bias, sums)], where)
 
 
-def _positions(tensor: Tensor, where: Layout) -> Tensor:
+def _positions(tensor: Tensor, where: Layout | Packed) -> Tensor:
     """Return ``(B, positions, features)``."""
+    if isinstance(where, Packed):
+        return where.by_example(where.pad(tensor))
     first = where.examples_first(tensor) if where.dim or where.outer > 1 else _split(tensor, where)
     return first.flatten(1, -2)
 

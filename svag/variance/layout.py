@@ -68,6 +68,68 @@ class Mark:
         return self.meaning
 
 
+class Packed(Mark):
+    """Sequences of several lengths, as :class:`torch.nn.utils.rnn.PackedSequence` holds them.
+
+    Their steps lie one behind the other, ``(sum of lengths, ...)``: the first steps of all
+    sequences, the longest first, then the second ones of those that have one.
+
+    Args:
+        sizes: the number of sequences that have each step, on the CPU.
+
+    Attributes:
+        in_order: whether it is known which sequence is which example's.
+    """
+
+    def __init__(self, sizes: Tensor) -> None:
+        super().__init__("packed sequences")
+        self.sizes, self.examples = sizes, int(sizes[0])
+        self.in_order = False
+        self._places: Tensor | None = None
+
+    def sort_out(self, places: Tensor | None) -> None:
+        """Learn which sequence each example's is; None if they were not sorted."""
+        self.in_order, self._places = True, places
+
+    @property
+    def is_sorted(self) -> bool:
+        """Whether the sequences are known to be in another order than the examples."""
+        return self._places is not None
+
+    def by_example(self, padded: Tensor) -> Tensor:
+        """Turn ``(T, B, ...)`` into ``(B, T, ...)`` in the order of the examples."""
+        rows = padded.transpose(0, 1)
+        return rows if self._places is None else rows.index_select(0, self._places)
+
+    def mask(self, device: torch.device) -> Tensor:
+        """Return ``(T, B)``, true where a sequence has a step."""
+        places = torch.arange(self.examples, device=device)
+        return places < self.sizes.to(device).unsqueeze(1)
+
+    def pad(self, steps: Tensor) -> Tensor:
+        """Return ``(T, B, ...)``, 0 where a sequence has no step."""
+        mask = self.mask(steps.device)
+        padded = steps.new_zeros(*mask.shape, *steps.shape[1:])
+        return padded.index_put((mask,), steps)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """Undo :meth:`pad`."""
+        return padded[self.mask(padded.device)]
+
+    def backwards(self, padded: Tensor) -> Tensor:
+        """Turn every sequence of ``(T, B, width)`` round; twice is as before."""
+        mask = self.mask(padded.device)
+        steps = torch.arange(len(mask), device=padded.device).unsqueeze(1)
+        turned = torch.where(mask, mask.sum(0) - 1 - steps, steps)
+        return padded.gather(0, turned.unsqueeze(-1).expand_as(padded))
+
+    def ends(self, device: torch.device) -> Tensor:
+        """Return ``(T, B, 1)``, true at every sequence's last step."""
+        mask = self.mask(device)
+        after = torch.cat((mask[1:], mask.new_zeros(1, self.examples)))
+        return (mask & ~after).unsqueeze(-1)
+
+
 CONSTANT = Mark("independent of the mini-batch")
 LOST = Mark("depends on the mini-batch, but no one dimension is known to hold the examples")
 
@@ -109,13 +171,20 @@ def hand_on(
     """Mark the outputs of an operation by the marks of its inputs."""
     marked = [(t, mark_of(t)) for t in inputs if depends_on_batch(t)]
     placed = [(t, where) for t, where in marked if isinstance(where, Layout)]
+    name = getattr(func, "__name__", "")
+    if any(isinstance(where, Packed) for _, where in marked):
+        _hand_on_packed(name, args, marked, outputs)
+        return
     if not placed:
         for out in outputs:
             mark(out, LOST if marked else CONSTANT)
         return
     source, where = max(placed, key=lambda pair: pair[0].dim())
-    name = getattr(func, "__name__", "")
-    if name in _RESHAPES:
+    if name == "_pack_padded_sequence":
+        fits = where == Layout(0 if args[2] else 1, where.examples)
+        mark(outputs[0], Packed(outputs[1]) if fits else LOST)
+        mark(outputs[1], CONSTANT)
+    elif name in _RESHAPES:
         for out in outputs:
             mark(out, _through_reshape(source.shape, where, out.shape))
     elif name in _VIEWS and source is args[0] and not _indexes_by_tensor(args[1:]):
@@ -132,6 +201,24 @@ def hand_on(
     else:
         for out in outputs:
             mark(out, _by_size(source.shape, where, out.shape))
+
+
+def _hand_on_packed(
+    name: str,
+    args: Sequence[Any],
+    marked: Sequence[tuple[Tensor, Layout | Mark | None]],
+    outputs: Sequence[Tensor],
+) -> None:
+    """Mark what is computed from packed sequences: padded ones, or as many steps as there were."""
+    source, where = marked[0]
+    if name == "_pad_packed_sequence" and isinstance(where, Packed):
+        mark(outputs[0], Layout(0 if args[2] else 1, where.examples))
+        mark(outputs[1], Layout(0, where.examples))
+        return
+    alone = all(other is where for _, other in marked)
+    for out in outputs:
+        same = alone and out.dim() > 0 and out.shape[0] == source.shape[0]
+        mark(out, where if same and where is not None else LOST)
 
 
 def _indexes_by_tensor(index: object) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from svag.errors import InvalidOption, PerExampleError
 from svag.variance import bags, cells, layers, recurrent
@@ -14,7 +15,15 @@ from svag.variance.contributions import DEFAULT_MAX_BYTES, refuse_one
 from svag.variance.generic import otherwise
 from svag.variance.independence import IndependenceCheck
 from svag.variance.interception import Call, Interception, Rule, tensors_in
-from svag.variance.layout import CONSTANT, Layout, forget_marks, mark, mark_of
+from svag.variance.layout import (
+    CONSTANT,
+    Layout,
+    Packed,
+    depends_on_batch,
+    forget_marks,
+    mark,
+    mark_of,
+)
 from svag.variance.recorder import Recorder
 
 _RULES = {**layers.RULES, **recurrent.RULES, **cells.RULES, **bags.RULES}
@@ -183,9 +192,12 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Mark the tensors that come from outside: the model's inputs, and unmarked ones."""
         recorder = self._recorder
-        given = tensors_in((*args, *kwargs.values()))
         if recorder is None:
             return
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, PackedSequence):
+                recorder.examples = _mark_packed(value) or recorder.examples
+        given = tensors_in((*args, *kwargs.values()))
         outermost = module is self._model
         fresh = (None, CONSTANT) if outermost else (None,)
         new = [t for t in given if mark_of(t) in fresh and recorder.source_of(t) is None]
@@ -207,6 +219,21 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
             f"batch_dim={self._batch_dim}: {type(module).__name__} was given tensors of shape "
             f"{shapes}, none of which has that dimension; give the one that holds the examples"
         )
+
+
+def _mark_packed(sequences: PackedSequence) -> int:
+    """Mark sequences of several lengths; return how many there are if they are new."""
+    where = mark_of(sequences.data)
+    fresh = not depends_on_batch(sequences.data)
+    if fresh:
+        where = Packed(sequences.batch_sizes)
+        mark(sequences.data, where)
+    if isinstance(where, Packed):
+        where.sort_out(sequences.unsorted_indices)
+    for rest in (sequences.batch_sizes, sequences.sorted_indices, sequences.unsorted_indices):
+        if rest is not None:
+            mark(rest, CONSTANT)
+    return where.examples if fresh and isinstance(where, Packed) else 0
 
 
 def _known(model: nn.Module, names: Sequence[str]) -> Sequence[str]:

@@ -271,6 +271,12 @@ class Recorder:
             self.second_moments[self.names[id(param)]] = squares.div_(examples)
 
     def _refuse_unequal(self, param: Tensor, uses: Sequence[Contributions]) -> None:
+        if len(uses) > 1 and not all(use.in_order for use in uses):
+            raise PerExampleError(
+                f"{self.names[id(param)]} was used more than once, on packed sequences of which "
+                "svag does not know which is which example's; give the PackedSequence to a module "
+                "of torch.nn, or use svag.micro_batch_variance"
+            )
         sizes = sorted({use.examples for use in uses})
         if len(sizes) > 1:
             raise PerExampleError(

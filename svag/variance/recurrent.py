@@ -18,7 +18,7 @@ from svag.errors import PerExampleError
 from svag.variance.contributions import Contributions, Direct, Products
 from svag.variance.generic import placed_state
 from svag.variance.interception import Call, Interception, Rule, detached
-from svag.variance.layout import Layout, mark
+from svag.variance.layout import Layout, Packed, mark, mark_of
 from svag.variance.recorder import Site
 
 KINDS: dict[Call, str] = {
@@ -69,7 +69,8 @@ def backward_lstm(
 ) -> Gates:
     """Run back through an LSTM layer.
 
-    With c_t = f c_(t-1) + i g and h_t = o tanh c_t (times W_hr with a projection).
+    With c_t = f c_(t-1) + i g and h_t = o tanh c_t (times W_hr with a projection). The gradient of
+    the last cells is ``(B, width)``, or ``(T, B, width)`` where sequences end at different steps.
     """
     h0, c0 = start
     states, pre = _preactivations(weights, x, h0, out)
@@ -86,7 +87,8 @@ def backward_lstm(
     )
     deltas = torch.empty_like(pre)
     blocks = deltas.unflatten(-1, (4, -1))
-    d_state, d_c = d_out[-1], d_cell
+    each_step = d_cell.dim() == 3
+    d_state, d_c = d_out[-1], d_cell[-1] if each_step else d_cell
     d_projected = torch.empty_like(d_out) if weights.w_hr is not None else d_out
     for t in range(len(x) - 1, -1, -1):
         if weights.w_hr is not None:
@@ -99,6 +101,8 @@ def backward_lstm(
         d_state = deltas[t] @ weights.w_hh
         if t:
             d_state += d_out[t - 1]
+            if each_step:
+                d_c += d_cell[t - 1]
     projected = None if weights.w_hr is None else (d_projected, o * squashed)
     return Gates(deltas, deltas, x, states, (d_state, d_c), projected)
 
@@ -167,17 +171,25 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kind: str, site: Site, weights: Weights, x: Tensor, h0: Tensor, *rest: Tensor
+        ctx: Any,
+        kind: str,
+        site: Site,
+        weights: Weights,
+        packed: Packed | None,
+        x: Tensor,
+        h0: Tensor,
+        *rest: Tensor,
     ) -> tuple[Tensor, ...]:
         """Return the output and the last states."""
         start = (h0, rest[0]) if kind == "lstm" else (h0,)
         hidden = [s.unsqueeze(0) for s in start]
-        has_bias = weights.b_ih is not None
-        out, *last = _RUN[kind](
-            x, hidden if kind == "lstm" else hidden[0], weights.given(), has_bias, 1, 0.0, False,
-            False, False,
-        )  # fmt: skip
-        ctx.kind, ctx.site, ctx.weights = kind, site, weights
+        given = hidden if kind == "lstm" else hidden[0], weights.given(), weights.b_ih is not None
+        if packed is None:
+            out, *last = _RUN[kind](x, *given, 1, 0.0, False, False, False)
+        else:
+            steps, *last = _RUN[kind](packed.pack(x), packed.sizes, *given, 1, 0.0, False, False)
+            out = packed.pad(steps)
+        ctx.kind, ctx.site, ctx.weights, ctx.packed = kind, site, weights, packed
         ctx.save_for_backward(x, out, *start)
         return (out, *(s.squeeze(0).clone() for s in last))
 
@@ -187,31 +199,47 @@ class Layer(torch.autograd.Function):
         """Return the gradients of the input, the initial states and the parameters."""
         x, out, *start = ctx.saved_tensors
         with torch._C.DisableTorchFunction():
-            d_out = d_out.clone()
-            d_out[-1] += d_last[0]
-            gates = BACKWARD[ctx.kind](ctx.weights, x, start, out, d_out, d_last[-1])
-            d_x = gates.by_input @ ctx.weights.w_ih if ctx.needs_input_grad[3] else None
-            return (None, None, None, d_x, *gates.start, *_gradients(ctx.site, gates))
+            if ctx.packed is None:
+                d_out = d_out.clone()
+                d_out[-1] += d_last[0]
+                d_cell = d_last[-1]
+            else:
+                ends = ctx.packed.ends(x.device).to(x.dtype)
+                d_out = d_out * ctx.packed.mask(x.device).unsqueeze(-1) + ends * d_last[0]
+                d_cell = ends * d_last[-1]
+            gates = BACKWARD[ctx.kind](ctx.weights, x, start, out, d_out, d_cell)
+            d_x = gates.by_input @ ctx.weights.w_ih if ctx.needs_input_grad[4] else None
+            return (
+                None,
+                None,
+                None,
+                None,
+                d_x,
+                *gates.start,
+                *_gradients(ctx.site, gates, ctx.packed),
+            )
 
 
-def _gradients(site: Site, gates: Gates) -> list[Tensor]:
+def _gradients(site: Site, gates: Gates, packed: Packed | None) -> list[Tensor]:
     """Hand the contributions of each weight to the recorder and return their sums."""
-    by_input, by_state = _by_example(gates.by_input), _by_example(gates.by_state)
+
+    def by_example(steps: Tensor) -> Tensor:
+        return steps.transpose(0, 1) if packed is None else packed.by_example(steps)
+
+    by_input, by_state = by_example(gates.by_input), by_example(gates.by_state)
     make: tuple[Callable[[], Contributions], ...] = (
-        lambda: Products(by_input, _by_example(gates.inputs)),
-        lambda: Products(by_state, _by_example(gates.states)),
+        lambda: Products(by_input, by_example(gates.inputs)),
+        lambda: Products(by_state, by_example(gates.states)),
         lambda: Direct(by_input.sum(1)),
         lambda: Direct(by_state.sum(1)),
-        lambda: Products(*map(_by_example, gates.projected or ())),
+        lambda: Products(*map(by_example, gates.projected or ())),
     )
     result: list[Tensor] = []
     for source, which in zip(site.sources, site.places, strict=True):
-        result += site.recorder.take(source, make[which](), site.uses)
+        contributions = make[which]()
+        contributions.in_order = packed is None or packed.in_order
+        result += site.recorder.take(source, contributions, site.uses)
     return result
-
-
-def _by_example(steps: Tensor) -> Tensor:
-    return steps.transpose(0, 1)
 
 
 def _rule(
@@ -221,15 +249,76 @@ def _rule(
     kwargs: dict[str, Any],
 ) -> Any:
     """Run the layers one after the other, each with its own way back."""
-    if kwargs or len(args) != 9 or not isinstance(args[3], bool):
+    if kwargs or len(args) != 9:
         raise PerExampleError(
-            "a recurrent layer was given a packed sequence, whose examples svag cannot tell "
-            "apart; pass the padded tensor and mask the loss, or use svag.micro_batch_variance"
+            f"{func.__name__} was called in a way that torch.nn's modules do not; use them, or "
+            "svag.micro_batch_variance"
         )
+    if not isinstance(args[3], bool):
+        return _packed(mode, func, *args)
     x, hidden, flat, has_bias, layers, dropout, training, both, batch_first = args
-    kind = KINDS[func]
     where = _time_first(mode.layout_of(x, func), batch_first)
     x = x.transpose(0, 1) if batch_first else x
+    x, last = _layers(
+        mode, func, x, hidden, flat, has_bias, layers, dropout, training, both, where, None
+    )
+    return _marked(x, last, where, batch_first)
+
+
+def _packed(
+    mode: Interception,
+    func: Call,
+    data: Tensor,
+    sizes: Tensor,
+    hidden: Any,
+    flat: Sequence[Tensor],
+    has_bias: bool,
+    layers: int,
+    dropout: float,
+    training: bool,
+    both: bool,
+) -> tuple[Tensor, ...]:
+    """Run the layers on sequences of several lengths."""
+    packed = mark_of(data)
+    if not isinstance(packed, Packed) or not torch.equal(packed.sizes, sizes):
+        raise PerExampleError(
+            "a recurrent layer was given a packed sequence, and which of its steps belong to which "
+            "example is not clear; pack inside the model with torch.nn.utils.rnn, or use "
+            "svag.micro_batch_variance"
+        )
+    where = Layout(1, packed.examples)
+    states = hidden if isinstance(hidden, tuple | list) else [hidden]
+    if packed.is_sorted and any(map(mode.recorder.source_of, states)):
+        raise PerExampleError(
+            "a learned initial state meets packed sequences that were sorted by length, so which "
+            "row of it belongs to which example is not clear; sort the mini-batch beforehand "
+            "(enforce_sorted=True), or use svag.micro_batch_variance"
+        )
+    x, last = _layers(
+        mode, func, packed.pad(data), hidden, flat, has_bias, layers, dropout, training, both,
+        where, packed,
+    )  # fmt: skip
+    out = packed.pack(x)
+    mark(out, packed)
+    return (out, *_stacked(last, where))
+
+
+def _layers(
+    mode: Interception,
+    func: Call,
+    x: Tensor,
+    hidden: Any,
+    flat: Sequence[Tensor],
+    has_bias: bool,
+    layers: int,
+    dropout: float,
+    training: bool,
+    both: bool,
+    where: Layout,
+    packed: Packed | None,
+) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+    """Return the output ``(T, B, width)`` and the last states of each layer and direction."""
+    kind = KINDS[func]
     starts = [placed_state(mode, func, s, where) for s in (hidden if kind == "lstm" else [hidden])]
     directions = 2 if both else 1
     size = len(flat) // (layers * directions)
@@ -239,13 +328,14 @@ def _rule(
         for d in range(directions):
             n = layer * directions + d
             weights = flat[n * size : (n + 1) * size]
-            out, *ends = _one(mode, kind, x, [s[n] for s in starts], weights, has_bias, bool(d))
+            start = [s[n] for s in starts]
+            out, *ends = _one(mode, kind, x, start, weights, has_bias, bool(d), packed)
             outs.append(out)
             last.append(tuple(ends))
         x = torch.cat(outs, -1) if both else outs[0]
         if dropout and training and layer < layers - 1:
             x = functional.dropout(x, dropout, True)
-    return _marked(x, last, where, batch_first)
+    return x, last
 
 
 def _time_first(where: Layout, batch_first: bool) -> Layout:
@@ -266,7 +356,9 @@ def _one(
     flat: Sequence[Tensor],
     has_bias: bool,
     reverse: bool,
+    packed: Packed | None,
 ) -> tuple[Tensor, ...]:
+    turn = (lambda t: t.flip(0)) if packed is None else packed.backwards
     biases = flat[2:4] if has_bias else (None, None)
     rest = flat[4:] if has_bias else flat[2:]
     every = (*flat[:2], *biases, rest[0] if rest else None)
@@ -275,9 +367,9 @@ def _one(
     followed = [(n, source) for n, source in found if source is not None]
     site = Site(mode.recorder, [s for _, s in followed], (), [n for n, _ in followed])
     out, *last = Layer.apply(  # type: ignore[no-untyped-call]
-        kind, site, weights, x.flip(0) if reverse else x, *start, *site.params
+        kind, site, weights, packed, turn(x) if reverse else x, *start, *site.params
     )
-    return (out.flip(0) if reverse else out, *last)
+    return (turn(out) if reverse else out, *last)
 
 
 def _marked(
@@ -285,10 +377,15 @@ def _marked(
 ) -> tuple[Tensor, ...]:
     result = out.transpose(0, 1) if batch_first else out
     mark(result, where._replace(dim=0 if batch_first else 1))
+    return (result, *_stacked(last, where))
+
+
+def _stacked(last: list[tuple[Tensor, ...]], where: Layout) -> list[Tensor]:
+    """Return the last states, ``(layers * directions, B, width)`` each."""
     ends = [torch.stack(parts) for parts in zip(*last, strict=True)]
     for end in ends:
         mark(end, where)
-    return (result, *ends)
+    return ends
 
 
 RULES: dict[Call, Rule] = dict.fromkeys(KINDS, _rule)

@@ -8,6 +8,12 @@ import torch
 from measured import assert_within
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import (
+    PackedSequence,
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+)
 
 from svag.variance import within_batch_variance
 from variance.oracle import one_by_one, relative_error, variance_of_sum
@@ -91,6 +97,44 @@ class LastState(nn.Module):
         h, c = (s.expand(-1, len(x), -1).contiguous() for s in self.start)
         _, (h, c) = self.rnn(x, (h, c))
         return self.head(torch.cat((h[-1], c[-2]), -1))
+
+
+class Lengths(nn.Module):
+    """Sequences of lengths that the data say, packed for a recurrent layer."""
+
+    def __init__(self, inner: nn.Module, sorted_first: bool = False) -> None:
+        super().__init__()
+        self.before, self.inner, self.between = nn.Linear(3, 3), inner, nn.Linear(3, 3)
+        self.sorted_first = sorted_first
+
+    def packed(self, x: Tensor) -> PackedSequence:
+        lengths = 1 + x[:, 0, 0].abs().mul(1000).long() % x.shape[1]
+        x = self.before(x).tanh()
+        if self.sorted_first:
+            lengths = torch.full_like(lengths, x.shape[1] - 1)
+        packed = pack_padded_sequence(
+            x, lengths, batch_first=True, enforce_sorted=self.sorted_first
+        )
+        # A dense layer on all steps, wherever they lie.
+        return packed._replace(data=self.between(packed.data).tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, state = self.inner(self.packed(x))
+        padded, _ = pad_packed_sequence(out, batch_first=True, total_length=x.shape[1])
+        states = state if isinstance(state, tuple) else (state,)
+        last = torch.cat([s.transpose(0, 1).flatten(1) for s in states], 1)
+        return torch.cat((padded.flatten(1), last), 1)
+
+
+class Siamese(nn.Module):
+    """One recurrent layer on two sequences of an example, of different lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = Lengths(nn.GRU(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) * self.one(x.flip(0, 1).flip(0).sin())
 
 
 class WeightedBag(nn.Module):
@@ -182,6 +226,14 @@ CASES = {
     "GRU, no bias": Case(lambda: Only(nn.GRU(3, 4, bias=False)), (6, 5, 3), dim=1),
     "RNN, tanh": Case(lambda: Only(nn.RNN(3, 4, 2, batch_first=True, bidirectional=True)), STEPS),
     "RNN, relu": Case(lambda: Only(nn.RNN(3, 4, 2, "relu", batch_first=True)), STEPS),
+    "LSTM, packed": Case(lambda: Lengths(nn.LSTM(3, 4, 2, bidirectional=True)), (7, 5, 3)),
+    "LSTM, packed, projected": Case(
+        lambda: Lengths(nn.LSTM(3, 4, 2, bias=False, proj_size=2)), (7, 5, 3)
+    ),
+    "LSTM, packed, equal": Case(lambda: Lengths(nn.LSTM(3, 4), True), (7, 5, 3)),
+    "GRU, packed": Case(lambda: Lengths(nn.GRU(3, 4, 2, bidirectional=True)), (7, 5, 3)),
+    "GRU, packed twice": Case(Siamese, (7, 5, 3)),
+    "RNN, packed": Case(lambda: Lengths(nn.RNN(3, 4, 2, "relu", bidirectional=True)), (7, 5, 3)),
     "LSTMCell": Case(lambda: Cell(nn.LSTMCell), STEPS),
     "GRUCell": Case(lambda: Cell(nn.GRUCell), STEPS),
     "RNNCell": Case(lambda: Cell(nn.RNNCell), STEPS),
@@ -258,6 +310,28 @@ def test_layer_equals_brute_force(name: str, max_bytes: int | None) -> None:
         error = relative_error(p.grad_var, variance_of_sum(rows))
         assert_within("layers, variance", error, 1e-10, parameter)
         assert p.grad_var.stride() == p.grad.stride()
+
+
+def test_packed_sequences_are_told_apart_where_they_are_the_input() -> None:
+    torch.manual_seed(0)
+    model = nn.LSTM(3, 4, 2, bidirectional=True).double()
+    sequences = [torch.randn(length, 3, dtype=torch.float64) for length in (2, 5, 1, 5)]
+
+    def loss(of: list[Tensor]) -> Tensor:
+        out, (h, c) = model(pack_sequence(of, enforce_sorted=False))
+        return out.data.square().sum() + h.sin().sum() + c.cos().sum()
+
+    rows = []
+    for sequence in sequences:
+        model.zero_grad()
+        loss([sequence]).backward()
+        rows.append([p.grad for p in model.parameters()])
+    model.zero_grad()
+    with within_batch_variance(model):
+        loss(sequences).backward()
+    for p, *own in zip(model.parameters(), *rows, strict=True):
+        error = relative_error(p.grad_var, variance_of_sum(torch.stack(own)))
+        assert_within("layers, variance", error, 1e-10)
 
 
 def flattened(output: Tensor, weights: Tensor) -> Tensor:

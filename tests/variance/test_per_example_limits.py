@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from svag.errors import (
     InvalidOption,
@@ -106,6 +107,41 @@ def run(
 ) -> None:
     with within_batch_variance(model, **options):
         loss(model(data)).backward()
+
+
+class Repacked(nn.Module):
+    """Calls its input's rows the steps of two sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.inner = nn.Linear(3, 3), nn.LSTM(3, 4)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        steps = PackedSequence(self.dense(rows), torch.tensor([2, 2, 1]))
+        return self.inner(steps)[0].data
+
+
+def packed(data: Tensor) -> PackedSequence:
+    lengths = torch.arange(len(data)) % data.shape[1] + 1
+    return pack_padded_sequence(data, lengths, batch_first=True, enforce_sorted=False)
+
+
+class UsedTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(3, 3)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.dense(packed(self.dense(rows)).data)
+
+
+class LearnedState(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.start = nn.GRU(3, 4), nn.Parameter(torch.zeros(1, 1, 4))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.inner(packed(rows), self.start.expand(1, len(rows), 4))[0].data
 
 
 class Offsets(nn.Module):
@@ -249,14 +285,20 @@ CASES: dict[str, tuple[Callable[[], object], type[SvagError], str]] = {
         PerExampleError,
         "tell the examples apart; give \\(batch, bag\\) indices",
     ),
-    "packed sequence": (
-        lambda: run(
-            nn.LSTM(3, 4),
-            nn.utils.rnn.pack_sequence([x(5, 3), x(4, 3)]),
-            lambda out: square(out[0].data),
-        ),
+    "packed sequence of unknown examples": (
+        lambda: run(Repacked(), x(5, 3), square),
         PerExampleError,
-        "packed sequence.*pass the padded tensor",
+        "packed sequence.*pack inside the model with torch.nn.utils.rnn",
+    ),
+    "packed sequences that nobody sorts out": (
+        lambda: run(UsedTwice(), x(5, 4, 3), square),
+        PerExampleError,
+        "dense.weight was used more than once, on packed sequences",
+    ),
+    "learned state of sorted sequences": (
+        lambda: run(LearnedState(), x(5, 4, 3), square),
+        PerExampleError,
+        "learned initial state.*enforce_sorted=True",
     ),
     "mixing loss": (
         lambda: run(nn.Linear(3, 4), x(5, 3), contrastive, check_independence=True),
