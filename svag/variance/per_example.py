@@ -45,7 +45,8 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
     convolution, embedding, normalisation and recurrent layers have closed forms; others, and
     functional uses such as ``h @ embedding.weight.T``, go by broadcasting or by ``torch.func.vmap``
     of the operation. Uses in a custom ``autograd.Function``, in scripted code or under reentrant
-    checkpointing are not seen; ``check`` finds them. Second derivatives do not pass.
+    checkpointing are not seen; ``check`` finds them. Second derivatives do not pass. Sequences of
+    several lengths are told apart in a ``PackedSequence``.
 
     Memory beyond plain training: ``max_bytes`` of per-example gradients, on a CPU no more than
     4 MiB a thread, which fits the caches; the copies of one layer's input and output gradient that

@@ -74,7 +74,7 @@ def step_kernel(
     weight_decay = tl.load(option + 4).to(real)
     shrink = (1 - lr * tl.load(option + 5)).to(real)
 
-    # The numbers of this step, the same for all elements: cpu._number.
+    # The numbers of this step, the same for all elements: numba_kernel._number.
     weight = _debiasing(beta, step)
     root_weight2 = tl.sqrt(_debiasing(beta2, step))
     before = tl.where(step > 1, 1 / _debiasing(beta, step - 1), 0.0)
@@ -145,7 +145,7 @@ def _update(
     tiny: tl.constexpr, root_tiny: tl.constexpr, huge: tl.constexpr,
     block: tl.constexpr, masked: tl.constexpr,
 ):  # fmt: skip
-    """Update one block: cpu._loop, element by element of it."""
+    """Update one block: the loop of numba_kernel.loop_of, element by element of it."""
     offset = first + tl.arange(0, block)
     mask = offset < size if masked else None
     zero = tl.full((), 0.0, real)
