@@ -25,6 +25,11 @@ def _bags(mode: Interception, _: Call, args: Sequence[Any], kwargs: dict[str, An
             "the examples apart; give (batch, bag) indices, shorter bags filled up with a "
             "padding_idx, or use svag.micro_batch_variance"
         )
+    own = given["per_sample_weights"]
+    with torch.no_grad():  # for torch's own checks of the arguments
+        first = None if own is None else own[:1].detach()
+        one = {**given, "input": indices[:1], "weight": given["weight"].detach()}
+        functional.embedding_bag(**{**one, "per_sample_weights": first})
     names = ("max_norm", "norm_type", "scale_grad_by_freq", "sparse")
     options = {name: given[name] for name in names}
     with mode:
@@ -32,7 +37,7 @@ def _bags(mode: Interception, _: Call, args: Sequence[Any], kwargs: dict[str, An
         counts = torch.ones_like(indices, dtype=torch.bool)
         if padding is not None:
             counts = indices != padding % given["weight"].shape[0]
-        return _reduced(rows, counts.unsqueeze(-1), given["mode"], given["per_sample_weights"])
+        return _reduced(rows, counts.unsqueeze(-1), given["mode"], own)
 
 
 def _reduced(rows: Tensor, counts: Tensor, how: str, weights: Tensor | None) -> Tensor:

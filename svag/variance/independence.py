@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from svag.errors import PerExampleError
 from svag.variance.interception import replaced, tensors_in
@@ -63,10 +64,20 @@ class IndependenceCheck:
                 "check_independence=True needs a call of the model itself before backward; call "
                 "model(...) inside the context, or give check_independence=False"
             )
+        self._refuse_packed()
         with torch._C.DisableTorchFunction(), torch.enable_grad():
             self._check_loss(loss)
         self._check_model()
         self.outputs, self.tape, self.inputs = [], [], None
+
+    def _refuse_packed(self) -> None:
+        args, kwargs = self.inputs or ((), {})
+        if any(isinstance(value, PackedSequence) for value in (*args, *kwargs.values())):
+            raise PerExampleError(
+                "check_independence=True cannot replace examples of a PackedSequence, whose "
+                "lengths differ; give the model padded sequences and pack inside, or give "
+                "check_independence=False"
+            )
 
     def _check_loss(self, loss: Tensor) -> None:
         order = _all_but_first_replaced(self.recorder.examples)

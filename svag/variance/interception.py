@@ -170,7 +170,7 @@ class Interception(TorchFunctionMode):
         kept = [(source, make) for source, make in pairs if source is not None]
         if kept:
             sources, factories = zip(*kept, strict=True)
-            site = Site(self.recorder, sources, factories)
+            site = Site(self.recorder, sources, factories, where=where)
             if output._is_view():
                 output = output.clone()
             output = Tap.apply(site, output, data, *site.params)  # type: ignore[no-untyped-call]

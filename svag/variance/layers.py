@@ -53,14 +53,10 @@ def linear(
     output = functional.linear(input, detached(weight), detached(bias))
 
     def products(delta: Tensor, data: Tensor) -> Contributions:
-        return in_order(Products(_positions(delta, where), _positions(data, where)))
+        return Products(_positions(delta, where), _positions(data, where))
 
     def sums(delta: Tensor, data: Tensor) -> Contributions:
-        return in_order(Direct(_positions(delta, where).sum(1)))
-
-    def in_order(found: Contributions) -> Contributions:
-        found.in_order = not isinstance(where, Packed) or where.in_order
-        return found
+        return Direct(_positions(delta, where).sum(1))
 
     return mode.tap(output, input, [(weight, products), (bias, sums)], where)
 

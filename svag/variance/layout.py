@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 _MARK = "_svag_layout"
+_UNDOES = "_svag_undoes"  # on indices that put examples back into their order
 
 _RESHAPES = frozenset(
     {"reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel"}
@@ -36,12 +37,14 @@ class Layout(NamedTuple):
     """The examples lie along ``dim``, whose size is ``outer * examples * inner``.
 
     A batch of sequences flattened to ``(B * T, ...)`` has outer 1 and inner T; flattened from
-    time-major, ``(T * B, ...)``, it has outer T and inner 1.
+    time-major, ``(T * B, ...)``, it has outer T and inner 1. ``reordered`` counts how often the
+    examples were put into another order, which is not undone.
     """
 
     dim: int
     examples: int
     outer: int = 1
+    reordered: int = 0
 
     def split(self, tensor: Tensor) -> Tensor:
         """Split ``dim`` into three, the examples in the middle."""
@@ -76,20 +79,28 @@ class Packed(Mark):
 
     Args:
         sizes: the number of sequences that have each step, on the CPU.
-
-    Attributes:
-        in_order: whether it is known which sequence is which example's.
+        reordered: how often the examples were put into another order before.
     """
 
-    def __init__(self, sizes: Tensor) -> None:
+    def __init__(self, sizes: Tensor, reordered: int = 0) -> None:
         super().__init__("packed sequences")
-        self.sizes, self.examples = sizes, int(sizes[0])
-        self.in_order = False
+        self.sizes, self.examples, self.reordered = sizes, int(sizes[0]), reordered
         self._places: Tensor | None = None
 
+    @property
+    def in_order(self) -> bool:
+        """Whether it is known which sequence is which example's."""
+        return self.reordered == (self._places is not None)
+
     def sort_out(self, places: Tensor | None) -> None:
-        """Learn which sequence each example's is; None if they were not sorted."""
-        self.in_order, self._places = True, places
+        """Learn where each example's sequence was put; None says nothing."""
+        if places is not None and self.reordered:
+            self._places = places
+            setattr(places, _UNDOES, _session)
+
+    def last_states(self) -> Layout:
+        """Return where the examples are in ``(layers, B, width)``."""
+        return Layout(1, self.examples, reordered=self.reordered)
 
     @property
     def is_sorted(self) -> bool:
@@ -149,6 +160,13 @@ def mark(tensor: Tensor, where: Layout | Mark) -> None:
     setattr(tensor, _MARK, (_session, where))
 
 
+def in_order(where: Layout | Mark | None) -> bool:
+    """Whether the examples are known to be in the order that the model was given them in."""
+    if isinstance(where, Packed):
+        return where.in_order
+    return not (isinstance(where, Layout) and where.reordered)
+
+
 def mark_of(tensor: Tensor) -> Layout | Mark | None:
     """Return the mark, or None for a tensor that came from outside."""
     session, where = getattr(tensor, _MARK, (0, None))
@@ -181,8 +199,8 @@ def hand_on(
         return
     source, where = max(placed, key=lambda pair: pair[0].dim())
     if name == "_pack_padded_sequence":
-        fits = where == Layout(0 if args[2] else 1, where.examples)
-        mark(outputs[0], Packed(outputs[1]) if fits else LOST)
+        fits = where.dim == (0 if args[2] else 1) and source.shape[where.dim] == where.examples
+        mark(outputs[0], Packed(outputs[1], where.reordered) if fits else LOST)
         mark(outputs[1], CONSTANT)
     elif name in _RESHAPES:
         for out in outputs:
@@ -199,8 +217,40 @@ def hand_on(
         for out in outputs:
             mark(out, _through_einsum(args[0], _operands(args), source, where))
     else:
+        if (order := _order(name, args, kwargs, source, where)) is not None:
+            undoes = getattr(order, _UNDOES, None) == _session
+            where = where._replace(reordered=where.reordered + (-1 if undoes else 1))
         for out in outputs:
             mark(out, _by_size(source.shape, where, out.shape))
+
+
+def _order(
+    name: str, args: Sequence[Any], kwargs: dict[str, Any], source: Tensor, where: Layout
+) -> Tensor | None:
+    """Return the indices by which an operation puts examples into another order, if it does."""
+    index: Any = None
+    if name == "index_select":
+        given = dict(zip(("input", "dim", "index"), args, strict=False)) | kwargs
+        index = given["index"] if given["dim"] % source.dim() == where.dim else None
+    elif name == "__getitem__" and source is args[0]:
+        index = args[1]
+        if isinstance(index, tuple):
+            plain = ... not in index and None not in index
+            index = index[where.dim] if plain and len(index) > where.dim else None
+        elif where.dim != 0:
+            index = None
+    if not isinstance(index, Tensor) or index.dtype == torch.bool or index.dim() != 1:
+        return None
+    size = source.shape[where.dim]
+    in_order = len(index) == size and torch.equal(index, torch.arange(size, device=index.device))
+    return None if in_order else index
+
+
+_REORDERING = frozenset(
+    {"flip", "flipud", "fliplr", "roll", "rot90", "sort", "argsort", "topk", "index_select"}
+    | {"gather", "take_along_dim", "take", "t", "transpose", "swapaxes", "swapdims", "permute"}
+    | {"movedim", "moveaxis", "cumsum", "cumprod", "logcumsumexp", "reshape", "view", "T"}
+)
 
 
 def _hand_on_packed(
@@ -210,15 +260,32 @@ def _hand_on_packed(
     outputs: Sequence[Tensor],
 ) -> None:
     """Mark what is computed from packed sequences: padded ones, or as many steps as there were."""
-    source, where = marked[0]
-    if name == "_pad_packed_sequence" and isinstance(where, Packed):
-        mark(outputs[0], Layout(0 if args[2] else 1, where.examples))
-        mark(outputs[1], Layout(0, where.examples))
-        return
-    alone = all(other is where for _, other in marked)
-    for out in outputs:
-        same = alone and out.dim() > 0 and out.shape[0] == source.shape[0]
-        mark(out, where if same and where is not None else LOST)
+    source, where = next(pair for pair in marked if isinstance(pair[1], Packed))
+    assert isinstance(where, Packed)
+    if name == "_pad_packed_sequence":
+        place = Layout(0 if args[2] else 1, where.examples, reordered=where.reordered)
+        mark(outputs[0], place)
+        mark(outputs[1], place._replace(dim=0))
+    elif name in _RECURRENT:
+        mark(outputs[0], where)
+        for state in outputs[1:]:
+            mark(state, where.last_states())
+    else:
+        kept = all(other is where for _, other in marked) and _keeps_steps(name, args)
+        for out in outputs:
+            same = kept and out.dim() > 0 and out.shape[0] == source.shape[0]
+            mark(out, where if same else LOST)
+
+
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+
+
+def _keeps_steps(name: str, args: Sequence[Any]) -> bool:
+    """Whether an operation leaves each step of packed sequences in its row."""
+    if name == "__getitem__":
+        first = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
+        return first is ... or first == slice(None) if not isinstance(first, Tensor) else False
+    return name not in _REORDERING
 
 
 def _indexes_by_tensor(index: object) -> bool:
@@ -229,13 +296,13 @@ def _indexes_by_tensor(index: object) -> bool:
 
 def _through_reshape(before: Sequence[int], where: Layout, after: Sequence[int]) -> Layout | Mark:
     """Follow the examples through a row-major reshape, whatever it merges or splits."""
-    dim, examples, outer = where
+    dim, examples, outer, reordered = where
     block = math.prod(before[dim:]) // (outer * examples)
     for new, size in enumerate(after):
         below = math.prod(after[new + 1 :])
         whole = below and block % below == 0 and size % (examples * (block // below)) == 0
         if whole and below * size >= block * examples:
-            return Layout(new, examples, size // (examples * (block // below)))
+            return Layout(new, examples, size // (examples * (block // below)), reordered)
     return LOST
 
 

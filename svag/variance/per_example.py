@@ -1,6 +1,6 @@
 """The within-batch variance of gradients, from the gradients of single examples."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
@@ -195,14 +195,18 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         recorder = self._recorder
         if recorder is None:
             return
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, PackedSequence):
-                recorder.examples = _mark_packed(value) or recorder.examples
-        given = tensors_in((*args, *kwargs.values()))
+        packs = list(_packs_in((*args, *kwargs.values())))
+        apart = {id(t) for pack in packs for t in pack}
+        given = [t for t in tensors_in((*args, *kwargs.values())) if id(t) not in apart]
         outermost = module is self._model
+        counts = [count for count in map(_mark_packed, packs) if count]
+        if counts and (outermost or not recorder.examples):
+            recorder.examples = counts[0]
         fresh = (None, CONSTANT) if outermost else (None,)
         new = [t for t in given if mark_of(t) in fresh and recorder.source_of(t) is None]
-        if new and (outermost or not recorder.examples):
+        if outermost:
+            self._refuse_ragged((*args, *kwargs.values()))
+        if new and not counts and (outermost or not recorder.examples):
             recorder.examples = self._count(module, new)
             if recorder.examples == 0:
                 refuse_one(0)
@@ -210,6 +214,18 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
             size = tensor.shape[self._batch_dim] if tensor.dim() > self._batch_dim else None
             ours = size == recorder.examples
             mark(tensor, Layout(self._batch_dim, recorder.examples) if ours else CONSTANT)
+
+    def _refuse_ragged(self, values: Any) -> None:
+        """Refuse a list with one tensor for each example, as far as that can be told."""
+        for value in values:
+            if isinstance(value, list):
+                tensors = [t for t in value if isinstance(t, Tensor) and t.dim() > self._batch_dim]
+                if len({t.shape[self._batch_dim] for t in tensors}) > 1:
+                    raise InvalidOption(
+                        f"the model was given a list of tensors of which dimension "
+                        f"{self._batch_dim} differs in size, so it cannot be the one that holds "
+                        "the examples; give one tensor, padded, or a PackedSequence"
+                    )
 
     def _count(self, module: nn.Module, tensors: Sequence[Tensor]) -> int:
         sizes = [t.shape[self._batch_dim] for t in tensors if t.dim() > self._batch_dim]
@@ -222,12 +238,24 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         )
 
 
+def _packs_in(values: Any) -> Iterator[PackedSequence]:
+    """Yield the packed sequences among values and in lists, tuples and dicts among them."""
+    for value in values:
+        if isinstance(value, PackedSequence):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _packs_in(value)
+        elif isinstance(value, dict):
+            yield from _packs_in(value.values())
+
+
 def _mark_packed(sequences: PackedSequence) -> int:
     """Mark sequences of several lengths; return how many there are if they are new."""
     where = mark_of(sequences.data)
     fresh = not depends_on_batch(sequences.data)
     if fresh:
-        where = Packed(sequences.batch_sizes)
+        sorted_by_torch = sequences.unsorted_indices is not None
+        where = Packed(sequences.batch_sizes, int(sorted_by_torch))
         mark(sequences.data, where)
     if isinstance(where, Packed):
         where.sort_out(sequences.unsorted_indices)

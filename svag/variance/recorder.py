@@ -24,6 +24,7 @@ from svag.variance.contributions import (
     PulledBack,
     pull_back,
 )
+from svag.variance.layout import Layout, Mark, in_order
 
 _DERIVED = "_svag_derived"
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -61,6 +62,7 @@ class Site:
         sources: one a parameter of the operation.
         factories: likewise; each maps (gradient of the output, input) to contributions.
         places: likewise, where an operation makes them another way: which weight it is.
+        where: the examples are in the output.
         uses: number of uses of each parameter in the same forward passes, by id.
     """
 
@@ -68,6 +70,7 @@ class Site:
     sources: Sequence[Source]
     factories: Sequence[Factory] = ()
     places: Sequence[int] = ()
+    where: Layout | Mark | None = None
     uses: Counter[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -84,7 +87,12 @@ class Site:
         for source, factory in zip(self.sources, self.factories, strict=True):
             dtype = torch.promote_types(source.computed.dtype, torch.float32)
             values = data.to(dtype) if data.is_floating_point() else data
-            yield from self.recorder.take(source, factory(delta.to(dtype), values), self.uses)
+            yield from self.take(source, factory(delta.to(dtype), values))
+
+    def take(self, source: Source, contributions: Contributions) -> Iterator[Tensor]:
+        """Hand contributions to the recorder and yield their sums, one a parameter."""
+        contributions.in_order = in_order(self.where)
+        return self.recorder.take(source, contributions, self.uses)
 
 
 class Tap(torch.autograd.Function):
@@ -271,11 +279,13 @@ class Recorder:
             self.second_moments[self.names[id(param)]] = squares.div_(examples)
 
     def _refuse_unequal(self, param: Tensor, uses: Sequence[Contributions]) -> None:
-        if len(uses) > 1 and not all(use.in_order for use in uses):
+        needed = len(uses) > 1 or id(param) in self.kept
+        if needed and not all(use.in_order for use in uses):
             raise PerExampleError(
-                f"{self.names[id(param)]} was used more than once, on packed sequences of which "
-                "svag does not know which is which example's; give the PackedSequence to a module "
-                "of torch.nn, or use svag.micro_batch_variance"
+                f"{self.names[id(param)]} was used more than once, or its contributions are to be "
+                "kept, and it was used on examples that indices put into another order, so which "
+                "is which is not clear; leave the sorting to torch (pack_padded_sequence with "
+                "enforce_sorted=False), or use svag.micro_batch_variance"
             )
         sizes = sorted({use.examples for use in uses})
         if len(sizes) > 1:

@@ -216,15 +216,19 @@ class Layer(torch.autograd.Function):
                 None,
                 d_x,
                 *gates.start,
-                *_gradients(ctx.site, gates, ctx.packed),
+                *_gradients(ctx.site, gates),
             )
 
 
-def _gradients(site: Site, gates: Gates, packed: Packed | None) -> list[Tensor]:
+def _gradients(site: Site, gates: Gates) -> list[Tensor]:
     """Hand the contributions of each weight to the recorder and return their sums."""
+    where = site.where
 
     def by_example(steps: Tensor) -> Tensor:
-        return steps.transpose(0, 1) if packed is None else packed.by_example(steps)
+        if isinstance(where, Packed):
+            return where.by_example(steps)
+        assert isinstance(where, Layout)
+        return where.examples_first(steps).flatten(1, 2)
 
     by_input, by_state = by_example(gates.by_input), by_example(gates.by_state)
     make: tuple[Callable[[], Contributions], ...] = (
@@ -236,9 +240,7 @@ def _gradients(site: Site, gates: Gates, packed: Packed | None) -> list[Tensor]:
     )
     result: list[Tensor] = []
     for source, which in zip(site.sources, site.places, strict=True):
-        contributions = make[which]()
-        contributions.in_order = packed is None or packed.in_order
-        result += site.recorder.take(source, contributions, site.uses)
+        result += site.take(source, make[which]())
     return result
 
 
@@ -286,7 +288,7 @@ def _packed(
             "example is not clear; pack inside the model with torch.nn.utils.rnn, or use "
             "svag.micro_batch_variance"
         )
-    where = Layout(1, packed.examples)
+    where = packed.last_states()
     states = hidden if isinstance(hidden, tuple | list) else [hidden]
     if packed.is_sorted and any(map(mode.recorder.source_of, states)):
         raise PerExampleError(
@@ -329,12 +331,23 @@ def _layers(
             n = layer * directions + d
             weights = flat[n * size : (n + 1) * size]
             start = [s[n] for s in starts]
-            out, *ends = _one(mode, kind, x, start, weights, has_bias, bool(d), packed)
+            out, *ends = _one(
+                mode,
+                kind,
+                x,
+                start,
+                weights,
+                has_bias,
+                bool(d),
+                where if packed is None else packed,
+            )
             outs.append(out)
             last.append(tuple(ends))
         x = torch.cat(outs, -1) if both else outs[0]
         if dropout and training and layer < layers - 1:
-            x = functional.dropout(x, dropout, True)
+            steps = x if packed is None else packed.pack(x)
+            steps = functional.dropout(steps, dropout, True)
+            x = steps if packed is None else packed.pad(steps)
     return x, last
 
 
@@ -356,8 +369,9 @@ def _one(
     flat: Sequence[Tensor],
     has_bias: bool,
     reverse: bool,
-    packed: Packed | None,
+    where: Layout | Packed,
 ) -> tuple[Tensor, ...]:
+    packed = where if isinstance(where, Packed) else None
     turn = (lambda t: t.flip(0)) if packed is None else packed.backwards
     biases = flat[2:4] if has_bias else (None, None)
     rest = flat[4:] if has_bias else flat[2:]
@@ -365,7 +379,8 @@ def _one(
     weights = Weights(*map(detached, every))
     found = [(n, mode.recorder.source_of(w)) for n, w in enumerate(every)]
     followed = [(n, source) for n, source in found if source is not None]
-    site = Site(mode.recorder, [s for _, s in followed], (), [n for n, _ in followed])
+    places = [n for n, _ in followed]
+    site = Site(mode.recorder, [s for _, s in followed], places=places, where=where)
     out, *last = Layer.apply(  # type: ignore[no-untyped-call]
         kind, site, weights, packed, turn(x) if reverse else x, *start, *site.params
     )

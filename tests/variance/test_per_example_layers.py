@@ -1,7 +1,9 @@
 """Every layer type against one backward pass for each example, in float64."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -137,6 +139,32 @@ class Siamese(nn.Module):
         return self.one(x) * self.one(x.flip(0, 1).flip(0).sin())
 
 
+class Flattened(nn.Module):
+    """A recurrent layer on the sentences of documents: several rows an example."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.inner, self.head = nn.LSTM(3, 4, batch_first=batch_first), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1)
+        out, (h, _) = self.inner(rows if self.inner.batch_first else rows.transpose(0, 1))
+        last = out[:, -1] if self.inner.batch_first else out[-1]
+        return self.head(torch.cat((last, h[0]), -1)).unflatten(0, x.shape[:2])
+
+
+class FrozenEncoder(nn.Module):
+    """A trainable head on what an encoder says that is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.head = Lengths(nn.LSTM(3, 4)), nn.Linear(28, 2)
+        self.encoder.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x))
+
+
 class WeightedBag(nn.Module):
     """A bag whose entries count by weights that are learned, one for each word."""
 
@@ -233,6 +261,9 @@ CASES = {
     "LSTM, packed, equal": Case(lambda: Lengths(nn.LSTM(3, 4), True), (7, 5, 3)),
     "GRU, packed": Case(lambda: Lengths(nn.GRU(3, 4, 2, bidirectional=True)), (7, 5, 3)),
     "GRU, packed twice": Case(Siamese, (7, 5, 3)),
+    "LSTM, packed, frozen": Case(FrozenEncoder, (7, 5, 3)),
+    "LSTM, flattened": Case(lambda: Flattened(True), (5, 3, 4, 3)),
+    "LSTM, flattened, time first": Case(lambda: Flattened(False), (5, 3, 4, 3)),
     "RNN, packed": Case(lambda: Lengths(nn.RNN(3, 4, 2, "relu", bidirectional=True)), (7, 5, 3)),
     "LSTMCell": Case(lambda: Cell(nn.LSTMCell), STEPS),
     "GRUCell": Case(lambda: Cell(nn.GRUCell), STEPS),
@@ -306,32 +337,81 @@ def test_layer_equals_brute_force(name: str, max_bytes: int | None) -> None:
     assert contributions
     for parameter, rows in contributions.items():
         p = model.get_parameter(parameter)
+        if not p.requires_grad:
+            assert not hasattr(p, "grad_var")
+            continue
         assert_within("layers, gradient", relative_error(p.grad, rows.sum(0)), 1e-10, parameter)
         error = relative_error(p.grad_var, variance_of_sum(rows))
         assert_within("layers, variance", error, 1e-10, parameter)
         assert p.grad_var.stride() == p.grad.stride()
 
 
-def test_packed_sequences_are_told_apart_where_they_are_the_input() -> None:
-    torch.manual_seed(0)
-    model = nn.LSTM(3, 4, 2, bidirectional=True).double()
-    sequences = [torch.randn(length, 3, dtype=torch.float64) for length in (2, 5, 1, 5)]
+class Given(nn.Module):
+    """Takes packed sequences, and a row of features for each, in a dictionary or beside it."""
 
-    def loss(of: list[Tensor]) -> Tensor:
-        out, (h, c) = model(pack_sequence(of, enforce_sorted=False))
-        return out.data.square().sum() + h.sin().sum() + c.cos().sum()
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.features = nn.LSTM(3, 4, 2, bidirectional=True), nn.Linear(2, 3)
+
+    def forward(self, packed: Any, features: Tensor) -> tuple[Tensor, ...]:
+        packed = packed["packed"] if isinstance(packed, dict) else packed
+        out, (h, c) = self.inner(packed)
+        return out.data, h, c, self.features(features)
+
+
+@pytest.mark.parametrize("wrap", [lambda packed: packed, lambda packed: {"packed": packed}])
+def test_packed_sequences_are_told_apart_where_they_are_the_input(wrap) -> None:
+    torch.manual_seed(0)
+    model = Given().double()
+    sequences = [torch.randn(length, 3, dtype=torch.float64) for length in (2, 5, 1, 5)]
+    features = torch.randn(4, 2, dtype=torch.float64)
+
+    def loss(of: list[Tensor], beside: Tensor) -> Tensor:
+        parts = model(wrap(pack_sequence(of, enforce_sorted=False)), beside)
+        return sum(part.square().sum() + part.sin().sum() for part in parts)
 
     rows = []
-    for sequence in sequences:
+    for k, sequence in enumerate(sequences):
         model.zero_grad()
-        loss([sequence]).backward()
+        loss([sequence], features[k : k + 1]).backward()
         rows.append([p.grad for p in model.parameters()])
     model.zero_grad()
-    with within_batch_variance(model):
-        loss(sequences).backward()
+    with within_batch_variance(model, per_example=["inner.weight_hh_l0"]) as seen:
+        loss(sequences, features).backward()
+    kept = seen.per_example["inner.weight_hh_l0"]
+    torch.testing.assert_close(kept, torch.stack([row[1] for row in rows]))
     for p, *own in zip(model.parameters(), *rows, strict=True):
         error = relative_error(p.grad_var, variance_of_sum(torch.stack(own)))
         assert_within("layers, variance", error, 1e-10)
+
+
+def test_dropout_between_packed_layers_draws_what_it_draws_in_plain_training() -> None:
+    model = Lengths(nn.LSTM(3, 4, 2, dropout=0.5)).double()
+    x, ends = torch.randn(7, 5, 3, dtype=torch.float64), []
+    for context in (nullcontext(), within_batch_variance(model)):
+        torch.manual_seed(0)
+        with context:
+            model(x).sum().backward()
+        ends.append(model.inner.weight_ih_l0.grad.clone())
+        model.zero_grad()
+    torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        ({"mode": "mean"}, {"per_sample_weights": torch.ones(4, 2)}),
+        ({"mode": "sum"}, {"per_sample_weights": torch.ones(4, 1)}),
+        ({"mode": "middle"}, {}),
+        ({}, {"offsets": torch.tensor([0, 1])}),
+    ],
+)
+def test_bags_refuse_what_torch_refuses(options: dict[str, Any], given: dict[str, Any]) -> None:
+    bag = nn.EmbeddingBag(5, 3, **options)
+    with pytest.raises((ValueError, NotImplementedError)) as plain:
+        bag(torch.ones(4, 2, dtype=torch.long), **given)
+    with pytest.raises(plain.type), within_batch_variance(bag):
+        bag(torch.ones(4, 2, dtype=torch.long), **given)
 
 
 def flattened(output: Tensor, weights: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
 
 from svag.errors import (
     InvalidOption,
@@ -133,6 +133,45 @@ class UsedTwice(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.dense(packed(self.dense(rows)).data)
+
+
+class SortedByHand(nn.Module):
+    """Looks at its examples in another order, and at first in theirs."""
+
+    def __init__(self, once: bool = False) -> None:
+        super().__init__()
+        self.dense, self.once = nn.Linear(3, 3), once
+
+    def forward(self, rows: Tensor) -> Tensor:
+        rows = rows if self.once else self.dense(rows)
+        return self.dense(rows[torch.tensor([4, 2, 0, 1, 3])])
+
+
+class Turned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(3, 3)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.dense(packed(rows).data.flip(0))
+
+
+class Listed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(3, 3)
+
+    def forward(self, sequences: list[Tensor]) -> Tensor:
+        return self.dense(pad_sequence(sequences, batch_first=True))
+
+
+class Outputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.GRU(3, 4)
+
+    def forward(self, sequences: PackedSequence) -> Tensor:
+        return self.inner(sequences)[1]
 
 
 class LearnedState(nn.Module):
@@ -293,7 +332,32 @@ CASES: dict[str, tuple[Callable[[], object], type[SvagError], str]] = {
     "packed sequences that nobody sorts out": (
         lambda: run(UsedTwice(), x(5, 4, 3), square),
         PerExampleError,
-        "dense.weight was used more than once, on packed sequences",
+        "dense.weight was used more than once.*indices put into another order",
+    ),
+    "weight used on an order of one's own": (
+        lambda: run(SortedByHand(), x(5, 4, 3), square),
+        PerExampleError,
+        "dense.weight was used more than once.*indices put into another order",
+    ),
+    "steps turned round": (
+        lambda: run(Turned(), x(5, 4, 3), square),
+        PerExampleError,
+        "which dimension holds the examples is not clear",
+    ),
+    "contributions kept in an unknown order": (
+        lambda: run(SortedByHand(once=True), x(5, 4, 3), square, per_example=["dense.weight"]),
+        PerExampleError,
+        "contributions are to be kept",
+    ),
+    "a list of sequences": (
+        lambda: run(Listed(), [x(5, 3), x(4, 3)], square),
+        InvalidOption,
+        "dimension 0 differs in size.*PackedSequence",
+    ),
+    "independence of packed sequences": (
+        lambda: run(Outputs(), packed(x(5, 4, 3)), square, check_independence=True),
+        PerExampleError,
+        "cannot replace examples of a PackedSequence",
     ),
     "learned state of sorted sequences": (
         lambda: run(LearnedState(), x(5, 4, 3), square),
