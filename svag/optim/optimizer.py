@@ -200,6 +200,7 @@ class Dissected(Optimizer):
                 self._step_eagerly(self._entries())
                 return loss
             if self._plan is None or not self._plan.holds(self.param_groups, self.state):
+                self._plan = None  # it has seen what the next one may refuse
                 entries = self._entries()
                 self._plan = Plan(self.anatomy, self.param_groups, self.state, entries)
             self._step_fused(self._plan.fused)

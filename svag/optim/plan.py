@@ -139,7 +139,8 @@ class Plan:
         self._states = list(states.values())
         watched = {id(param) for fused in self.fused for param in fused.params}
         self._others = [param for param in self._params if id(param) not in watched]
-        self._absent = [param.grad is None for param in self._others]
+        self._kinds = [_kind(param.grad) for param in self._others]
+        self._kept = [tuple(entry.state) for entry in self.rest]
 
     def holds(self, groups: Sequence[Group], states: Mapping[Tensor, State]) -> bool:
         """Whether everything is as it was, gradients being elsewhere aside."""
@@ -148,7 +149,8 @@ class Plan:
             self._settled
             and len(params) == len(self._params)
             and all(map(operator.is_, params, self._params))
-            and [param.grad is None for param in self._others] == self._absent
+            and [_kind(param.grad) for param in self._others] == self._kinds
+            and [tuple(entry.state) for entry in self.rest] == self._kept
             and _decisive(groups) == self._options
             and len(states) == len(self._states)
             and all(map(operator.is_, states.values(), self._states))
@@ -237,6 +239,11 @@ def _settle_step(state: State, param: Tensor) -> None:
         state["step"] = step.to(param.device, torch.float32)
 
 
+def _kind(grad: Tensor | None) -> torch.layout | None:
+    """Return how a gradient is stored, None if there is none."""
+    return None if grad is None else grad.layout
+
+
 def _decays(group: Group) -> bool:
     """Whether there is weight decay; a tensor is not read, since it may be on a device."""
     return isinstance(group["weight_decay"], Tensor) or group["weight_decay"] != 0
@@ -248,4 +255,7 @@ def _params(groups: Iterable[Group]) -> list[Tensor]:
 
 def _decisive(groups: Iterable[Group]) -> list[tuple[Any, ...]]:
     """Return what a plan depends on of each group's options."""
-    return [(_decays(group), *(group.get(option) for option in _DECISIVE)) for group in groups]
+    return [
+        (len(group["params"]), _decays(group), *(group.get(option) for option in _DECISIVE))
+        for group in groups
+    ]

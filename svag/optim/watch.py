@@ -44,6 +44,7 @@ def watch(
     """
     buffers = (state[name] for state in states for name in names)
     plain = all(type(tensor) in PLAIN for tensor in itertools.chain(params, buffers))
+    plain = plain and all(type(state) is dict for state in states)
     if plain and not within_batch:
         try:
             from svag.optim.engines import numba_watch
@@ -109,7 +110,8 @@ class _Watch:
             [address == 0 for address in addresses],  # empty, and not without memory
             list(map(_address, params)),
             list(map(_address, buffers)),
-            list(map(_elements, params)),
+            list(map(_elements, [*params, *buffers])),
+            [buffer.dtype for buffer in buffers],
             list(map(_strides, grads)),
             [grad.dtype for grad in grads],
             [(t.stride(), t.is_neg(), t.is_conj()) for t in self._matrices],

@@ -27,7 +27,7 @@ class Moments:
     """
 
     def __init__(self, shift: Tensor) -> None:
-        self._shift = shift.contiguous()
+        self._shift = shift.resolve_neg().contiguous()
         self.total, self.squares = torch.zeros_like(self._shift), torch.zeros_like(self._shift)
         self._numba = _numba() if shift.device.type == "cpu" else None
         if self._numba is None or shift.dtype not in self._numba.DTYPES:
@@ -47,7 +47,7 @@ class Moments:
             self.total.addmv_(rows.t(), ones)
             self.squares.addmv_(rows.square_().t(), ones)
             return
-        rows = rows.contiguous()
+        rows = rows.to(self._shift.dtype).resolve_neg().contiguous()
         self._job["rows"], self._job["count"], self._job["next"] = rows.data_ptr(), len(rows), 0
         blocks = -(-rows.shape[1] // self._numba.BLOCK)
         count = min(torch.get_num_threads(), blocks, max(1, rows.numel() // _WORTH_A_THREAD))

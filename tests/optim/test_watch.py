@@ -87,6 +87,15 @@ def replace(state: dict[str, Any], name: str) -> None:
     state[name] = state[name].clone()
 
 
+def recast(average: Tensor) -> None:
+    """Read the same memory as halves, as an allocator may give it out again."""
+    average.data = average.data.view(torch.bfloat16)[: len(average)]
+
+
+def shorten(average: Tensor) -> None:
+    average.data = average.data[:3]
+
+
 CHANGES: dict[str, Callable[[list[Any], list[dict[str, Any]]], object]] = {
     "parameter elsewhere": lambda p, s: setattr(p[0], "data", p[0].data.clone()),
     "parameter of another dtype": lambda p, s: setattr(p[1], "data", p[1].data.double()),
@@ -97,6 +106,8 @@ CHANGES: dict[str, Callable[[list[Any], list[dict[str, Any]]], object]] = {
     "step replaced": lambda p, s: replace(s[4], "step"),
     "average elsewhere": lambda p, s: setattr(s[0]["exp_avg"], "data", torch.zeros(5)),
     "average turned where it is": lambda p, s: s[1]["exp_avg_sq"].t_(),
+    "vector of another dtype in its place": lambda p, s: recast(s[0]["exp_avg"]),
+    "shorter average in its place": lambda p, s: shorten(s[0]["exp_avg_sq"]),
     "average gone": lambda p, s: s[3].pop("exp_avg_sq"),
     "state empty": lambda p, s: s[4].clear(),
     "one more in a state": lambda p, s: s[2].update(more=1),
@@ -152,6 +163,74 @@ def test_a_watched_parameter_can_be_swapped_and_that_is_noticed(look):
     del other
     params[0].requires_grad_().grad = torch.zeros(5)
     assert watched.look() is None
+
+
+def test_a_refused_step_leaves_no_address_behind():
+    """What a look has seen before another gradient is refused must not count as known."""
+    params = [nn.Parameter(torch.zeros(4)) for _ in range(2)]
+    optimizer = svag.SGD(params, lr=1.0)
+    first = torch.ones(4)
+    for param in params:
+        param.grad = first.clone()
+    optimizer.step()
+    params[0].grad = later = torch.full((4,), 5.0)
+    params[1].grad = torch.ones(4).to_sparse()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+    params[1].grad = torch.ones(4)
+    optimizer.step()
+    assert params[0].grad is later
+    assert params[0].tolist() == [-6.0] * 4
+    assert params[1].tolist() == [-2.0] * 4
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_a_parameter_that_changes_its_group_has_the_new_group_s_options(fused):
+    params = [nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    groups = [{"params": params[:2], "lr": 1.0}, {"params": params[2:], "lr": 100.0}]
+    optimizer = svag.SGD(groups, lr=1.0, fused=fused)
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.ones(1)
+        optimizer.step()
+        moved = optimizer.param_groups[0]["params"]
+        if len(moved) == 2:
+            optimizer.param_groups[1]["params"].insert(0, moved.pop())
+    assert [param.item() for param in params] == [-2.0, -101.0, -200.0]
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_a_state_that_is_cleared_starts_afresh(fused):
+    ends = []
+    for clears in (True, False):
+        param = nn.Parameter(torch.zeros(3))
+        optimizer = svag.MSVAG([param], fused=fused)
+        for _ in range(2):
+            param.grad = torch.ones(3)
+            optimizer.step()
+        if clears:
+            optimizer.state[param].clear()
+        else:
+            optimizer = svag.MSVAG([param], fused=fused)
+        param.grad = torch.full((3,), 2.0)
+        optimizer.step()
+        ends.append(param.detach().clone())
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_gradient_of_zeros_without_memory_is_one_of_zeros(steps):
+    ends = []
+    for make in (torch._efficientzerotensor, torch.zeros):
+        param = nn.Parameter(torch.ones(5))
+        optimizer = svag.MSVAG([param])
+        for _ in range(steps):
+            param.grad = torch.ones(5)
+            optimizer.step()
+        param.grad = make(5)
+        optimizer.step()
+        ends.append(param.detach().clone())
+    torch.testing.assert_close(*ends)
 
 
 def test_plain_tensors_are_looked_at_in_compiled_code() -> None:

@@ -27,7 +27,7 @@ TENSOR: Final = np.dtype(
     [
         ("object", np.int64),  # of Python; 0 for a gradient, which is found at its parameter
         ("elements", np.int64),  # the address of the first
-        ("layout", np.uint64),  # a digest of dtype, sizes, strides and lazy negation; 0 for any
+        ("layout", np.uint64),  # a digest of dtype, sizes, strides and lazy negation
     ]
 )
 
@@ -150,7 +150,7 @@ def _fetch_all(job, states, tensors):
         fetch(tensors[i].object)
     for i in range(job.tensors):
         tensor = _word(tensors[i].object + job.offset)
-        for line in range(4 if tensors[i].layout != 0 else 1):
+        for line in range(4):
             fetch(tensor + 64 * line)
     for i in range(job.params):
         tensor = _word(_ask(job.gradient, _word(tensors[i].object + job.offset)))
@@ -197,12 +197,8 @@ def look(job_address):
                 return
         else:
             tensor = tensors[i].object + job.offset
-        layout = tensors[i].layout
-        if layout != 0:
-            layout = _layout(job, tensor, answer)
-            if layout == 0:
-                return
-        if _write(job.data, tensor, answer) != 0:
+        layout = _layout(job, tensor, answer)
+        if layout == 0 or _write(job.data, tensor, answer) != 0:
             return
         elements = job.answer
         if job.recording != 0:
@@ -238,9 +234,6 @@ class Watch:
         self._held = tensors, states, values
         self._tensors = np.zeros(len(tensors) + len(params), TENSOR)
         self._tensors["object"][: len(tensors)] = list(map(id, tensors))
-        # A vector of the state can lie in one way only.
-        of_interest = [t.dim() > 1 or i < len(params) for i, t in enumerate(tensors)]
-        self._tensors["layout"] = [*of_interest, *(True for _ in params)]
         tables = {
             "tensor_table": self._tensors,
             "state_table": np.array(list(map(id, states)), np.int64),

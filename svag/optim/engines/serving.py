@@ -64,6 +64,8 @@ def mismatch(param: Tensor, grads: Sequence[Tensor], buffers: Iterable[Tensor]) 
             return f"its {name} is laid out in another way ({tensor.stride()}, {param.stride()})"
         if tensor.is_neg() or tensor.is_conj():
             return f"its {name} is a view that stands for its negative or conjugate"
+        if tensor.numel() and not tensor.data_ptr():
+            return f"its {name} has no memory"
     odd = [grad.dtype for grad in grads if grad.dtype != param.dtype]
     return f"its gradient is {odd[0]}, not {param.dtype}" if odd else None
 
