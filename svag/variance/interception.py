@@ -141,6 +141,12 @@ class Interception(TorchFunctionMode):
         where = mark_of(tensor)
         if isinstance(where, Layout):
             return where
+        if isinstance(where, Packed):
+            raise PerExampleError(
+                f"{name_of(func)} was given the steps of packed sequences, which svag follows "
+                "through recurrent and dense layers and operations without parameters only; apply "
+                "it before packing or after pad_packed_sequence, or use svag.micro_batch_variance"
+            )
         raise PerExampleError(
             f"{name_of(func)} was given a tensor of shape {tuple(tensor.shape)}, and which "
             f"dimension holds the examples is not clear ({where}): an operation before it mixed "

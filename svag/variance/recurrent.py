@@ -257,28 +257,28 @@ def _rule(
             "svag.micro_batch_variance"
         )
     if not isinstance(args[3], bool):
-        return _packed(mode, func, *args)
-    x, hidden, flat, has_bias, layers, dropout, training, both, batch_first = args
+        data, sizes, hidden, *rest = args
+        return _packed(mode, func, data, sizes, hidden, Stack(*rest))
+    x, hidden, *rest, batch_first = args
     where = _time_first(mode.layout_of(x, func), batch_first)
     x = x.transpose(0, 1) if batch_first else x
-    x, last = _layers(
-        mode, func, x, hidden, flat, has_bias, layers, dropout, training, both, where, None
-    )
+    x, last = _layers(mode, func, x, hidden, Stack(*rest), where, None)
     return _marked(x, last, where, batch_first)
 
 
+class Stack(NamedTuple):
+    """What torch's functions are told of the layers, in their order."""
+
+    flat: Sequence[Tensor]
+    has_bias: bool
+    layers: int
+    dropout: float
+    training: bool
+    both: bool
+
+
 def _packed(
-    mode: Interception,
-    func: Call,
-    data: Tensor,
-    sizes: Tensor,
-    hidden: Any,
-    flat: Sequence[Tensor],
-    has_bias: bool,
-    layers: int,
-    dropout: float,
-    training: bool,
-    both: bool,
+    mode: Interception, func: Call, data: Tensor, sizes: Tensor, hidden: Any, stack: Stack
 ) -> tuple[Tensor, ...]:
     """Run the layers on sequences of several lengths."""
     packed = mark_of(data)
@@ -296,10 +296,7 @@ def _packed(
             "row of it belongs to which example is not clear; sort the mini-batch beforehand "
             "(enforce_sorted=True), or use svag.micro_batch_variance"
         )
-    x, last = _layers(
-        mode, func, packed.pad(data), hidden, flat, has_bias, layers, dropout, training, both,
-        where, packed,
-    )  # fmt: skip
+    x, last = _layers(mode, func, packed.pad(data), hidden, stack, where, packed)
     out = packed.pack(x)
     mark(out, packed)
     return (out, *_stacked(last, where))
@@ -310,43 +307,31 @@ def _layers(
     func: Call,
     x: Tensor,
     hidden: Any,
-    flat: Sequence[Tensor],
-    has_bias: bool,
-    layers: int,
-    dropout: float,
-    training: bool,
-    both: bool,
+    stack: Stack,
     where: Layout,
     packed: Packed | None,
 ) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
     """Return the output ``(T, B, width)`` and the last states of each layer and direction."""
     kind = KINDS[func]
     starts = [placed_state(mode, func, s, where) for s in (hidden if kind == "lstm" else [hidden])]
-    directions = 2 if both else 1
-    size = len(flat) // (layers * directions)
+    directions = 2 if stack.both else 1
+    size = len(stack.flat) // (stack.layers * directions)
     last: list[tuple[Tensor, ...]] = []
-    for layer in range(layers):
+    for layer in range(stack.layers):
         outs = []
         for d in range(directions):
             n = layer * directions + d
-            weights = flat[n * size : (n + 1) * size]
+            weights = stack.flat[n * size : (n + 1) * size]
             start = [s[n] for s in starts]
             out, *ends = _one(
-                mode,
-                kind,
-                x,
-                start,
-                weights,
-                has_bias,
-                bool(d),
-                where if packed is None else packed,
+                mode, kind, x, start, weights, stack.has_bias, bool(d), packed or where
             )
             outs.append(out)
             last.append(tuple(ends))
-        x = torch.cat(outs, -1) if both else outs[0]
-        if dropout and training and layer < layers - 1:
+        x = torch.cat(outs, -1) if stack.both else outs[0]
+        if stack.dropout and stack.training and layer < stack.layers - 1:
             steps = x if packed is None else packed.pack(x)
-            steps = functional.dropout(steps, dropout, True)
+            steps = functional.dropout(steps, stack.dropout, True)
             x = steps if packed is None else packed.pad(steps)
     return x, last
 

@@ -147,6 +147,15 @@ class SortedByHand(nn.Module):
         return self.dense(rows[torch.tensor([4, 2, 0, 1, 3])])
 
 
+class NormalisedSteps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(3)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.norm(packed(rows).data)
+
+
 class Turned(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -338,6 +347,11 @@ CASES: dict[str, tuple[Callable[[], object], type[SvagError], str]] = {
         lambda: run(SortedByHand(), x(5, 4, 3), square),
         PerExampleError,
         "dense.weight was used more than once.*indices put into another order",
+    ),
+    "normalised steps": (
+        lambda: run(NormalisedSteps(), x(5, 4, 3), square),
+        PerExampleError,
+        "layer_norm was given the steps of packed sequences.*before packing",
     ),
     "steps turned round": (
         lambda: run(Turned(), x(5, 4, 3), square),
