@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from svag.errors import PerExampleError
-from svag.variance.interception import replaced, tensors_in
+from svag.variance.interception import found_in, replaced, tensors_in
 from svag.variance.layout import Layout, mark_of
 from svag.variance.recorder import Recorder
 
@@ -72,7 +72,7 @@ class IndependenceCheck:
 
     def _refuse_packed(self) -> None:
         args, kwargs = self.inputs or ((), {})
-        if any(isinstance(value, PackedSequence) for value in (*args, *kwargs.values())):
+        if any(True for _ in found_in((*args, *kwargs.values()), PackedSequence)):
             raise PerExampleError(
                 "check_independence=True cannot replace examples of a PackedSequence, whose "
                 "lengths differ; give the model padded sequences and pack inside, or give "

@@ -3,7 +3,7 @@
 import functools
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from svag.variance.layout import (
 )
 from svag.variance.recorder import Factory, Link, Recorder, Site, Source, Tap
 
+T = TypeVar("T")
 Call: TypeAlias = Callable[..., Any]
 Rule: TypeAlias = Callable[["Interception", Call, Sequence[Any], dict[str, Any]], Any]
 
@@ -212,15 +213,20 @@ def _handles(func: Call) -> bool:
     return name in _HANDLING or (name == "__get__" and func not in _VIEW_GETTERS)
 
 
-def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Yield the tensors among values and in lists, tuples and dicts among them."""
+def found_in(values: Any, kind: type[T]) -> Iterator[T]:
+    """Yield what is of a kind among values and in lists, tuples and dicts among them."""
     for value in values:
-        if isinstance(value, Tensor):
+        if isinstance(value, kind):
             yield value
         elif isinstance(value, list | tuple):
-            yield from tensors_in(value)
+            yield from found_in(value, kind)
         elif isinstance(value, dict):
-            yield from tensors_in(value.values())
+            yield from found_in(value.values(), kind)
+
+
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """Yield the tensors among values, likewise."""
+    return found_in(values, Tensor)
 
 
 def replaced(values: Any, by_id: Mapping[int, Tensor]) -> Any:

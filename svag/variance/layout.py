@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -205,7 +206,7 @@ def hand_on(
     elif name in _RESHAPES:
         for out in outputs:
             mark(out, _through_reshape(source.shape, where, out.shape))
-    elif name in _VIEWS and source is args[0] and not _indexes_by_tensor(args[1:]):
+    elif name in _VIEWS and source is args[0] and not _indexes_by_values(name, args[1:]):
         _through_view(func, args, kwargs, source, where, list(outputs))
     elif name in _REDUCTIONS and (reduced := _reduced(source.dim(), args, kwargs)) is not None:
         for out in outputs:
@@ -232,18 +233,35 @@ def _order(
     if name == "index_select":
         given = dict(zip(("input", "dim", "index"), args, strict=False)) | kwargs
         index = given["index"] if given["dim"] % source.dim() == where.dim else None
+    elif name in ("flip", "roll"):
+        return _turned(name, args, kwargs, source, where)
     elif name == "__getitem__" and source is args[0]:
         index = args[1]
         if isinstance(index, tuple):
-            plain = ... not in index and None not in index
+            plain = not any(part is ... or part is None for part in index)
             index = index[where.dim] if plain and len(index) > where.dim else None
         elif where.dim != 0:
             index = None
+    if isinstance(index, list | np.ndarray):
+        index = torch.as_tensor(index)
     if not isinstance(index, Tensor) or index.dtype == torch.bool or index.dim() != 1:
         return None
     size = source.shape[where.dim]
     in_order = len(index) == size and torch.equal(index, torch.arange(size, device=index.device))
     return None if in_order else index
+
+
+def _turned(
+    name: str, args: Sequence[Any], kwargs: dict[str, Any], source: Tensor, where: Layout
+) -> Tensor | None:
+    """Return the new order if a flip or a roll goes along the examples."""
+    given = kwargs.get("dims", args[1:] if name == "flip" else args[2:])
+    dims = [given] if isinstance(given, int) else list(given)
+    if len(dims) == 1 and isinstance(dims[0], list | tuple):
+        dims = list(dims[0])
+    places = torch.arange(source.shape[where.dim])
+    # A roll without dimensions goes through all elements.
+    return places if not dims or where.dim in [dim % source.dim() for dim in dims] else None
 
 
 _REORDERING = frozenset(
@@ -288,9 +306,12 @@ def _keeps_steps(name: str, args: Sequence[Any]) -> bool:
     return name not in _REORDERING
 
 
-def _indexes_by_tensor(index: object) -> bool:
+def _indexes_by_values(name: str, index: object) -> bool:
+    """Whether an operation takes what tensors say; x[[2, 0, 1]] does, x.split([2, 1]) does not."""
+    if isinstance(index, list | np.ndarray) and name == "__getitem__":
+        return True
     if isinstance(index, tuple | list):
-        return any(map(_indexes_by_tensor, index))
+        return any(_indexes_by_values(name, part) for part in index)
     return isinstance(index, Tensor)
 
 

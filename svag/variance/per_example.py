@@ -1,6 +1,6 @@
 """The within-batch variance of gradients, from the gradients of single examples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +14,7 @@ from svag.variance import bags, cells, layers, recurrent
 from svag.variance.contributions import DEFAULT_MAX_BYTES, refuse_one
 from svag.variance.generic import otherwise
 from svag.variance.independence import IndependenceCheck
-from svag.variance.interception import Call, Interception, Rule, tensors_in
+from svag.variance.interception import Call, Interception, Rule, found_in, tensors_in
 from svag.variance.layout import (
     CONSTANT,
     Layout,
@@ -195,7 +195,7 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         recorder = self._recorder
         if recorder is None:
             return
-        packs = list(_packs_in((*args, *kwargs.values())))
+        packs = list(found_in((*args, *kwargs.values()), PackedSequence))
         apart = {id(t) for pack in packs for t in pack}
         given = [t for t in tensors_in((*args, *kwargs.values())) if id(t) not in apart]
         outermost = module is self._model
@@ -236,17 +236,6 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
             f"batch_dim={self._batch_dim}: {type(module).__name__} was given tensors of shape "
             f"{shapes}, none of which has that dimension; give the one that holds the examples"
         )
-
-
-def _packs_in(values: Any) -> Iterator[PackedSequence]:
-    """Yield the packed sequences among values and in lists, tuples and dicts among them."""
-    for value in values:
-        if isinstance(value, PackedSequence):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _packs_in(value)
-        elif isinstance(value, dict):
-            yield from _packs_in(value.values())
 
 
 def _mark_packed(sequences: PackedSequence) -> int:

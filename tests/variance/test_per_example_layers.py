@@ -136,7 +136,7 @@ class Siamese(nn.Module):
         self.one = Lengths(nn.GRU(3, 4))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.one(x) * self.one(x.flip(0, 1).flip(0).sin())
+        return self.one(x) * self.one(x.flip(1).sin())
 
 
 class Flattened(nn.Module):
