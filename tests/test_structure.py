@@ -54,6 +54,7 @@ FLOORS = (
     (
         "svag.optim.engines.bits",
         "svag.optim.engines.numba_watch",
+        "svag.optim.engines.schedule",
         "svag.optim.engines.triton_kernel",
     ),
     ("svag.optim.engines.numba_kernel", "svag.optim.watch"),

@@ -36,7 +36,6 @@ from .cases import ENGINES, METHODS, Case, by_name, every_engine, named
 
 pytest.importorskip("numba", reason="the engine compared with is Numba's (extra fast)")
 
-from svag.optim.engines import cpu
 
 REAL = {torch.complex64: torch.float32}
 
@@ -224,30 +223,6 @@ def test_no_element_is_left_out_or_taken_twice(size, dtype):
     expected = p.detach() - p.grad
     svag.SGD([p], lr=1.0, fused=True).step()
     assert torch.equal(p, expected)
-
-
-@given(
-    sizes=st.lists(st.one_of(st.integers(0, 300), st.integers(0, 400_000)), min_size=1, max_size=8),
-    threads=st.integers(1, 64),
-)
-def test_portions_cover_every_element_once(sizes, threads):
-    chunks, portions = cpu._cut(sizes, threads)
-    assert portions["begin"].tolist() == [0, *portions["end"][:-1]]
-    assert portions["end"][-1] == len(chunks)
-    ends = dict.fromkeys((n for n, size in enumerate(sizes) if size), 0)
-    for chunk in chunks:
-        assert chunk["begin"] == ends[chunk["tensor"]] < chunk["end"]
-        ends[chunk["tensor"]] = chunk["end"]
-    assert ends == {n: size for n, size in enumerate(sizes) if size}
-    assert chunks["tensor"].tolist() == sorted(chunks["tensor"])
-
-
-def test_portions_shrink_until_the_threads_end_together():
-    chunks, portions = cpu._cut([3_000_000, 40, 2_000_000, 10_000], 4)
-    elements = chunks["end"] - chunks["begin"]
-    taken = [int(elements[begin:end].sum()) for begin, end in portions]
-    for n, portion in enumerate(taken):
-        assert portion <= max(sum(taken[n:]) / 8, cpu._SMALLEST) + cpu._SMALLEST
 
 
 LAYOUTS = {

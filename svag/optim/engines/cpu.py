@@ -1,34 +1,29 @@
 """The rule on a CPU: one call of compiled code over all tensors.
 
-A table holds the addresses of each tensor, a second one cuts the tensors into chunks, and threads
-take portions of chunks until there are none left. Numba keeps the machine code on disk, so that a
-kernel is compiled once on a machine.
+A table holds the addresses of each tensor, others say which thread updates which elements. Numba
+keeps the machine code on disk, so that a kernel is compiled once on a machine.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from svag.compiled import machine_code, threads
 from svag.compiled.machine_code import Address
 from svag.optim.engines import bits
 from svag.optim.engines import kernel as kernels
+from svag.optim.engines import schedule as schedules
 from svag.optim.engines.kernel import ADDRESSES, OPTIONS, Kernel, options
-from svag.optim.engines.numba_kernel import CHUNK, JOB, NUMBERS, PORTION, beginning, loop_of
+from svag.optim.engines.numba_kernel import JOB, NUMBERS, beginning, loop_of
 from svag.optim.rule import Rule
 
 DTYPES: Final = bits.DTYPES
 """Dtypes of parameters and averages that this engine updates."""
 
-# Elements. Measured on two cores: chunks of 131,072 are 4 % faster than chunks of 65,536 and 10 %
-# faster than chunks of 32,768 where memory is the limit, larger ones no faster.
-_SMALLEST: Final = 8192
-_LARGEST: Final = 131072
 _WORTH_A_THREAD: Final = 65536
 
 
@@ -36,7 +31,7 @@ _WORTH_A_THREAD: Final = 65536
 def _machine_code(kernel: Kernel | None) -> Address:
     """Return where the code of a kernel's loop is, or of what begins a step."""
     function = beginning() if kernel is None else loop_of(kernel)
-    return machine_code.address_of(function, variant=kernel, sources=(bits, kernels))
+    return machine_code.address_of(function, variant=kernel, sources=(bits, kernels, schedules))
 
 
 class Table:
@@ -66,18 +61,20 @@ class Table:
         self._elements = sum(sizes)
         self._options = np.zeros(max(groups) + 1, OPTIONS)
         self._used = sorted(set(groups))
-        chunks, portions = _cut(sizes, torch.get_num_threads())
+        chunks, portions, ranges = schedules.schedule(sizes, torch.get_num_threads())
         numbers = np.zeros(count, NUMBERS)
         group_table, stream_table = np.array(groups, np.int64), np.array(streams, np.int64)
-        self._tables = (chunks, portions, numbers, group_table, stream_table)  # kept alive
+        self._tables = (chunks, portions, ranges, numbers, group_table, stream_table)  # kept alive
         self._job = np.zeros(1, JOB)
         self._job["tensors"], self._job["chunks"] = count, len(chunks)
-        self._job["portions"], self._job["groups"] = len(portions), len(self._options)
+        self._job["portions"], self._job["ranges"] = len(portions), len(ranges)
+        self._job["groups"] = len(self._options)
         for name, table in {
             "addresses": self._addresses,
             "numbers": numbers,
             "chunk_table": chunks,
             "portion_table": portions,
+            "range_table": ranges,
             "group_table": group_table,
             "stream_table": stream_table,
             "options": self._options,
@@ -106,31 +103,3 @@ class Table:
         if grad_scale is not None:
             loop = _machine_code(self._kernel._replace(scales=True))
         threads.run(loop, self._address, count)
-
-
-def _cut(sizes: Sequence[int], threads: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Cut tensors into chunks, and gather chunks to portions that shrink towards the end.
-
-    Each portion is what every thread's share of the rest allows, so that all end together, though
-    one may have begun late or been held up.
-    """
-    chunks: list[tuple[int, int, int]] = []
-    portions: list[tuple[int, int]] = []
-    rest, room, first = sum(sizes), 0, 0
-    for tensor, size in enumerate(sizes):
-        begin = 0
-        while begin < size:
-            if room <= 0:
-                if chunks:
-                    portions.append((first, len(chunks)))
-                first = len(chunks)
-                share = rest // (2 * threads)
-                room = max(_SMALLEST, min(_LARGEST, share // _SMALLEST * _SMALLEST))
-            # No crumb of a tensor is left for a portion of its own.
-            end = size if size - begin < room + _SMALLEST else begin + room
-            chunks.append((tensor, begin, end))
-            room -= end - begin
-            rest -= end - begin
-            begin = end
-    portions.append((first, len(chunks)))
-    return np.array(chunks, CHUNK), np.array(portions, PORTION)

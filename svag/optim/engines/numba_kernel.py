@@ -1,4 +1,4 @@
-"""The loop that Numba compiles: the rule on one element, and the portions that threads take.
+"""The loop that Numba compiles: the rule on one element, through a thread's portions.
 
 :func:`loop_of` makes one loop for each :class:`~svag.optim.engines.kernel.Kernel`, whose switches
 are constants in it. Every element is read once, updated in registers and written once. What a step
@@ -16,6 +16,7 @@ from numba import carray  # type: ignore[attr-defined]
 from svag.compiled.machine_code import compiled, pointer, take
 from svag.optim.engines.bits import LOW, NEAREST, NEXT, STORAGE, mix, narrow, widen
 from svag.optim.engines.kernel import ADDRESSES, OPTIONS, Kernel
+from svag.optim.engines.schedule import CHUNK, PORTION, RANGE
 
 NUMBERS: Final = np.dtype(
     [
@@ -39,23 +40,19 @@ NUMBERS: Final = np.dtype(
 )
 """The numbers of one tensor's step, the same for all its elements."""
 
-CHUNK: Final = np.dtype([("tensor", np.int64), ("begin", np.int64), ("end", np.int64)])
-"""Some elements of one tensor."""
-
-PORTION: Final = np.dtype([("begin", np.int64), ("end", np.int64)])
-"""The chunks that a thread takes at once."""
-
 JOB: Final = np.dtype(
     [
         ("tensors", np.int64),
         ("chunks", np.int64),
         ("portions", np.int64),
+        ("ranges", np.int64),
         ("groups", np.int64),
-        ("next", np.int64),  # the portion that a thread takes next
+        ("begun", np.int64),  # how many threads have
         ("addresses", np.int64),  # of tables, from here on
         ("numbers", np.int64),
         ("chunk_table", np.int64),
         ("portion_table", np.int64),
+        ("range_table", np.int64),
         ("group_table", np.int64),
         ("stream_table", np.int64),
         ("options", np.int64),
@@ -68,7 +65,8 @@ JOB: Final = np.dtype(
 )
 
 
-_NEXT: Final = next(i for i, name in enumerate(JOB.names or ()) if name == "next") * 8
+_BEGUN: Final = next(i for i, name in enumerate(JOB.names or ()) if name == "begun") * 8
+_RANGE_BYTES: Final = RANGE.itemsize
 
 
 @compiled
@@ -139,7 +137,10 @@ def beginning() -> Callable[[Any], None]:
                 _number(numbers[i], options[group], step, job)
                 group_before, step_before = group, step
             numbers[i].key = _key(options[group].seed, streams[i], step)
-        job.next = 0
+        ranges = carray(pointer(job.range_table), job.ranges, RANGE)
+        for i in range(job.ranges):
+            ranges[i].next = ranges[i].begin
+        job.begun = 0
 
     return begin
 
@@ -219,12 +220,16 @@ def loop_of(kernel: Kernel) -> Callable[[Any], None]:
         number_table = carray(pointer(job.numbers), job.tensors, NUMBERS)
         chunks = carray(pointer(job.chunk_table), job.chunks, CHUNK)
         portions = carray(pointer(job.portion_table), job.portions, PORTION)
+        ranges = carray(pointer(job.range_table), job.ranges, RANGE)
         zero, one = real(0), real(1)
         least, most, least_root = real(tiny), real(huge), real(root_tiny)
-        while True:
-            taken = take(pointer(job_address + _NEXT))
-            if taken >= job.portions:
-                break
+        own, others = take(pointer(job_address + _BEGUN)), 0
+        while others < job.ranges:
+            place = (own + others) % job.ranges
+            taken = take(pointer(job.range_table + place * _RANGE_BYTES))
+            if taken >= ranges[place].end:
+                others += 1
+                continue
             for index in range(portions[taken].begin, portions[taken].end):
                 chunk = chunks[index]
                 begin, n = chunk.begin, chunk.end - chunk.begin
