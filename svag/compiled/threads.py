@@ -34,6 +34,11 @@ def _openmp() -> Any:
     return parallel
 
 
+def parallel() -> Address:
+    """Return GOMP_parallel for code that calls it itself; 0 where torch has another library."""
+    return ctypes.cast(_openmp(), ctypes.c_void_p).value or 0 if _openmp() is not None else 0
+
+
 @functools.cache
 def _pool(process: int, count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="svag")

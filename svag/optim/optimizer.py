@@ -15,7 +15,7 @@ from svag.optim.engines import eager
 from svag.optim.local import local, local_gradient
 from svag.optim.moments import as_scalar
 from svag.optim.options import Options
-from svag.optim.plan import Entry, Fused, Plan
+from svag.optim.plan import Entry, Plan
 from svag.optim.rule import Bucket, Row, Rule
 from svag.variance import attachment
 from svag.variance.clipping import check_unscaled
@@ -203,7 +203,7 @@ class Dissected(Optimizer):
                 self._plan = None  # it has seen what the next one may refuse
                 entries = self._entries()
                 self._plan = Plan(self.anatomy, self.param_groups, self.state, entries)
-            self._step_fused(self._plan.fused)
+            self._step_fused(self._plan)
             self._step_eagerly(self._plan.rest)
         return loss
 
@@ -231,12 +231,14 @@ class Dissected(Optimizer):
                 place += 1
         return entries
 
-    def _step_fused(self, tables: Sequence[Fused]) -> None:
-        if tables:
-            scaling = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-            rules = [self._rule(g, traced=bool(g["capturable"])) for g in self.param_groups]
-            for table in tables:
-                table.launch(rules, *scaling)
+    def _step_fused(self, plan: Plan) -> None:
+        if not plan.fused:
+            return
+        if plan.rules is None:
+            plan.rules = [self._rule(g, traced=bool(g["capturable"])) for g in self.param_groups]
+        scaling = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        for table in plan.fused:
+            table.launch(plan.rules, *scaling)
 
     def _step_eagerly(self, entries: Sequence[Entry]) -> None:
         found_inf = getattr(self, "found_inf", None)

@@ -92,7 +92,7 @@ class Fused:
             found_inf: not 0 if the step is to be left out.
         """
         self._table.launch(rules, grad_scale, found_inf)
-        torch.autograd.graph.increment_version(self.params)
+        self._watch.count_changes()
 
 
 class Plan:
@@ -107,6 +107,7 @@ class Plan:
     Attributes:
         fused: what the fused engines take.
         rest: what is left to the eager engine.
+        rules: of all groups, kept by the optimizer; None once an option may be another.
 
     Raises:
         EngineUnavailable: a group asks for a fused engine, and one of its parameters has none.
@@ -120,8 +121,11 @@ class Plan:
         entries: Sequence[Entry],
     ) -> None:
         self._params = _params(groups)
+        self._lengths, self._values = _lengths(groups), _values(groups)
         self._options = _decisive(groups)
+        self._constant = _are_constant(groups)
         self._settled = True
+        self.rules: list[Rule] | None = None
         self.rest: list[Entry] = []
         tables: dict[tuple[int, torch.device, Kernel], list[tuple[Kernel, Entry]]] = {}
         turns = _turns(entries)
@@ -151,11 +155,22 @@ class Plan:
             and all(map(operator.is_, params, self._params))
             and [_kind(param.grad) for param in self._others] == self._kinds
             and [tuple(entry.state) for entry in self.rest] == self._kept
-            and _decisive(groups) == self._options
+            and self._options_hold(groups)
             and len(states) == len(self._states)
             and all(map(operator.is_, states.values(), self._states))
             and all(fused.follow() for fused in self.fused)
         )
+
+    def _options_hold(self, groups: Sequence[Group]) -> bool:
+        """Whether every group's options let the plan stand; rules are dropped if any is new."""
+        values = _values(groups)
+        same = len(values) == len(self._values) and all(map(operator.is_, values, self._values))
+        if not (same and self._constant):
+            if _decisive(groups) != self._options:
+                return False
+            self._values, self._constant = values, _are_constant(groups)
+            self.rules = None
+        return _lengths(groups) == self._lengths
 
     def _assign(self, anatomy: Anatomy, group: Group, entry: Entry) -> Kernel | None:
         """Choose the kernel that updates a parameter; None for the eager engine."""
@@ -253,9 +268,30 @@ def _params(groups: Iterable[Group]) -> list[Tensor]:
     return [param for group in groups for param in group["params"]]
 
 
+def _lengths(groups: Iterable[Group]) -> list[int]:
+    return [len(group["params"]) for group in groups]
+
+
+def _values(groups: Iterable[Group]) -> list[Any]:
+    return [value for group in groups for value in group.values()]
+
+
 def _decisive(groups: Iterable[Group]) -> list[tuple[Any, ...]]:
     """Return what a plan depends on of each group's options."""
-    return [
-        (len(group["params"]), _decays(group), *(group.get(option) for option in _DECISIVE))
+    return [(_decays(group), *(group.get(option) for option in _DECISIVE)) for group in groups]
+
+
+def _are_constant(groups: Iterable[Group]) -> bool:
+    """Whether no group's option can become another while it stays the same object."""
+    return all(
+        _is_constant(value)
         for group in groups
-    ]
+        for name, value in group.items()
+        if name not in ("params", "param_names")
+    )
+
+
+def _is_constant(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(map(_is_constant, value))
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype))

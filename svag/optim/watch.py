@@ -5,6 +5,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
+import torch
 from torch import Tensor
 
 from svag.optim.local import PLAIN, is_distributed, local, local_gradient
@@ -26,6 +27,9 @@ class Watch(Protocol):
     def look(self) -> Mapping[str, Any] | None:
         """Return the columns that lie elsewhere now, None if anything else has changed."""
 
+    def count_changes(self) -> None:
+        """Tell autograd that every parameter is another than the graph has seen."""
+
 
 def watch(
     params: Sequence[Tensor],
@@ -45,6 +49,7 @@ def watch(
     buffers = (state[name] for state in states for name in names)
     plain = all(type(tensor) in PLAIN for tensor in itertools.chain(params, buffers))
     plain = plain and all(type(state) is dict for state in states)
+    plain = plain and not any(param.is_inference() for param in params)  # which count no changes
     if plain and not within_batch:
         try:
             from svag.optim.engines import numba_watch
@@ -92,6 +97,9 @@ class _Watch:
         moved = grads != self._grads
         self._grads = grads
         return _rows(grads, self._of_gradients) if moved else {}
+
+    def count_changes(self) -> None:
+        torch.autograd.graph.increment_version(self._params)
 
     def _sight(self) -> tuple[list[int], tuple[Any, ...]]:
         """Return where gradients are, and all that has to stay as it is."""

@@ -83,6 +83,8 @@ class Table:
         for name in ("momentum", "sign", "raw", "adam", "within_batch"):
             self._job[name] = getattr(kernel, name)
         self._address = self._job.ctypes.data
+        self._rules: Sequence[Rule] = ()  # which the options were written by
+        self._scale = 1.0
 
     def place(self, column: str, addresses: Sequence[int]) -> None:
         """Say where the tensors of one column are."""
@@ -95,8 +97,10 @@ class Table:
         if found_inf is not None and found_inf.item():
             return
         scale = 1.0 if grad_scale is None else grad_scale.item()
-        for group in self._used:
-            self._options[group] = options(rules[group], grad_scale=scale)
+        if rules is not self._rules or scale != self._scale:
+            for group in self._used:
+                self._options[group] = options(rules[group], grad_scale=scale)
+            self._rules, self._scale = rules, scale
         threads.run(self._begin, self._address, 1)
         count = min(torch.get_num_threads(), max(1, self._elements // _WORTH_A_THREAD))
         loop = self._loop

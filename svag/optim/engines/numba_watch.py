@@ -9,6 +9,7 @@ is otherwise, :func:`available` says no, and Python looks.
 
 import ctypes
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -20,8 +21,8 @@ from numba import carray, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 from torch import Tensor
 
-from svag.compiled import machine_code
-from svag.compiled.machine_code import Address, compiled, fetch, pointer
+from svag.compiled import machine_code, threads
+from svag.compiled.machine_code import Address, compiled, fetch, pointer, take
 
 TENSOR: Final = np.dtype(
     [
@@ -36,13 +37,16 @@ JOB: Final = np.dtype(
         ("params", np.int64),  # the first of the tensors, and a gradient for each at the end
         ("tensors", np.int64),  # without gradients
         ("tensor_table", np.int64),
-        ("states", np.int64),
-        ("state_table", np.int64),  # dictionaries
-        ("values", np.int64),
+        ("state_table", np.int64),  # a dictionary for each parameter
         ("value_table", np.int64),  # what they hold, in their order
+        ("first_table", np.int64),  # where each dictionary's values begin
         ("recording", np.int64),  # 1 to write down what is seen, 0 to compare
         ("moved", np.int64),  # set to 1 if a gradient is elsewhere
         ("changed", np.int64),  # set to 1 if anything else is otherwise
+        ("threads", np.int64),
+        ("begun", np.int64),  # how many threads have
+        ("glance", np.int64),  # what each thread does
+        ("parallel", np.int64),  # what has them do it
         ("offset", np.int64),  # of the C++ tensor in a Python one
         ("storage", np.int64),  # offset of the storage's address in a C++ tensor
         ("undefined", np.int64),  # the C++ tensor that stands for none
@@ -54,13 +58,22 @@ JOB: Final = np.dtype(
         ("dtype", np.int64),
         ("is_negative", np.int64),
         ("is_conjugate", np.int64),
+        ("count_change", np.int64),
         ("next_item", np.int64),
-        ("position", np.int64),  # what functions write to, from here on
-        ("key", np.int64),
-        ("value", np.int64),
-        ("answer", np.int64),
+        ("answers", np.int64),  # a row of ANSWERS for each thread
     ]
 )
+
+ANSWERS: Final = np.dtype(
+    {
+        "names": ["position", "key", "value", "answer"],
+        "formats": [np.int64] * 4,
+        "itemsize": 128,  # two cache lines, which processors fetch together
+    }
+)
+"""What functions write to."""
+
+_WORTH_A_THREAD: Final = 48  # parameters, measured with cold caches
 
 _SYMBOLS: Final = {
     "gradient": "_ZNK3c1010TensorImpl4gradEv",  # c10::TensorImpl::grad() const
@@ -71,6 +84,7 @@ _SYMBOLS: Final = {
     "dtype": "aoti_torch_get_dtype",
     "is_negative": "_ZN2at6native6is_negERKNS_6TensorE",
     "is_conjugate": "_ZN2at6native7is_conjERKNS_6TensorE",
+    "count_change": "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
 }
 
 
@@ -80,7 +94,8 @@ def _foreign(result: Any, llvm_result: ir.Type, *arguments: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         function = ir.FunctionType(llvm_result, words).as_pointer()
-        return builder.call(builder.inttoptr(args[0], function), args[1:])
+        returned = builder.call(builder.inttoptr(args[0], function), args[1:])
+        return context.get_dummy_value() if result is types.none else returned
 
     return result(types.int64, *arguments), generate
 
@@ -89,6 +104,18 @@ def _foreign(result: Any, llvm_result: ir.Type, *arguments: Any) -> Any:
 def _ask(typing, function, argument):
     """Call a function of a pointer that returns one."""
     return _foreign(types.int64, ir.IntType(64), types.int64)
+
+
+@intrinsic
+def _tell(typing, function, argument):
+    """Call a function of a pointer that returns nothing."""
+    return _foreign(types.none, ir.VoidType(), types.int64)
+
+
+@intrinsic
+def _have_done(typing, parallel, function, argument, threads, flags):
+    """Call GOMP_parallel, which has some threads call a function of a pointer."""
+    return _foreign(types.none, ir.VoidType(), *(types.int64,) * 4)
 
 
 @intrinsic
@@ -142,74 +169,112 @@ def _layout(job, tensor, answer):
 
 
 @compiled
-def _fetch_all(job, states, tensors):
+def _fetch_share(job, states, tensors, begin, end):
     """Begin to read what will be looked at, so that its cache misses are waited for together."""
-    for i in range(job.states):
+    for i in range(begin, end):
         fetch(states[i])
-    for i in range(job.tensors):
-        fetch(tensors[i].object)
-    for i in range(job.tensors):
-        tensor = _word(tensors[i].object + job.offset)
-        for line in range(4):
-            fetch(tensor + 64 * line)
-    for i in range(job.params):
+        for place in range(i, job.tensors, job.params):
+            fetch(tensors[place].object)
+    for i in range(begin, end):
+        for place in range(i, job.tensors, job.params):
+            tensor = _word(tensors[place].object + job.offset)
+            for line in range(4):
+                fetch(tensor + 64 * line)
+    for i in range(begin, end):
         tensor = _word(_ask(job.gradient, _word(tensors[i].object + job.offset)))
         for line in range(4):
             fetch(tensor + 64 * line)
-    for i in range(job.tensors):
-        fetch(_word(_word(tensors[i].object + job.offset) + job.storage))
-    for i in range(job.params):
+        for place in range(i, job.tensors, job.params):
+            fetch(_word(_word(tensors[place].object + job.offset) + job.storage))
+    for i in range(begin, end):
         tensor = _word(_ask(job.gradient, _word(tensors[i].object + job.offset)))
         fetch(_word(tensor + job.storage))
 
 
-_POSITION, _KEY, _VALUE, _ANSWER = (
-    JOB.itemsize - 8 * left
-    for left in (4, 3, 2, 1)  # the last four
-)
+@compiled
+def _is_as_it_was(job, tensor, place, answer):
+    """Look at the C++ tensor to which a pointer points, which stands in some row of the table."""
+    tensors = carray(pointer(job.tensor_table), job.tensors + job.params, TENSOR)
+    layout = _layout(job, tensor, answer)
+    if layout == 0 or _write(job.data, tensor, answer) != 0:
+        return False
+    elements = _word(answer)
+    if job.recording != 0:
+        tensors[place].layout, tensors[place].elements = layout, elements
+    elif tensors[place].layout != layout:
+        return False
+    elif tensors[place].elements != elements:
+        if place < job.tensors or elements == 0:  # a gradient that lies nowhere
+            return False
+        tensors[place].elements, job.moved = elements, 1
+    return True
+
+
+@compiled
+def _share_is_as_it_was(job, begin, end, scratch):
+    """Look at some parameters: at their states, then at their tensors, then at their gradients."""
+    states = carray(pointer(job.state_table), job.params, np.int64)
+    firsts = carray(pointer(job.first_table), job.params + 1, np.int64)
+    values = carray(pointer(job.value_table), firsts[job.params], np.int64)
+    tensors = carray(pointer(job.tensor_table), job.tensors + job.params, TENSOR)
+    found = carray(pointer(scratch), 1, ANSWERS)[0]
+    key, value, answer = scratch + _KEY, scratch + _VALUE, scratch + _ANSWER
+    _fetch_share(job, states, tensors, begin, end)
+    for i in range(begin, end):
+        seen, found.position = firsts[i], 0
+        while _walk(job.next_item, states[i], scratch, key, value) != 0:
+            if seen >= firsts[i + 1] or found.value != values[seen]:
+                return False
+            seen += 1
+        if seen != firsts[i + 1]:
+            return False
+    for i in range(begin, end):
+        for place in range(i, job.tensors, job.params):
+            if not _is_as_it_was(job, tensors[place].object + job.offset, place, answer):
+                return False
+    for i in range(begin, end):
+        gradient = _ask(job.gradient, _word(tensors[i].object + job.offset))
+        if _word(gradient) == job.undefined:
+            return False
+        if not _is_as_it_was(job, gradient, job.tensors + i, answer):
+            return False
+    return True
+
+
+_BEGUN: Final = JOB.fields["begun"][1]  # type: ignore[index]
+_KEY, _VALUE, _ANSWER = 8, 16, 24
+_ANSWER_BYTES: Final = ANSWERS.itemsize
+
+
+def glance(job_address):
+    """Look at shares of the parameters until all have been taken."""
+    job = carray(pointer(job_address), 1, JOB)[0]
+    while True:
+        share = take(pointer(job_address + _BEGUN))
+        if share >= job.threads:
+            break
+        begin = share * job.params // job.threads
+        end = (share + 1) * job.params // job.threads
+        if not _share_is_as_it_was(job, begin, end, job.answers + share * _ANSWER_BYTES):
+            job.changed = 1
 
 
 def look(job_address):
-    """Go through the states, then the parameters and buffers, then the gradients."""
+    """Have threads look at all parameters."""
     job = carray(pointer(job_address), 1, JOB)[0]
-    states = carray(pointer(job.state_table), job.states, np.int64)
-    values = carray(pointer(job.value_table), job.values, np.int64)
-    tensors = carray(pointer(job.tensor_table), job.tensors + job.params, TENSOR)
-    position, key = job_address + _POSITION, job_address + _KEY
-    value, answer = job_address + _VALUE, job_address + _ANSWER
-    job.moved, job.changed = 0, 1
-    _fetch_all(job, states, tensors)
-    seen = 0
-    for i in range(job.states):
-        job.position = 0
-        while _walk(job.next_item, states[i], position, key, value) != 0:
-            if seen >= job.values or job.value != values[seen]:
-                return
-            seen += 1
-    if seen != job.values:
-        return
-    for i in range(job.tensors + job.params):
-        is_gradient = i >= job.tensors
-        if is_gradient:
-            param = tensors[i - job.tensors].object + job.offset
-            tensor = _ask(job.gradient, _word(param))
-            if _word(tensor) == job.undefined:
-                return
-        else:
-            tensor = tensors[i].object + job.offset
-        layout = _layout(job, tensor, answer)
-        if layout == 0 or _write(job.data, tensor, answer) != 0:
-            return
-        elements = job.answer
-        if job.recording != 0:
-            tensors[i].layout, tensors[i].elements = layout, elements
-        elif tensors[i].layout != layout:
-            return
-        elif tensors[i].elements != elements:
-            if not is_gradient or elements == 0:  # which lie nowhere
-                return
-            tensors[i].elements, job.moved = elements, 1
-    job.changed = 0
+    job.moved = job.changed = job.begun = 0
+    if job.threads > 1:
+        _have_done(job.parallel, job.glance, job_address, job.threads, np.int64(0))
+    else:
+        _tell(job.glance, job_address)
+
+
+def count_changes(job_address):
+    """Raise the version that autograd compares of every parameter."""
+    job = carray(pointer(job_address), 1, JOB)[0]
+    tensors = carray(pointer(job.tensor_table), job.params, TENSOR)
+    for i in range(job.params):
+        _tell(job.count_change, tensors[i].object + job.offset)
 
 
 class Watch:
@@ -230,6 +295,8 @@ class Watch:
         columns = [params, *([state[name] for state in states] for name in names)]
         tensors = [tensor for column in columns for tensor in column]
         values = [value for state in states for value in state.values()]
+        firsts = [0, *itertools.accumulate(map(len, states))]
+        shares = min(torch.get_num_threads(), len(params) // _WORTH_A_THREAD)
         # Nothing else can come to lie where these are while they are held.
         self._held = tensors, states, values
         self._tensors = np.zeros(len(tensors) + len(params), TENSOR)
@@ -238,6 +305,8 @@ class Watch:
             "tensor_table": self._tensors,
             "state_table": np.array(list(map(id, states)), np.int64),
             "value_table": np.array(list(map(id, values)), np.int64),
+            "first_table": np.array(firsts, np.int64),
+            "answers": np.zeros(max(1, shares), ANSWERS),
         }
         self._tables = tables
         self._job = np.zeros(1, JOB)
@@ -246,9 +315,9 @@ class Watch:
         for name, table in tables.items():
             self._job[name] = table.ctypes.data
         self._job["params"], self._job["tensors"] = len(params), len(tensors)
-        self._job["states"], self._job["values"] = len(states), len(values)
+        self._job["threads"] = shares if shares > 1 and _surroundings()["parallel"] else 1
         self._address = self._job.ctypes.data
-        self._code = _code()
+        self._look, self._count_changes = _code(look), _code(count_changes)
         self._job["recording"] = 1
         if self._changed():
             raise AssertionError("a tensor has no address, though an engine was chosen for it")
@@ -262,16 +331,22 @@ class Watch:
             return None
         return {"grad": self.places["grad"]} if self._job["moved"][0] else {}
 
+    def count_changes(self) -> None:
+        """Tell autograd that every parameter is another than the graph has seen."""
+        self._count_changes(self._address)
+
     def _changed(self) -> bool:
-        self._code(self._address)
+        self._look(self._address)
         return bool(self._job["changed"][0])
 
 
 @functools.cache
-def _code() -> Any:
-    """Return the compiled look, to be called with the GIL held: it reads what Python owns."""
-    address = machine_code.address_of(look)
-    return ctypes.PYFUNCTYPE(None, ctypes.c_int64)(address)
+def _code(function: Callable[[Any], None]) -> Any:
+    """Return a compiled function, to be called with the GIL held: it reads what Python owns.
+
+    The threads that it starts only read meanwhile, and what they call keeps no count.
+    """
+    return ctypes.PYFUNCTYPE(None, ctypes.c_int64)(machine_code.address_of(function))
 
 
 @functools.cache
@@ -297,6 +372,8 @@ def _surroundings() -> dict[str, Address]:
     found["offset"] = offset = _offset(id(tensor), Tensor.__basicsize__, tensor._cdata)
     found["storage"] = _offset(tensor._cdata, 64, tensor.untyped_storage()._cdata)
     of_gradient = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(found["gradient"])
+    found["parallel"] = threads.parallel()
+    found["glance"] = machine_code.address_of(glance)
     found["undefined"] = _read(of_gradient(_read(id(tensor) + offset)))
     return found
 
