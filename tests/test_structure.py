@@ -31,6 +31,7 @@ FLOORS = (
     ),
     ("svag.theory.figures.quadratics",),
     ("svag.compiled", "svag.compiled.machine_code", "svag.compiled.threads"),
+    ("svag.compiled.foreign",),
     ("svag.variance.attachment", "svag.variance.layout", "svag.variance.numba_moments"),
     ("svag.variance.moments",),
     (
@@ -53,6 +54,7 @@ FLOORS = (
     ("svag.optim.engines", "svag.optim.engines.kernel"),
     (
         "svag.optim.engines.bits",
+        "svag.optim.engines.numba_members",
         "svag.optim.engines.numba_watch",
         "svag.optim.engines.schedule",
         "svag.optim.engines.triton_kernel",

@@ -1,5 +1,6 @@
 """Functions compiled by Numba that are called by their address, and kept on disk."""
 
+import ctypes
 import functools
 import warnings
 import zlib
@@ -82,3 +83,15 @@ def address_of(
             code = cfunc(signature, **EXACT)(function)
     _KEPT.append(code)
     return cast(int, code.address)
+
+
+@functools.cache
+def holding_gil(
+    function: Callable[[Any], None], *, sources: tuple[ModuleType, ...] = ()
+) -> Callable[[Address], None]:
+    """Compile a function of one address that reads what Python owns, to be called from Python.
+
+    Threads that it starts may only read meanwhile, and must call nothing that keeps a count.
+    """
+    address = address_of(function, sources=sources)
+    return ctypes.PYFUNCTYPE(None, ctypes.c_int64)(address)

@@ -34,9 +34,9 @@ def _openmp() -> Any:
     return parallel
 
 
-def parallel() -> Address:
-    """Return GOMP_parallel for code that calls it itself; 0 where torch has another library."""
-    return ctypes.cast(_openmp(), ctypes.c_void_p).value or 0 if _openmp() is not None else 0
+def parallel() -> Any:
+    """Return GOMP_parallel for compiled code to call; None where torch has another library."""
+    return _openmp()
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from svag.optim.engines import serving
 from svag.optim.engines.kernel import REAL, Kernel, kernel_for
 from svag.optim.local import PLAIN, local, local_gradient
 from svag.optim.rule import Rule
-from svag.optim.watch import watch
+from svag.optim.watch import members, watch
 
 Group: TypeAlias = dict[str, Any]
 State: TypeAlias = dict[str, Any]
@@ -117,12 +117,11 @@ class Plan:
         self,
         anatomy: Anatomy,
         groups: Sequence[Group],
-        states: Mapping[Tensor, State],
+        states: dict[Tensor, State],
         entries: Sequence[Entry],
     ) -> None:
-        self._params = _params(groups)
-        self._lengths, self._values = _lengths(groups), _values(groups)
-        self._options = _decisive(groups)
+        self._lists = [group["params"] for group in groups]
+        self._values, self._options = _values(groups), _decisive(groups)
         self._constant = _are_constant(groups)
         self._settled = True
         self.rules: list[Rule] | None = None
@@ -140,37 +139,39 @@ class Plan:
         for _, together in sorted(tables.items(), key=lambda item: item[0][0]):
             kernels, of_table = zip(*together, strict=True)
             self.fused.append(Fused(Kernel.united(kernels), of_table))
-        self._states = list(states.values())
+        self._states, self._members = states, members(self._lists, states)
         watched = {id(param) for fused in self.fused for param in fused.params}
-        self._others = [param for param in self._params if id(param) not in watched]
+        every = itertools.chain.from_iterable(self._lists)
+        self._others = [param for param in every if id(param) not in watched]
         self._kinds = [_kind(param.grad) for param in self._others]
         self._kept = [tuple(entry.state) for entry in self.rest]
 
-    def holds(self, groups: Sequence[Group], states: Mapping[Tensor, State]) -> bool:
+    def holds(self, groups: Sequence[Group], states: dict[Tensor, State]) -> bool:
         """Whether everything is as it was, gradients being elsewhere aside."""
-        params = _params(groups)
         return (
             self._settled
-            and len(params) == len(self._params)
-            and all(map(operator.is_, params, self._params))
+            and states is self._states
+            and self._groups_hold(groups)
+            and self._members.are_the_same()
             and [_kind(param.grad) for param in self._others] == self._kinds
             and [tuple(entry.state) for entry in self.rest] == self._kept
-            and self._options_hold(groups)
-            and len(states) == len(self._states)
-            and all(map(operator.is_, states.values(), self._states))
             and all(fused.follow() for fused in self.fused)
         )
 
-    def _options_hold(self, groups: Sequence[Group]) -> bool:
+    def _groups_hold(self, groups: Sequence[Group]) -> bool:
         """Whether every group's options let the plan stand; rules are dropped if any is new."""
         values = _values(groups)
         same = len(values) == len(self._values) and all(map(operator.is_, values, self._values))
-        if not (same and self._constant):
-            if _decisive(groups) != self._options:
-                return False
-            self._values, self._constant = values, _are_constant(groups)
-            self.rules = None
-        return _lengths(groups) == self._lengths
+        if same and self._constant:
+            return True
+        lists = [group["params"] for group in groups]
+        if len(lists) != len(self._lists) or not all(map(operator.is_, lists, self._lists)):
+            return False
+        if _decisive(groups) != self._options:
+            return False
+        self._values, self._constant = values, _are_constant(groups)
+        self.rules = None
+        return True
 
     def _assign(self, anatomy: Anatomy, group: Group, entry: Entry) -> Kernel | None:
         """Choose the kernel that updates a parameter; None for the eager engine."""
@@ -262,14 +263,6 @@ def _kind(grad: Tensor | None) -> torch.layout | None:
 def _decays(group: Group) -> bool:
     """Whether there is weight decay; a tensor is not read, since it may be on a device."""
     return isinstance(group["weight_decay"], Tensor) or group["weight_decay"] != 0
-
-
-def _params(groups: Iterable[Group]) -> list[Tensor]:
-    return [param for group in groups for param in group["params"]]
-
-
-def _lengths(groups: Iterable[Group]) -> list[int]:
-    return [len(group["params"]) for group in groups]
 
 
 def _values(groups: Iterable[Group]) -> list[Any]:

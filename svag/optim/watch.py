@@ -49,16 +49,52 @@ def watch(
     buffers = (state[name] for state in states for name in names)
     plain = all(type(tensor) in PLAIN for tensor in itertools.chain(params, buffers))
     plain = plain and all(type(state) is dict for state in states)
-    plain = plain and not any(param.is_inference() for param in params)  # which count no changes
-    if plain and not within_batch:
-        try:
-            from svag.optim.engines import numba_watch
-        except ImportError:  # there is no Numba
-            pass
-        else:
-            if numba_watch.available():
-                return numba_watch.Watch(params, states, names)
-    return _Watch(params, states, names, within_batch)
+    if within_batch or not plain or not _can_look_in_compiled_code():
+        return _Watch(params, states, names, within_batch)
+    from svag.optim.engines import numba_watch
+
+    return numba_watch.Watch(params, states, names)
+
+
+def _can_look_in_compiled_code() -> bool:
+    try:
+        from svag.optim.engines import numba_watch
+    except ImportError:  # there is no Numba
+        return False
+    return numba_watch.available()
+
+
+class Members(Protocol):
+    """Which parameters an optimizer has, and which states."""
+
+    def are_the_same(self) -> bool:
+        """Whether its lists and its states still hold the same objects."""
+
+
+def members(lists: Sequence[list[Tensor]], states: dict[Tensor, dict[str, Any]]) -> Members:
+    """Remember what lists of parameters and a dictionary of states hold."""
+    if not _can_look_in_compiled_code():
+        return _Members(lists, states)
+    from svag.optim.engines import numba_members
+
+    return numba_members.Members(lists, states)
+
+
+class _Members:
+    """A look from Python at what an optimizer holds."""
+
+    def __init__(self, lists: Sequence[list[Tensor]], states: dict[Tensor, dict[str, Any]]) -> None:
+        self._lists, self._states = lists, states
+        self._held = self._seen()
+
+    def are_the_same(self) -> bool:
+        now = self._seen()
+        return list(map(len, now)) == list(map(len, self._held)) and all(
+            map(operator.is_, _flat(now), _flat(self._held))
+        )
+
+    def _seen(self) -> list[list[Any]]:
+        return [*map(list, self._lists), list(self._states.values())]
 
 
 class _Watch:

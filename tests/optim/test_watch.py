@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 import svag
 from svag.optim import watch as watching
-from svag.optim.watch import _Watch, watch
+from svag.optim.watch import _Members, _Watch, members, watch
 
 numba_watch = pytest.importorskip(
     "svag.optim.engines.numba_watch", reason="one of the looks is Numba's (extra fast)"
 )
+
+numba_members = pytest.importorskip("svag.optim.engines.numba_members")
 
 NAMES = ["exp_avg", "exp_avg_sq"]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
@@ -277,3 +279,105 @@ def test_where_torch_cannot_be_asked_python_looks(another_torch):
             optimizer.step()
         ends.append(param.detach())
     torch.testing.assert_close(*ends)
+
+
+both_memories = pytest.mark.parametrize("memory", [_Members, numba_members.Members])
+
+
+def exchange(lists: Any, states: Any) -> None:
+    lists[0][0], lists[1][0] = lists[1][0], lists[0][0]
+
+
+def start_anew(lists: Any, states: Any) -> None:
+    states[lists[0][0]] = dict(states[lists[0][0]])
+
+
+MEMBERS: dict[str, Callable[[Any, Any], object]] = {
+    "a parameter more": lambda lists, states: lists[1].append(nn.Parameter(torch.zeros(2))),
+    "a parameter less": lambda lists, states: lists[1].pop(),
+    "another of the same value": lambda lists, states: lists[0].__setitem__(
+        1, nn.Parameter(lists[0][1].detach().clone())
+    ),
+    "two exchanged": exchange,
+    "one in the next group": lambda lists, states: lists[1].insert(0, lists[0].pop()),
+    "a state more": lambda lists, states: states.update({nn.Parameter(torch.zeros(2)): {}}),
+    "a state less": lambda lists, states: states.popitem(),
+    "no state": lambda lists, states: states.clear(),
+    "a copy of a state": start_anew,
+}
+
+
+def memories() -> tuple[list[list[Any]], dict[Any, Any]]:
+    lists = [[nn.Parameter(torch.zeros(2)) for _ in range(count)] for count in (3, 2, 0)]
+    return lists, {param: {"step": torch.zeros(())} for of_group in lists for param in of_group}
+
+
+@both_memories
+@pytest.mark.parametrize("change", MEMBERS)
+def test_any_other_member_is_noticed(memory, change):
+    lists, states = memories()
+    seen = memory(lists, states)
+    assert seen.are_the_same()
+    states[lists[0][0]]["exp_avg"] = torch.zeros(2)  # which is not a member's but its content
+    lists[0][0].data = torch.ones(2)
+    assert seen.are_the_same()
+    MEMBERS[change](lists, states)
+    assert not seen.are_the_same()
+
+
+@both_memories
+def test_no_members_are_none(memory):
+    seen = memory([[]], {})
+    assert seen.are_the_same()
+
+
+def test_members_are_compared_in_compiled_code_where_that_can_be():
+    assert isinstance(members(*memories()), numba_members.Members)
+
+
+def test_an_option_that_changes_where_it_is_counts_at_the_next_step():
+    """Tensors are read at every step, other options when they are other objects."""
+    p = nn.Parameter(torch.zeros(3))
+    lr = torch.tensor(1.0)
+    optimizer = svag.SGD([p], lr=lr, fused=True)
+    p.grad = torch.ones(3)
+    for rate in (1.0, 0.5, 0.25):
+        lr.fill_(rate)
+        optimizer.step()
+    assert p.tolist() == [-1.75] * 3
+    optimizer.param_groups[0]["lr"] = 2.0
+    optimizer.step()
+    optimizer.step()
+    assert p.tolist() == [-5.75] * 3
+    optimizer.param_groups[0]["maximize"] = True
+    optimizer.step()
+    assert p.tolist() == [-3.75] * 3
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_that_look_at_many_parameters_find_one_that_has_changed(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        params = [nn.Parameter(torch.zeros(3)) for _ in range(150)]
+        states = [{name: torch.zeros(3) for name in NAMES} for _ in params]
+        for param in params:
+            param.grad = torch.zeros(3)
+        for place in (0, 49, 50, 74, 75, 149):
+            watched = numba_watch.Watch(params, states, NAMES)
+            assert watched.look() == {}
+            params[place].grad = torch.zeros(3)
+            assert list(watched.look()["grad"]) == addresses([p.grad for p in params])
+            states[place]["exp_avg"] = torch.zeros(3)
+            assert watched.look() is None
+    finally:
+        torch.set_num_threads(before)
+
+
+@both_looks
+def test_autograd_hears_of_every_change(look):
+    params, states = tensors()
+    watched = look(params, states)
+    before = [param._version for param in params]
+    watched.count_changes()
+    assert [param._version for param in params] == [version + 1 for version in before]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numba import carray  # type: ignore[attr-defined]
 
-from svag.compiled.machine_code import compiled, pointer, take
+from svag.compiled.machine_code import compiled, fetch, pointer, take
 from svag.optim.engines.bits import LOW, NEAREST, NEXT, STORAGE, mix, narrow, widen
 from svag.optim.engines.kernel import ADDRESSES, OPTIONS, Kernel
 from svag.optim.engines.schedule import CHUNK, PORTION, RANGE
@@ -124,6 +124,8 @@ def beginning() -> Callable[[Any], None]:
         groups = carray(pointer(job.group_table), job.tensors, np.int64)
         streams = carray(pointer(job.stream_table), job.tensors, np.int64)
         options = carray(pointer(job.options), job.groups, OPTIONS)
+        for i in range(job.tensors):
+            fetch(addresses[i].step)
         group_before, step_before = np.int64(-1), 0.0
         for i in range(job.tensors):
             group, step = groups[i], 1.0

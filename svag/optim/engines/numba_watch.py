@@ -16,12 +16,11 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import carray, types  # type: ignore[attr-defined]
-from numba.extending import intrinsic
+from numba import carray  # type: ignore[attr-defined]
 from torch import Tensor
 
-from svag.compiled import machine_code, threads
+from svag.compiled import foreign, machine_code, threads
+from svag.compiled.foreign import ask, have_done, tell, test, walk, write
 from svag.compiled.machine_code import Address, compiled, fetch, pointer, take
 
 TENSOR: Final = np.dtype(
@@ -88,54 +87,6 @@ _SYMBOLS: Final = {
 }
 
 
-def _foreign(result: Any, llvm_result: ir.Type, *arguments: Any) -> Any:
-    """Return what calls a C function, given its address and integers or pointers as such."""
-    words = (ir.IntType(64),) * len(arguments)
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        function = ir.FunctionType(llvm_result, words).as_pointer()
-        returned = builder.call(builder.inttoptr(args[0], function), args[1:])
-        return context.get_dummy_value() if result is types.none else returned
-
-    return result(types.int64, *arguments), generate
-
-
-@intrinsic
-def _ask(typing, function, argument):
-    """Call a function of a pointer that returns one."""
-    return _foreign(types.int64, ir.IntType(64), types.int64)
-
-
-@intrinsic
-def _tell(typing, function, argument):
-    """Call a function of a pointer that returns nothing."""
-    return _foreign(types.none, ir.VoidType(), types.int64)
-
-
-@intrinsic
-def _have_done(typing, parallel, function, argument, threads, flags):
-    """Call GOMP_parallel, which has some threads call a function of a pointer."""
-    return _foreign(types.none, ir.VoidType(), *(types.int64,) * 4)
-
-
-@intrinsic
-def _test(typing, function, argument):
-    """Call a function of a pointer that returns a bool."""
-    return _foreign(types.int8, ir.IntType(8), types.int64)
-
-
-@intrinsic
-def _write(typing, function, argument, to):
-    """Call a function that writes what it says of ``argument``, and returns 0 if it could."""
-    return _foreign(types.int32, ir.IntType(32), types.int64, types.int64)
-
-
-@intrinsic
-def _walk(typing, function, dictionary, position, key, value):
-    """Call PyDict_Next, which returns 0 at the end."""
-    return _foreign(types.int32, ir.IntType(32), *(types.int64,) * 4)
-
-
 @compiled
 def _word(address):
     return carray(pointer(address), 1, np.int64)[0]
@@ -151,21 +102,21 @@ def _digest(so_far, number):
 @compiled
 def _layout(job, tensor, answer):
     """Return a digest of all but the place of a C++ tensor; 0 if it cannot be asked."""
-    if _write(job.dimensions, tensor, answer) != 0:
+    if write(job.dimensions, tensor, answer) != 0:
         return np.uint64(0)
     dimensions = _word(answer)
     digest = _digest(np.uint64(0xCBF29CE484222325), dimensions)
     for function in (job.sizes, job.strides):
-        if _write(function, tensor, answer) != 0:
+        if write(function, tensor, answer) != 0:
             return np.uint64(0)
         numbers = carray(pointer(_word(answer)), dimensions, np.int64)
         for i in range(dimensions):
             digest = _digest(digest, numbers[i])
-    if _write(job.dtype, tensor, answer) != 0:
+    if write(job.dtype, tensor, answer) != 0:
         return np.uint64(0)
     digest = _digest(digest, carray(pointer(answer), 1, np.int32)[0])
-    digest = _digest(digest, np.int64(_test(job.is_negative, tensor) & 1))
-    return _digest(digest, np.int64(_test(job.is_conjugate, tensor) & 1))
+    digest = _digest(digest, np.int64(test(job.is_negative, tensor) & 1))
+    return _digest(digest, np.int64(test(job.is_conjugate, tensor) & 1))
 
 
 @compiled
@@ -181,13 +132,13 @@ def _fetch_share(job, states, tensors, begin, end):
             for line in range(4):
                 fetch(tensor + 64 * line)
     for i in range(begin, end):
-        tensor = _word(_ask(job.gradient, _word(tensors[i].object + job.offset)))
+        tensor = _word(ask(job.gradient, _word(tensors[i].object + job.offset)))
         for line in range(4):
             fetch(tensor + 64 * line)
         for place in range(i, job.tensors, job.params):
             fetch(_word(_word(tensors[place].object + job.offset) + job.storage))
     for i in range(begin, end):
-        tensor = _word(_ask(job.gradient, _word(tensors[i].object + job.offset)))
+        tensor = _word(ask(job.gradient, _word(tensors[i].object + job.offset)))
         fetch(_word(tensor + job.storage))
 
 
@@ -196,7 +147,7 @@ def _is_as_it_was(job, tensor, place, answer):
     """Look at the C++ tensor to which a pointer points, which stands in some row of the table."""
     tensors = carray(pointer(job.tensor_table), job.tensors + job.params, TENSOR)
     layout = _layout(job, tensor, answer)
-    if layout == 0 or _write(job.data, tensor, answer) != 0:
+    if layout == 0 or write(job.data, tensor, answer) != 0:
         return False
     elements = _word(answer)
     if job.recording != 0:
@@ -222,7 +173,7 @@ def _share_is_as_it_was(job, begin, end, scratch):
     _fetch_share(job, states, tensors, begin, end)
     for i in range(begin, end):
         seen, found.position = firsts[i], 0
-        while _walk(job.next_item, states[i], scratch, key, value) != 0:
+        while walk(job.next_item, states[i], scratch, key, value) != 0:
             if seen >= firsts[i + 1] or found.value != values[seen]:
                 return False
             seen += 1
@@ -233,7 +184,7 @@ def _share_is_as_it_was(job, begin, end, scratch):
             if not _is_as_it_was(job, tensors[place].object + job.offset, place, answer):
                 return False
     for i in range(begin, end):
-        gradient = _ask(job.gradient, _word(tensors[i].object + job.offset))
+        gradient = ask(job.gradient, _word(tensors[i].object + job.offset))
         if _word(gradient) == job.undefined:
             return False
         if not _is_as_it_was(job, gradient, job.tensors + i, answer):
@@ -264,9 +215,9 @@ def look(job_address):
     job = carray(pointer(job_address), 1, JOB)[0]
     job.moved = job.changed = job.begun = 0
     if job.threads > 1:
-        _have_done(job.parallel, job.glance, job_address, job.threads, np.int64(0))
+        have_done(job.parallel, job.glance, job_address, job.threads, np.int64(0))
     else:
-        _tell(job.glance, job_address)
+        tell(job.glance, job_address)
 
 
 def count_changes(job_address):
@@ -274,7 +225,7 @@ def count_changes(job_address):
     job = carray(pointer(job_address), 1, JOB)[0]
     tensors = carray(pointer(job.tensor_table), job.params, TENSOR)
     for i in range(job.params):
-        _tell(job.count_change, tensors[i].object + job.offset)
+        tell(job.count_change, tensors[i].object + job.offset)
 
 
 class Watch:
@@ -317,7 +268,10 @@ class Watch:
         self._job["params"], self._job["tensors"] = len(params), len(tensors)
         self._job["threads"] = shares if shares > 1 and _surroundings()["parallel"] else 1
         self._address = self._job.ctypes.data
-        self._look, self._count_changes = _code(look), _code(count_changes)
+        self._look, self._count_changes = (
+            machine_code.holding_gil(function, sources=(foreign,))
+            for function in (look, count_changes)
+        )
         self._job["recording"] = 1
         if self._changed():
             raise AssertionError("a tensor has no address, though an engine was chosen for it")
@@ -341,15 +295,6 @@ class Watch:
 
 
 @functools.cache
-def _code(function: Callable[[Any], None]) -> Any:
-    """Return a compiled function, to be called with the GIL held: it reads what Python owns.
-
-    The threads that it starts only read meanwhile, and what they call keeps no count.
-    """
-    return ctypes.PYFUNCTYPE(None, ctypes.c_int64)(machine_code.address_of(function))
-
-
-@functools.cache
 def _surroundings() -> dict[str, Address]:
     """Return how PyTorch and CPython are asked, as far as it is the same for every look.
 
@@ -364,16 +309,13 @@ def _surroundings() -> dict[str, Address]:
         functions["next_item"] = ctypes.pythonapi.PyDict_Next
     except (OSError, AttributeError) as error:
         raise ImportError(f"a function is missing: {error}") from error
-    found = {
-        name: ctypes.cast(function, ctypes.c_void_p).value or 0
-        for name, function in functions.items()
-    }
+    found = {name: foreign.address_of(function) for name, function in functions.items()}
     tensor = torch.zeros(1)
     found["offset"] = offset = _offset(id(tensor), Tensor.__basicsize__, tensor._cdata)
     found["storage"] = _offset(tensor._cdata, 64, tensor.untyped_storage()._cdata)
     of_gradient = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(found["gradient"])
-    found["parallel"] = threads.parallel()
-    found["glance"] = machine_code.address_of(glance)
+    found["parallel"] = foreign.address_of(threads.parallel())
+    found["glance"] = machine_code.address_of(glance, sources=(foreign,))
     found["undefined"] = _read(of_gradient(_read(id(tensor) + offset)))
     return found
 
