@@ -49,7 +49,7 @@ FLOORS = (
     ("svag.variance.per_example",),
     ("svag.variance",),
     ("svag.optim.arithmetic", "svag.optim.local"),
-    ("svag.optim.moments", "svag.optim.rule", "svag.optim.rounding"),
+    ("svag.optim.memory", "svag.optim.moments", "svag.optim.rule", "svag.optim.rounding"),
     ("svag.optim.factors", "svag.optim.checkpoint", "svag.optim.options"),
     ("svag.optim.engines", "svag.optim.engines.kernel"),
     (

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from svag.anatomy import Anatomy
 from svag.errors import InvalidOption, SparseGradient
-from svag.optim import checkpoint, options
+from svag.optim import checkpoint, memory, options
 from svag.optim.engines import eager
 from svag.optim.local import local, local_gradient
 from svag.optim.moments import as_scalar
@@ -318,9 +318,7 @@ class Dissected(Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
         for name in buffers:
             if name not in state:
-                state[name] = torch.zeros_like(
-                    param, dtype=_state_dtype(group, param), memory_format=torch.preserve_format
-                )
+                state[name] = memory.zeros_like(param, _state_dtype(group, param))
         return state
 
 
