@@ -91,7 +91,7 @@ def holding_gil(
 ) -> Callable[[Address], None]:
     """Compile a function of one address that reads what Python owns, to be called from Python.
 
-    Threads that it starts may only read meanwhile, and must call nothing that keeps a count.
+    Threads that it starts may only read meanwhile, and must call nothing that may wait for the GIL.
     """
     address = address_of(function, sources=sources)
     return ctypes.PYFUNCTYPE(None, ctypes.c_int64)(address)

@@ -9,7 +9,7 @@ import ctypes
 import functools
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 
@@ -34,6 +34,20 @@ def _openmp() -> Any:
     return parallel
 
 
+_FORKED: Final[list[int]] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _FORKED.append(os.getpid()))
+
+
+def was_forked() -> bool:
+    """Whether this process is a copy of one whose threads it has not got.
+
+    OpenMP waits for them without end. torch starts none for small tensors, so what is small must
+    not do so either.
+    """
+    return bool(_FORKED)
+
+
 def parallel() -> Any:
     """Return GOMP_parallel for compiled code to call; None where torch has another library."""
     return _openmp()
@@ -44,17 +58,22 @@ def _pool(process: int, count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count, thread_name_prefix="svag")
 
 
+@functools.cache
+def _callable(function: Address) -> Any:
+    return _Function(function)
+
+
 def run(function: Address, argument: Address, count: int) -> None:
     """Call a C function of one pointer on ``count`` threads at once; return when all have.
 
     The GIL is released meanwhile.
     """
     if count == 1:
-        _Function(function)(argument)
+        _callable(function)(argument)
     elif (parallel := _openmp()) is not None:
         parallel(function, argument, count, 0)
     else:
-        call = _Function(function)
+        call = _callable(function)
         others = [_pool(os.getpid(), count - 1).submit(call, argument) for _ in range(count - 1)]
         call(argument)
         wait(others)

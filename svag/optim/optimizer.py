@@ -199,10 +199,10 @@ class Dissected(Optimizer):
             if torch.compiler.is_compiling():
                 self._step_eagerly(self._entries())
                 return loss
-            if self._plan is None or not self._plan.holds(self.param_groups, self.state):
+            of_plan = self.anatomy, self.param_groups, self.state
+            if self._plan is None or not self._plan.holds(*of_plan):
                 self._plan = None  # it has seen what the next one may refuse
-                entries = self._entries()
-                self._plan = Plan(self.anatomy, self.param_groups, self.state, entries)
+                self._plan = Plan(*of_plan, self._entries())
             self._step_fused(self._plan)
             self._step_eagerly(self._plan.rest)
         return loss

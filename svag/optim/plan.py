@@ -120,8 +120,9 @@ class Plan:
         states: dict[Tensor, State],
         entries: Sequence[Entry],
     ) -> None:
+        self._anatomy = anatomy
         self._lists = [group["params"] for group in groups]
-        self._values, self._options = _values(groups), _decisive(groups)
+        self._named, self._options = _named(groups), _decisive(groups)
         self._constant = _are_constant(groups)
         self._settled = True
         self.rules: list[Rule] | None = None
@@ -139,17 +140,19 @@ class Plan:
         for _, together in sorted(tables.items(), key=lambda item: item[0][0]):
             kernels, of_table = zip(*together, strict=True)
             self.fused.append(Fused(Kernel.united(kernels), of_table))
-        self._states, self._members = states, members(self._lists, states)
+        self._states = states
+        self._members = members(self._lists, states, compiled=bool(self.fused))
         watched = {id(param) for fused in self.fused for param in fused.params}
         every = itertools.chain.from_iterable(self._lists)
         self._others = [param for param in every if id(param) not in watched]
         self._kinds = [_kind(param.grad) for param in self._others]
         self._kept = [tuple(entry.state) for entry in self.rest]
 
-    def holds(self, groups: Sequence[Group], states: dict[Tensor, State]) -> bool:
+    def holds(self, anatomy: Anatomy, groups: Sequence[Group], states: dict[Tensor, State]) -> bool:
         """Whether everything is as it was, gradients being elsewhere aside."""
         return (
             self._settled
+            and anatomy is self._anatomy
             and states is self._states
             and self._groups_hold(groups)
             and self._members.are_the_same()
@@ -160,8 +163,8 @@ class Plan:
 
     def _groups_hold(self, groups: Sequence[Group]) -> bool:
         """Whether every group's options let the plan stand; rules are dropped if any is new."""
-        values = _values(groups)
-        same = len(values) == len(self._values) and all(map(operator.is_, values, self._values))
+        named = _named(groups)
+        same = len(named) == len(self._named) and all(map(operator.is_, named, self._named))
         if same and self._constant:
             return True
         lists = [group["params"] for group in groups]
@@ -169,7 +172,7 @@ class Plan:
             return False
         if _decisive(groups) != self._options:
             return False
-        self._values, self._constant = values, _are_constant(groups)
+        self._named, self._constant = named, _are_constant(groups)
         self.rules = None
         return True
 
@@ -265,8 +268,10 @@ def _decays(group: Group) -> bool:
     return isinstance(group["weight_decay"], Tensor) or group["weight_decay"] != 0
 
 
-def _values(groups: Iterable[Group]) -> list[Any]:
-    return [value for group in groups for value in group.values()]
+def _named(groups: Iterable[Group]) -> list[Any]:
+    """Return all options by name."""
+    parts = [part for group in groups for part in (group, group.values())]
+    return list(itertools.chain.from_iterable(parts))
 
 
 def _decisive(groups: Iterable[Group]) -> list[tuple[Any, ...]]:

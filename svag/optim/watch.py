@@ -71,9 +71,18 @@ class Members(Protocol):
         """Whether its lists and its states still hold the same objects."""
 
 
-def members(lists: Sequence[list[Tensor]], states: dict[Tensor, dict[str, Any]]) -> Members:
-    """Remember what lists of parameters and a dictionary of states hold."""
-    if not _can_look_in_compiled_code():
+def members(
+    lists: Sequence[Sequence[Tensor]], states: dict[Tensor, dict[str, Any]], *, compiled: bool
+) -> Members:
+    """Remember what lists of parameters and a dictionary of states hold.
+
+    Args:
+        lists: of parameters.
+        states: by parameter.
+        compiled: whether it is worth loading compiled code, if there is some.
+    """
+    plain = isinstance(states, dict) and all(isinstance(x, list) for x in lists)
+    if not compiled or not plain or not _can_look_in_compiled_code():
         return _Members(lists, states)
     from svag.optim.engines import numba_members
 
@@ -83,7 +92,9 @@ def members(lists: Sequence[list[Tensor]], states: dict[Tensor, dict[str, Any]])
 class _Members:
     """A look from Python at what an optimizer holds."""
 
-    def __init__(self, lists: Sequence[list[Tensor]], states: dict[Tensor, dict[str, Any]]) -> None:
+    def __init__(
+        self, lists: Sequence[Sequence[Tensor]], states: dict[Tensor, dict[str, Any]]
+    ) -> None:
         self._lists, self._states = lists, states
         self._held = self._seen()
 
@@ -94,7 +105,7 @@ class _Members:
         )
 
     def _seen(self) -> list[list[Any]]:
-        return [*map(list, self._lists), list(self._states.values())]
+        return [*map(list, self._lists), list(self._states), list(self._states.values())]
 
 
 class _Watch:
@@ -112,7 +123,7 @@ class _Watch:
         self._complex = any(param.is_complex() for param in params)
         self._distributed = any(map(is_distributed, params))
         # Held, so that nothing else can come to lie at the addresses that were seen.
-        self._values = _flat(map(dict.values, states))
+        self._items = self._all_items()
         self._buffers = [state[name] for name in names for state in states]
         # What can be transposed where it lies.
         self._matrices = [t for t in map(local, [*params, *self._buffers]) if t.dim() > 1]
@@ -121,8 +132,8 @@ class _Watch:
         self.places = {**fixed, **_rows(self._grads, self._of_gradients)}
 
     def look(self) -> Mapping[str, Any] | None:
-        values = _flat(map(dict.values, self._states))
-        if len(values) != len(self._values) or not all(map(operator.is_, values, self._values)):
+        items = self._all_items()
+        if len(items) != len(self._items) or not all(map(operator.is_, items, self._items)):
             return None
         try:
             grads, seen = self._sight()
@@ -136,6 +147,10 @@ class _Watch:
 
     def count_changes(self) -> None:
         torch.autograd.graph.increment_version(self._params)
+
+    def _all_items(self) -> list[Any]:
+        """Return the keys and the values of all states."""
+        return _flat(itertools.chain(state, state.values()) for state in self._states)
 
     def _sight(self) -> tuple[list[int], tuple[Any, ...]]:
         """Return where gradients are, and all that has to stay as it is."""

@@ -1,8 +1,12 @@
 """Both looks at where tensors lie, from Python and in compiled code: what they find and notice."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -89,6 +93,13 @@ def replace(state: dict[str, Any], name: str) -> None:
     state[name] = state[name].clone()
 
 
+def exchange_names(state: dict[str, Any]) -> None:
+    """Give two averages each other's name, in each other's place."""
+    step, mean, square = state.values()
+    state.clear()
+    state.update(step=step, exp_avg_sq=mean, exp_avg=square)
+
+
 def recast(average: Tensor) -> None:
     """Read the same memory as halves, as an allocator may give it out again."""
     average.data = average.data.view(torch.bfloat16)[: len(average)]
@@ -105,6 +116,7 @@ CHANGES: dict[str, Callable[[list[Any], list[dict[str, Any]]], object]] = {
     "parameter turned where it is": lambda p, s: torch.no_grad()(p[1].t_)(),
     "as others' data": lambda p, s: setattr(p[1], "data", p[1].data.reshape(3, 4)),
     "average replaced": lambda p, s: replace(s[1], "exp_avg"),
+    "two averages renamed": lambda p, s: exchange_names(s[0]),
     "step replaced": lambda p, s: replace(s[4], "step"),
     "average elsewhere": lambda p, s: setattr(s[0]["exp_avg"], "data", torch.zeros(5)),
     "average turned where it is": lambda p, s: s[1]["exp_avg_sq"].t_(),
@@ -292,6 +304,13 @@ def start_anew(lists: Any, states: Any) -> None:
     states[lists[0][0]] = dict(states[lists[0][0]])
 
 
+def exchange_states(lists: Any, states: Any) -> None:
+    """Keep the states in their order, under each other's parameters."""
+    first, second, *others = states.items()
+    states.clear()
+    states.update(dict([(second[0], first[1]), (first[0], second[1]), *others]))
+
+
 MEMBERS: dict[str, Callable[[Any, Any], object]] = {
     "a parameter more": lambda lists, states: lists[1].append(nn.Parameter(torch.zeros(2))),
     "a parameter less": lambda lists, states: lists[1].pop(),
@@ -304,6 +323,7 @@ MEMBERS: dict[str, Callable[[Any, Any], object]] = {
     "a state less": lambda lists, states: states.popitem(),
     "no state": lambda lists, states: states.clear(),
     "a copy of a state": start_anew,
+    "states of each other": exchange_states,
 }
 
 
@@ -332,7 +352,7 @@ def test_no_members_are_none(memory):
 
 
 def test_members_are_compared_in_compiled_code_where_that_can_be():
-    assert isinstance(members(*memories()), numba_members.Members)
+    assert isinstance(members(*memories(), compiled=True), numba_members.Members)
 
 
 def test_an_option_that_changes_where_it_is_counts_at_the_next_step():
@@ -381,3 +401,122 @@ def test_autograd_hears_of_every_change(look):
     before = [param._version for param in params]
     watched.count_changes()
     assert [param._version for param in params] == [version + 1 for version in before]
+
+
+class Wrapped(Tensor):
+    """A gradient whose sizes Python is asked for."""
+
+    plain: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> "Wrapped":
+        self = Tensor._make_wrapper_subclass(
+            cls, inner.shape, dtype=inner.dtype, dispatch_sizes_strides_policy="sizes"
+        )
+        self.plain = inner
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        args = torch.utils._pytree.tree_map(lambda x: getattr(x, "plain", x), args)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("count", [3, 200])
+def test_gradients_that_python_answers_for_are_left_to_eager(count):
+    """With 200 other threads look too, and none of them may wait for Python."""
+    params = [nn.Parameter(torch.zeros(4)) for _ in range(count)]
+    optimizer = svag.SGD(params, lr=1.0)
+    for wrap in (Tensor.clone, Tensor.clone, Wrapped, Wrapped, Tensor.clone):
+        for param in params:
+            param.grad = wrap(torch.ones(4))
+        optimizer.step()
+    assert all(param.tolist() == [-5.0] * 4 for param in params)
+
+
+FORK = """
+import os, torch, svag
+params = [torch.nn.Parameter(torch.zeros(4)) for _ in range(200)]
+optimizers = [svag.SGD(params, lr=1.0)]
+def step():
+    for param in params:
+        param.grad = torch.ones(4)
+    optimizers[-1].step()
+torch.zeros(1 << 20).add_(1)  # starts the threads
+step()
+step()
+child = os.fork()
+if child == 0:
+    step()
+    optimizers.append(svag.SGD(params, lr=1.0))
+    step()
+    step()
+    print(params[-1].tolist(), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_small_parameters_step_in_a_forked_process(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "[-5.0, -5.0, -5.0, -5.0]\n", done.stderr
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_groups_may_hold_their_parameters_in_a_tuple(fused):
+    params = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    optimizer = svag.SGD(params, lr=1.0, fused=fused)
+    optimizer.param_groups[0]["params"] = tuple(params)
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.ones(2)
+        optimizer.step()
+    assert all(param.tolist() == [-3.0] * 2 for param in params)
+
+
+def test_a_parameter_that_becomes_one_of_inference_mode_is_noticed():
+    memory = np.zeros(3, np.float32)
+    param = nn.Parameter(torch.from_numpy(memory))
+    optimizer = svag.MSVAG([param], lr=1.0)
+    for _ in range(2):
+        param.grad = torch.ones(3)
+        optimizer.step()
+    with torch.inference_mode():
+        other = nn.Parameter(torch.from_numpy(memory))
+    torch.utils.swap_tensors(param, other)
+    param.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match="inference tensor"):
+        optimizer.step()
+
+
+def test_options_that_exchange_their_names_are_noticed():
+    ends = []
+    for fused in (None, False):
+        param = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        optimizer = svag.Adam([param], weight_decay=0.1, decoupled_weight_decay=True, fused=fused)
+        names = {"maximize": "decoupled_weight_decay", "decoupled_weight_decay": "maximize"}
+        for change in (False, False, True, False):
+            group = optimizer.param_groups[0]
+            if change:
+                optimizer.param_groups[0] = {names.get(n, n): v for n, v in group.items()}
+            param.grad = torch.ones_like(param)
+            optimizer.step()
+        ends.append(param.tolist())
+    assert ends[0] == pytest.approx(ends[1], rel=1e-14)
+
+
+def test_another_anatomy_counts_at_the_next_step():
+    ends = []
+    for fused in (None, False):
+        param = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        optimizer = svag.SGD([param], lr=1.0, fused=fused)
+        for method in ("sgd", "sgd", "m-svag", "m-svag"):
+            optimizer.anatomy = svag.METHODS[method].anatomy
+            optimizer.param_groups[0]["beta"] = 0.5
+            param.grad = param.detach().cos()
+            optimizer.step()
+        ends.append(param.tolist())
+    assert ends[0] == pytest.approx(ends[1], rel=1e-14)

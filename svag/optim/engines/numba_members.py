@@ -21,9 +21,9 @@ LISTS: Final = np.dtype(
         ("count", np.int64),
         ("list_table", np.int64),
         ("first_table", np.int64),  # where each one's items begin
-        ("item_table", np.int64),  # and, behind them, the values of the dictionary
+        ("item_table", np.int64),  # and, behind them, keys and values of the dictionary
         ("dictionary", np.int64),
-        ("values", np.int64),
+        ("entries", np.int64),
         ("same", np.int64),  # set to 1 if all is as it was
         ("size_of", np.int64),  # functions
         ("item_of", np.int64),
@@ -43,7 +43,7 @@ def compare_members(job_address):
     job = carray(pointer(job_address), 1, LISTS)[0]
     lists = carray(pointer(job.list_table), job.count, np.int64)
     firsts = carray(pointer(job.first_table), job.count + 1, np.int64)
-    items = carray(pointer(job.item_table), firsts[job.count] + job.values, np.int64)
+    items = carray(pointer(job.item_table), firsts[job.count] + 2 * job.entries, np.int64)
     position = job_address + _POSITION
     job.same, job.position = 0, 0
     for i in range(job.count):
@@ -55,9 +55,9 @@ def compare_members(job_address):
                 return
     seen = firsts[job.count]
     while walk(job.next_item, job.dictionary, position, position + 8, position + 16) != 0:
-        if seen >= len(items) or job.value != items[seen]:
+        if seen >= len(items) or job.key != items[seen] or job.value != items[seen + 1]:
             return
-        seen += 1
+        seen += 2
     job.same = seen == len(items)
 
 
@@ -69,8 +69,11 @@ class Members:
         states: by parameter.
     """
 
-    def __init__(self, lists: Sequence[list[Tensor]], states: dict[Tensor, dict[str, Any]]) -> None:
-        held = [*itertools.chain.from_iterable(lists), *states.values()]
+    def __init__(
+        self, lists: Sequence[Sequence[Tensor]], states: dict[Tensor, dict[str, Any]]
+    ) -> None:
+        entries = itertools.chain.from_iterable(states.items())
+        held = [*itertools.chain.from_iterable(lists), *entries]
         self._held = lists, states, held
         self._tables = {
             "list_table": np.array(list(map(id, lists)), np.int64),
@@ -80,7 +83,7 @@ class Members:
         self._job = np.zeros(1, LISTS)
         for name, table in self._tables.items():
             self._job[name] = table.ctypes.data
-        self._job["count"], self._job["values"] = len(lists), len(states)
+        self._job["count"], self._job["entries"] = len(lists), len(states)
         self._job["dictionary"] = id(states)
         self._job["next_item"] = foreign.address_of(ctypes.pythonapi.PyDict_Next)
         self._job["size_of"] = foreign.address_of(ctypes.pythonapi.PyList_Size)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numba import carray  # type: ignore[attr-defined]
 from torch import Tensor
+from torch.nn import Parameter
 
 from svag.compiled import foreign, machine_code, threads
 from svag.compiled.foreign import ask, have_done, tell, test, walk, write
@@ -31,14 +32,17 @@ TENSOR: Final = np.dtype(
     ]
 )
 
+ITEM: Final = np.dtype([("key", np.int64), ("value", np.int64)])
+"""Of a dictionary, objects of Python."""
+
 JOB: Final = np.dtype(
     [
         ("params", np.int64),  # the first of the tensors, and a gradient for each at the end
         ("tensors", np.int64),  # without gradients
         ("tensor_table", np.int64),
         ("state_table", np.int64),  # a dictionary for each parameter
-        ("value_table", np.int64),  # what they hold, in their order
-        ("first_table", np.int64),  # where each dictionary's values begin
+        ("item_table", np.int64),  # what they hold, in their order
+        ("first_table", np.int64),  # where each dictionary's items begin
         ("recording", np.int64),  # 1 to write down what is seen, 0 to compare
         ("moved", np.int64),  # set to 1 if a gradient is elsewhere
         ("changed", np.int64),  # set to 1 if anything else is otherwise
@@ -48,6 +52,9 @@ JOB: Final = np.dtype(
         ("parallel", np.int64),  # what has them do it
         ("offset", np.int64),  # of the C++ tensor in a Python one
         ("storage", np.int64),  # offset of the storage's address in a C++ tensor
+        ("slot", np.int64),  # offset of the Python tensor's address there
+        ("tensor_type", np.int64),
+        ("parameter_type", np.int64),
         ("undefined", np.int64),  # the C++ tensor that stands for none
         ("gradient", np.int64),  # functions, from here on
         ("data", np.int64),
@@ -57,6 +64,7 @@ JOB: Final = np.dtype(
         ("dtype", np.int64),
         ("is_negative", np.int64),
         ("is_conjugate", np.int64),
+        ("is_inference", np.int64),
         ("count_change", np.int64),
         ("next_item", np.int64),
         ("answers", np.int64),  # a row of ANSWERS for each thread
@@ -83,6 +91,7 @@ _SYMBOLS: Final = {
     "dtype": "aoti_torch_get_dtype",
     "is_negative": "_ZN2at6native6is_negERKNS_6TensorE",
     "is_conjugate": "_ZN2at6native7is_conjERKNS_6TensorE",
+    "is_inference": "_ZN2at6native12is_inferenceERKNS_6TensorE",
     "count_change": "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
 }
 
@@ -115,8 +124,20 @@ def _layout(job, tensor, answer):
     if write(job.dtype, tensor, answer) != 0:
         return np.uint64(0)
     digest = _digest(digest, carray(pointer(answer), 1, np.int32)[0])
-    digest = _digest(digest, np.int64(test(job.is_negative, tensor) & 1))
-    return _digest(digest, np.int64(test(job.is_conjugate, tensor) & 1))
+    for function in (job.is_negative, job.is_conjugate, job.is_inference):
+        digest = _digest(digest, np.int64(test(function, tensor) & 1))
+    return digest
+
+
+@compiled
+def _is_plain(job, tensor):
+    """Whether nothing but PyTorch answers for a C++ tensor.
+
+    One of a class of its own may ask Python. A gradient that Python has not seen has no object.
+    """
+    python = _word(_word(tensor) + job.slot) & ~7  # the last bits are PyTorch's
+    kind = _word(python + _TYPE) if python != 0 else job.tensor_type
+    return kind == job.tensor_type or kind == job.parameter_type
 
 
 @compiled
@@ -146,6 +167,8 @@ def _fetch_share(job, states, tensors, begin, end):
 def _is_as_it_was(job, tensor, place, answer):
     """Look at the C++ tensor to which a pointer points, which stands in some row of the table."""
     tensors = carray(pointer(job.tensor_table), job.tensors + job.params, TENSOR)
+    if not _is_plain(job, tensor):
+        return False
     layout = _layout(job, tensor, answer)
     if layout == 0 or write(job.data, tensor, answer) != 0:
         return False
@@ -166,7 +189,7 @@ def _share_is_as_it_was(job, begin, end, scratch):
     """Look at some parameters: at their states, then at their tensors, then at their gradients."""
     states = carray(pointer(job.state_table), job.params, np.int64)
     firsts = carray(pointer(job.first_table), job.params + 1, np.int64)
-    values = carray(pointer(job.value_table), firsts[job.params], np.int64)
+    items = carray(pointer(job.item_table), firsts[job.params], ITEM)
     tensors = carray(pointer(job.tensor_table), job.tensors + job.params, TENSOR)
     found = carray(pointer(scratch), 1, ANSWERS)[0]
     key, value, answer = scratch + _KEY, scratch + _VALUE, scratch + _ANSWER
@@ -174,7 +197,9 @@ def _share_is_as_it_was(job, begin, end, scratch):
     for i in range(begin, end):
         seen, found.position = firsts[i], 0
         while walk(job.next_item, states[i], scratch, key, value) != 0:
-            if seen >= firsts[i + 1] or found.value != values[seen]:
+            if seen >= firsts[i + 1]:
+                return False
+            if found.key != items[seen].key or found.value != items[seen].value:
                 return False
             seen += 1
         if seen != firsts[i + 1]:
@@ -192,6 +217,7 @@ def _share_is_as_it_was(job, begin, end, scratch):
     return True
 
 
+_TYPE: Final = 8  # offset of the type in an object of Python, which is tried
 _BEGUN: Final = JOB.fields["begun"][1]  # type: ignore[index]
 _KEY, _VALUE, _ANSWER = 8, 16, 24
 _ANSWER_BYTES: Final = ANSWERS.itemsize
@@ -245,19 +271,19 @@ class Watch:
     ) -> None:
         columns = [params, *([state[name] for state in states] for name in names)]
         tensors = [tensor for column in columns for tensor in column]
-        values = [value for state in states for value in state.values()]
+        items = [item for state in states for item in state.items()]
         firsts = [0, *itertools.accumulate(map(len, states))]
-        shares = min(torch.get_num_threads(), len(params) // _WORTH_A_THREAD)
+        self._shares = max(1, len(params) // _WORTH_A_THREAD)
         # Nothing else can come to lie where these are while they are held.
-        self._held = tensors, states, values
+        self._held = tensors, states, items
         self._tensors = np.zeros(len(tensors) + len(params), TENSOR)
         self._tensors["object"][: len(tensors)] = list(map(id, tensors))
         tables = {
             "tensor_table": self._tensors,
             "state_table": np.array(list(map(id, states)), np.int64),
-            "value_table": np.array(list(map(id, values)), np.int64),
+            "item_table": np.array([(id(key), id(value)) for key, value in items], ITEM),
             "first_table": np.array(firsts, np.int64),
-            "answers": np.zeros(max(1, shares), ANSWERS),
+            "answers": np.zeros(self._shares, ANSWERS),
         }
         self._tables = tables
         self._job = np.zeros(1, JOB)
@@ -266,7 +292,6 @@ class Watch:
         for name, table in tables.items():
             self._job[name] = table.ctypes.data
         self._job["params"], self._job["tensors"] = len(params), len(tensors)
-        self._job["threads"] = shares if shares > 1 and _surroundings()["parallel"] else 1
         self._address = self._job.ctypes.data
         self._look, self._count_changes = (
             machine_code.holding_gil(function, sources=(foreign,))
@@ -290,6 +315,8 @@ class Watch:
         self._count_changes(self._address)
 
     def _changed(self) -> bool:
+        can_share = _surroundings()["parallel"] and not threads.was_forked()
+        self._job["threads"] = min(self._shares, torch.get_num_threads()) if can_share else 1
         self._look(self._address)
         return bool(self._job["changed"][0])
 
@@ -310,9 +337,14 @@ def _surroundings() -> dict[str, Address]:
     except (OSError, AttributeError) as error:
         raise ImportError(f"a function is missing: {error}") from error
     found = {name: foreign.address_of(function) for name, function in functions.items()}
-    tensor = torch.zeros(1)
+    tensor, parameter = torch.zeros(1), Parameter(torch.zeros(1))
+    found["tensor_type"], found["parameter_type"] = id(Tensor), id(Parameter)
+    for plain in (tensor, parameter):
+        if _read(id(plain) + _TYPE) != id(type(plain)):
+            raise ImportError("an object does not begin with its type as expected")
     found["offset"] = offset = _offset(id(tensor), Tensor.__basicsize__, tensor._cdata)
     found["storage"] = _offset(tensor._cdata, 64, tensor.untyped_storage()._cdata)
+    found["slot"] = _offset(tensor._cdata, 64, id(tensor))
     of_gradient = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(found["gradient"])
     found["parallel"] = foreign.address_of(threads.parallel())
     found["glance"] = machine_code.address_of(glance, sources=(foreign,))
@@ -323,7 +355,7 @@ def _surroundings() -> dict[str, Address]:
 def _offset(address: Address, size: int, pointer: Address) -> int:
     """Return where in some bytes a pointer stands, behind a count of references."""
     for offset in range(16, size, 8):
-        if _read(address + offset) == pointer:
+        if _read(address + offset) & ~7 == pointer:
             return offset
     raise ImportError("a tensor is not made up as expected")
 
@@ -341,6 +373,10 @@ def available() -> bool:
         return False
 
 
+class _Odd(Tensor):
+    """A tensor that may answer otherwise than PyTorch."""
+
+
 def _agrees(dtype: torch.dtype) -> bool:
     """Whether looks find tensors where Python does, and what is done to them."""
     vector, matrix = torch.zeros(6, dtype=dtype)[2:], torch.zeros(2, 3, dtype=dtype).t()
@@ -352,6 +388,7 @@ def _agrees(dtype: torch.dtype) -> bool:
         (lambda: setattr(matrix, "grad", torch.zeros_like(matrix)), True),
         (lambda: setattr(matrix, "grad", torch._neg_view(torch.zeros_like(matrix))), False),
         (lambda: setattr(vector, "grad", None), False),
+        (lambda: setattr(vector, "grad", torch.zeros_like(vector).as_subclass(_Odd)), False),
         (lambda: setattr(vector, "data", torch.zeros(4, dtype=dtype)), False),
         (lambda: averages[1].t_(), False),
         (lambda: states[1].update(step=torch.zeros(())), False),
