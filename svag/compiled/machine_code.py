@@ -14,6 +14,7 @@ from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.core.errors import NumbaWarning
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 Address: TypeAlias = int
 
@@ -95,3 +96,21 @@ def holding_gil(
     """
     address = address_of(function, sources=sources)
     return ctypes.PYFUNCTYPE(None, ctypes.c_int64)(address)
+
+
+class Words:
+    """The fields of a job, all of 64 bits, to be read and written as integers.
+
+    NumPy takes several times as long for a field of a record.
+    """
+
+    def __init__(self, job: NDArray[Any]) -> None:
+        names = job.dtype.names or ()
+        self._place = {name: place for place, name in enumerate(names)}
+        self._words = (ctypes.c_int64 * len(names)).from_buffer(job.data)
+
+    def __getitem__(self, name: str) -> int:
+        return self._words[self._place[name]]
+
+    def __setitem__(self, name: str, value: int) -> None:
+        self._words[self._place[name]] = value

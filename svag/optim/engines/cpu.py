@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svag.compiled import machine_code, threads
+from svag.compiled import foreign, machine_code, threads
 from svag.compiled.machine_code import Address
 from svag.optim.engines import bits
 from svag.optim.engines import kernel as kernels
@@ -31,7 +31,9 @@ _WORTH_A_THREAD: Final = 65536
 def _machine_code(kernel: Kernel | None) -> Address:
     """Return where the code of a kernel's loop is, or of what begins a step."""
     function = beginning() if kernel is None else loop_of(kernel)
-    return machine_code.address_of(function, variant=kernel, sources=(bits, kernels, schedules))
+    return machine_code.address_of(
+        function, variant=kernel, sources=(foreign, bits, kernels, schedules)
+    )
 
 
 class Table:
@@ -82,7 +84,8 @@ class Table:
             self._job[name] = table.ctypes.data
         for name in ("momentum", "sign", "raw", "adam", "within_batch"):
             self._job[name] = getattr(kernel, name)
-        self._address = self._job.ctypes.data
+        self._job["parallel"] = foreign.address_of(threads.parallel())
+        self._address, self._words = self._job.ctypes.data, machine_code.Words(self._job)
         self._rules: Sequence[Rule] = ()  # which the options were written by
         self._scale = 1.0
 
@@ -101,9 +104,12 @@ class Table:
             for group in self._used:
                 self._options[group] = options(rules[group], grad_scale=scale)
             self._rules, self._scale = rules, scale
-        threads.run(self._begin, self._address, 1)
         count = min(torch.get_num_threads(), max(1, self._elements // _WORTH_A_THREAD))
         loop = self._loop
         if grad_scale is not None:
             loop = _machine_code(self._kernel._replace(scales=True))
-        threads.run(loop, self._address, count)
+        seen_to = count == 1 or self._words["parallel"] != 0
+        self._words["threads"], self._words["loop"] = count if seen_to else 0, loop
+        threads.run(self._begin, self._address, 1)
+        if not seen_to:
+            threads.run(loop, self._address, count)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numba import carray  # type: ignore[attr-defined]
 
+from svag.compiled.foreign import have_done, tell
 from svag.compiled.machine_code import compiled, fetch, pointer, take
 from svag.optim.engines.bits import LOW, NEAREST, NEXT, STORAGE, mix, narrow, widen
 from svag.optim.engines.kernel import ADDRESSES, OPTIONS, Kernel
@@ -48,6 +49,9 @@ JOB: Final = np.dtype(
         ("ranges", np.int64),
         ("groups", np.int64),
         ("begun", np.int64),  # how many threads have
+        ("threads", np.int64),  # that run the loop; 0 if somebody else sees to it
+        ("parallel", np.int64),  # what has them do so
+        ("loop", np.int64),
         ("addresses", np.int64),  # of tables, from here on
         ("numbers", np.int64),
         ("chunk_table", np.int64),
@@ -114,7 +118,7 @@ def _key(seed, stream, step):
 
 
 def beginning() -> Callable[[Any], None]:
-    """Return what has to be done before the loop, a function of a job's address."""
+    """Return what begins a step and has the loop run, a function of a job's address."""
 
     def begin(job_address):
         """Count the step of every tensor, and work out its numbers once for all its elements."""
@@ -143,6 +147,10 @@ def beginning() -> Callable[[Any], None]:
         for i in range(job.ranges):
             ranges[i].next = ranges[i].begin
         job.begun = 0
+        if job.threads > 1:
+            have_done(job.parallel, job.loop, job_address, job.threads, np.int64(0))
+        elif job.threads == 1:
+            tell(job.loop, job_address)
 
     return begin
 

@@ -88,10 +88,10 @@ class Members:
         self._job["next_item"] = foreign.address_of(ctypes.pythonapi.PyDict_Next)
         self._job["size_of"] = foreign.address_of(ctypes.pythonapi.PyList_Size)
         self._job["item_of"] = foreign.address_of(ctypes.pythonapi.PyList_GetItem)
-        self._address = self._job.ctypes.data
+        self._address, self._words = self._job.ctypes.data, machine_code.Words(self._job)
         self._compare = machine_code.holding_gil(compare_members, sources=(foreign,))
 
     def are_the_same(self) -> bool:
         """Whether the lists and the dictionary still hold the same objects."""
         self._compare(self._address)
-        return bool(self._job["same"][0])
+        return self._words["same"] != 0

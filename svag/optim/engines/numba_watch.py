@@ -274,6 +274,8 @@ class Watch:
         items = [item for state in states for item in state.items()]
         firsts = [0, *itertools.accumulate(map(len, states))]
         self._shares = max(1, len(params) // _WORTH_A_THREAD)
+        if not _surroundings()["parallel"]:
+            self._shares = 1
         # Nothing else can come to lie where these are while they are held.
         self._held = tensors, states, items
         self._tensors = np.zeros(len(tensors) + len(params), TENSOR)
@@ -292,7 +294,7 @@ class Watch:
         for name, table in tables.items():
             self._job[name] = table.ctypes.data
         self._job["params"], self._job["tensors"] = len(params), len(tensors)
-        self._address = self._job.ctypes.data
+        self._address, self._words = self._job.ctypes.data, machine_code.Words(self._job)
         self._look, self._count_changes = (
             machine_code.holding_gil(function, sources=(foreign,))
             for function in (look, count_changes)
@@ -308,17 +310,19 @@ class Watch:
         """Return the columns that lie elsewhere now, None if anything else has changed."""
         if self._changed():
             return None
-        return {"grad": self.places["grad"]} if self._job["moved"][0] else {}
+        return {"grad": self.places["grad"]} if self._words["moved"] else {}
 
     def count_changes(self) -> None:
         """Tell autograd that every parameter is another than the graph has seen."""
         self._count_changes(self._address)
 
     def _changed(self) -> bool:
-        can_share = _surroundings()["parallel"] and not threads.was_forked()
-        self._job["threads"] = min(self._shares, torch.get_num_threads()) if can_share else 1
+        shares = self._shares
+        if shares > 1 and (shares := min(shares, torch.get_num_threads())) > 1:
+            shares = 1 if threads.was_forked() else shares
+        self._words["threads"] = shares
         self._look(self._address)
-        return bool(self._job["changed"][0])
+        return self._words["changed"] != 0
 
 
 @functools.cache
