@@ -1,5 +1,6 @@
 """The one optimizer: parameter groups, state and dispatch around the rule of the family."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias, Unpack, cast, overload
@@ -25,6 +26,13 @@ _CHECK_CAPTURE: Callable[[Optimizer], None] = (
     getattr(Optimizer, "_accelerator_graph_capture_health_check", None)
     or Optimizer.__dict__["_cuda_graph_capture_health_check"]
 )
+
+
+@functools.cache
+def _has_accelerator() -> bool:
+    """Whether this PyTorch is built for one, on which a step might be captured."""
+    return torch.accelerator.current_accelerator() is not None
+
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -191,10 +199,13 @@ class Dissected(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        _CHECK_CAPTURE(self)
+        if _has_accelerator():
+            _CHECK_CAPTURE(self)
         if self.anatomy.within_batch:
             check_unscaled(self)
             self._check_variances()
+        if self._repeat():
+            return loss
         with torch.set_grad_enabled(bool(self.defaults["differentiable"])):
             if torch.compiler.is_compiling():
                 self._step_eagerly(self._entries())
@@ -206,6 +217,20 @@ class Dissected(Optimizer):
             self._step_fused(self._plan)
             self._step_eagerly(self._plan.rest)
         return loss
+
+    def _repeat(self) -> bool:
+        """Take the step as the last one was taken, if all of it is in compiled code; say if so.
+
+        No torch operation is run, so no grad mode matters.
+        """
+        plan = self._plan
+        if torch.compiler.is_compiling() or plan is None or not plan.is_compiled:
+            return False
+        if not plan.holds(self.anatomy, self.param_groups, self.state):
+            self._plan = None
+            return False
+        self._step_fused(plan)
+        return True
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _check_variances(self) -> None:

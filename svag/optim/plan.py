@@ -47,7 +47,11 @@ class Entry(NamedTuple):
 
 
 class Fused:
-    """Parameters that one kernel updates, and where their tensors were last seen."""
+    """Parameters that one kernel updates, and where their tensors were last seen.
+
+    Attributes:
+        is_compiled: whether all of a step with them is in compiled code.
+    """
 
     def __init__(self, kernel: Kernel, entries: Sequence[Entry]) -> None:
         self.params = [entry.param for entry in entries]
@@ -67,6 +71,7 @@ class Fused:
             [name for name in kernel.columns if name != "grad_var"],
             within_batch=kernel.within_batch,
         )
+        self.is_compiled = self._watch.is_compiled and shards[0].device.type == "cpu"
         self._place(self._watch.places)
 
     def follow(self) -> bool:
@@ -107,6 +112,7 @@ class Plan:
     Attributes:
         fused: what the fused engines take.
         rest: what is left to the eager engine.
+        is_compiled: whether all of a step is in compiled code.
         rules: of all groups, kept by the optimizer; None once an option may be another.
 
     Raises:
@@ -140,6 +146,7 @@ class Plan:
         for _, together in sorted(tables.items(), key=lambda item: item[0][0]):
             kernels, of_table = zip(*together, strict=True)
             self.fused.append(Fused(Kernel.united(kernels), of_table))
+        self.is_compiled = not self.rest and all(fused.is_compiled for fused in self.fused)
         self._states = states
         self._members = members(self._lists, states, compiled=bool(self.fused))
         watched = {id(param) for fused in self.fused for param in fused.params}

@@ -20,6 +20,8 @@ _is_conj: Final = Tensor.is_conj
 class Watch(Protocol):
     """What has been seen of some parameters, their states and their gradients."""
 
+    is_compiled: bool
+
     @property
     def places(self) -> Mapping[str, Any]:
         """Addresses by column of :data:`~svag.optim.engines.kernel.ADDRESSES`."""
@@ -110,6 +112,8 @@ class _Members:
 
 class _Watch:
     """A look from Python: at any tensors, for a microsecond each."""
+
+    is_compiled = False
 
     def __init__(
         self,

@@ -66,12 +66,12 @@ class Table:
         chunks, portions, ranges = schedules.schedule(sizes, torch.get_num_threads())
         numbers = np.zeros(count, NUMBERS)
         group_table, stream_table = np.array(groups, np.int64), np.array(streams, np.int64)
-        self._tables = (chunks, portions, ranges, numbers, group_table, stream_table)  # kept alive
         self._job = np.zeros(1, JOB)
         self._job["tensors"], self._job["chunks"] = count, len(chunks)
         self._job["portions"], self._job["ranges"] = len(portions), len(ranges)
         self._job["groups"] = len(self._options)
-        for name, table in {
+        self._grads: Sequence[int] = ()
+        self._tables = {
             "addresses": self._addresses,
             "numbers": numbers,
             "chunk_table": chunks,
@@ -80,7 +80,8 @@ class Table:
             "group_table": group_table,
             "stream_table": stream_table,
             "options": self._options,
-        }.items():
+        }
+        for name, table in self._tables.items():
             self._job[name] = table.ctypes.data
         for name in ("momentum", "sign", "raw", "adam", "within_batch"):
             self._job[name] = getattr(kernel, name)
@@ -90,8 +91,16 @@ class Table:
         self._scale = 1.0
 
     def place(self, column: str, addresses: Sequence[int]) -> None:
-        """Say where the tensors of one column are."""
-        self._addresses[column] = addresses
+        """Say where the tensors of one column are.
+
+        An array of gradients' addresses is read where it is, whatever is written to it later.
+        """
+        if column != "grad":
+            self._addresses[column] = addresses
+        elif addresses is not self._grads:
+            self._grads, table = addresses, np.asarray(addresses, np.int64)
+            self._tables["grad"] = table
+            self._words["grad_table"], self._words["grad_step"] = table.ctypes.data, *table.strides
 
     def launch(
         self, rules: Sequence[Rule], grad_scale: Tensor | None, found_inf: Tensor | None

@@ -52,7 +52,9 @@ JOB: Final = np.dtype(
         ("threads", np.int64),  # that run the loop; 0 if somebody else sees to it
         ("parallel", np.int64),  # what has them do so
         ("loop", np.int64),
-        ("addresses", np.int64),  # of tables, from here on
+        ("grad_step", np.int64),  # bytes from one gradient's address to the next one's
+        ("grad_table", np.int64),  # of tables, from here on
+        ("addresses", np.int64),
         ("numbers", np.int64),
         ("chunk_table", np.int64),
         ("portion_table", np.int64),
@@ -245,7 +247,9 @@ def loop_of(kernel: Kernel) -> Callable[[Any], None]:
                 begin, n = chunk.begin, chunk.end - chunk.begin
                 at, number = address_table[chunk.tensor], number_table[chunk.tensor]
                 param_of = carray(pointer(at.param + begin * stored_bytes), n, stored)
-                grad_of = carray(pointer(at.grad + begin * stored_bytes), n, stored)
+                grad_at = pointer(job.grad_table + chunk.tensor * job.grad_step)
+                grad = carray(grad_at, 1, np.int64)[0]
+                grad_of = carray(pointer(grad + begin * stored_bytes), n, stored)
                 mean_of = carray(pointer(at.exp_avg + begin * kept_bytes), n, kept)
                 square_of = carray(pointer(at.exp_avg_sq + begin * kept_bytes), n, kept)
                 largest_of = carray(pointer(at.max_exp_avg_sq + begin * kept_bytes), n, kept)

@@ -266,6 +266,8 @@ class Watch:
         places: addresses by column of :data:`~svag.optim.engines.kernel.ADDRESSES`.
     """
 
+    is_compiled = True
+
     def __init__(
         self, params: Sequence[Tensor], states: Sequence[dict[str, Any]], names: Sequence[str]
     ) -> None:
