@@ -1,6 +1,5 @@
 """The one optimizer: parameter groups, state and dispatch around the rule of the family."""
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias, Unpack, cast, overload
@@ -27,12 +26,8 @@ _CHECK_CAPTURE: Callable[[Optimizer], None] = (
     or Optimizer.__dict__["_cuda_graph_capture_health_check"]
 )
 
-
-@functools.cache
-def _has_accelerator() -> bool:
-    """Whether this PyTorch is built for one, on which a step might be captured."""
-    return torch.accelerator.current_accelerator() is not None
-
+# Whether this PyTorch is built for an accelerator, on which a step might be captured.
+_HAS_ACCELERATOR = torch.accelerator.current_accelerator() is not None
 
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -199,7 +194,7 @@ class Dissected(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if _has_accelerator():
+        if _HAS_ACCELERATOR:
             _CHECK_CAPTURE(self)
         if self.anatomy.within_batch:
             check_unscaled(self)
