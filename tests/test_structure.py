@@ -32,6 +32,7 @@ FLOORS = (
     ("svag.theory.figures.quadratics",),
     ("svag.compiled", "svag.compiled.machine_code", "svag.compiled.threads"),
     ("svag.compiled.foreign",),
+    ("svag.compiled.tensors",),
     ("svag.variance.attachment", "svag.variance.layout", "svag.variance.numba_moments"),
     ("svag.variance.moments",),
     (

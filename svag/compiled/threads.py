@@ -19,19 +19,19 @@ _Function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 @functools.cache
-def _openmp() -> Any:
+def parallel() -> Any:
     """Return GOMP_parallel(function, argument, threads, flags) of torch's OpenMP, None if absent.
 
     GNU's, LLVM's and Intel's have it alike.
     """
     try:
         # Looked up in the libraries that this one has brought along.
-        parallel = ctypes.CDLL(torch._C.__file__).GOMP_parallel
+        found = ctypes.CDLL(torch._C.__file__).GOMP_parallel
     except (OSError, AttributeError):
         return None
-    parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    parallel.restype = None
-    return parallel
+    found.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    found.restype = None
+    return found
 
 
 _FORKED: Final[list[int]] = []
@@ -46,11 +46,6 @@ def was_forked() -> bool:
     not do so either.
     """
     return bool(_FORKED)
-
-
-def parallel() -> Any:
-    """Return GOMP_parallel for compiled code to call; None where torch has another library."""
-    return _openmp()
 
 
 @functools.cache
@@ -70,8 +65,8 @@ def run(function: Address, argument: Address, count: int) -> None:
     """
     if count == 1:
         _callable(function)(argument)
-    elif (parallel := _openmp()) is not None:
-        parallel(function, argument, count, 0)
+    elif (gomp_parallel := parallel()) is not None:
+        gomp_parallel(function, argument, count, 0)
     else:
         call = _callable(function)
         others = [_pool(os.getpid(), count - 1).submit(call, argument) for _ in range(count - 1)]

@@ -362,7 +362,7 @@ def test_the_number_of_threads_changes_no_bit(case, options):
 @by_name([named("m-svag"), named("adam")])
 def test_threads_of_python_do_what_those_of_openmp_do(case, monkeypatch):
     expected = ends_after_three_steps(case)
-    monkeypatch.setattr(threads, "_openmp", lambda: None)
+    monkeypatch.setattr(threads, "parallel", lambda: None)
     for one, other in zip(ends_after_three_steps(case), expected, strict=True):
         assert torch.equal(one, other)
     assert any(thread.name.startswith("svag") for thread in threading.enumerate())
@@ -372,7 +372,7 @@ def test_threads_of_python_do_what_those_of_openmp_do(case, monkeypatch):
 @pytest.mark.parametrize("openmp", [True, False], ids=["OpenMP", "Python"])
 def test_every_thread_is_given_the_argument_and_waited_for(count, openmp, monkeypatch):
     if not openmp:
-        monkeypatch.setattr(threads, "_openmp", lambda: None)
+        monkeypatch.setattr(threads, "parallel", lambda: None)
     caller, calls = threading.get_ident(), []
 
     def call(argument: int) -> None:
@@ -389,7 +389,7 @@ def test_every_thread_is_given_the_argument_and_waited_for(count, openmp, monkey
 
 def test_torchs_openmp_is_found():
     """Linux builds of torch bring one along; without it the engine would run a second pool."""
-    assert sys.platform != "linux" or threads._openmp() is not None
+    assert sys.platform != "linux" or threads.parallel() is not None
 
 
 # ------------------------------------------------------------------------------------ memory

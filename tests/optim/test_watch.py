@@ -19,6 +19,7 @@ numba_watch = pytest.importorskip(
     "svag.optim.engines.numba_watch", reason="one of the looks is Numba's (extra fast)"
 )
 
+reading = pytest.importorskip("svag.compiled.tensors")
 numba_members = pytest.importorskip("svag.optim.engines.numba_members")
 
 NAMES = ["exp_avg", "exp_avg_sq"]
@@ -270,11 +271,11 @@ def test_what_python_alone_knows_of_is_looked_at_from_python() -> None:
 @pytest.fixture
 def another_torch(monkeypatch):
     """One whose library has not all the functions that are called."""
-    monkeypatch.setitem(numba_watch._SYMBOLS, "strides", "aoti_torch_get_strides_of_old")
-    for function in (numba_watch.available, numba_watch._surroundings):
+    monkeypatch.setitem(reading.SYMBOLS, "strides", "aoti_torch_get_strides_of_old")
+    for function in (numba_watch.available, reading.reading):
         function.cache_clear()
     yield
-    for function in (numba_watch.available, numba_watch._surroundings):
+    for function in (numba_watch.available, reading.reading):
         function.cache_clear()
 
 

@@ -1,16 +1,13 @@
 """A look at where tensors lie, in compiled code.
 
 Asking each of a thousand tensors from Python where it is takes longer than updating them does. So
-one call of compiled code reads it from memory: PyTorch's C interface says of a C++ tensor where
-its elements lie and how, CPython's walks through a dictionary, and a Python tensor holds its C++
-one at an offset that is found, and tried, when this module is first asked for. Where any of that
-is otherwise, :func:`available` says no, and Python looks.
+one call of compiled code reads it from memory, as :mod:`svag.compiled.tensors` says. What it finds
+is tried on a few tensors when this module is first asked for. Where anything is otherwise,
+:func:`available` says no, and Python looks.
 """
 
-import ctypes
 import functools
 import itertools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -18,11 +15,12 @@ import numpy as np
 import torch
 from numba import carray  # type: ignore[attr-defined]
 from torch import Tensor
-from torch.nn import Parameter
 
 from svag.compiled import foreign, machine_code, threads
+from svag.compiled import tensors as memory
 from svag.compiled.foreign import ask, have_done, tell, test, walk, write
 from svag.compiled.machine_code import Address, compiled, fetch, pointer, take
+from svag.compiled.tensors import TYPE
 
 TENSOR: Final = np.dtype(
     [
@@ -82,19 +80,6 @@ ANSWERS: Final = np.dtype(
 
 _WORTH_A_THREAD: Final = 48  # parameters, measured with cold caches
 
-_SYMBOLS: Final = {
-    "gradient": "_ZNK3c1010TensorImpl4gradEv",  # c10::TensorImpl::grad() const
-    "data": "aoti_torch_get_data_ptr",
-    "dimensions": "aoti_torch_get_dim",
-    "sizes": "aoti_torch_get_sizes",
-    "strides": "aoti_torch_get_strides",
-    "dtype": "aoti_torch_get_dtype",
-    "is_negative": "_ZN2at6native6is_negERKNS_6TensorE",
-    "is_conjugate": "_ZN2at6native7is_conjERKNS_6TensorE",
-    "is_inference": "_ZN2at6native12is_inferenceERKNS_6TensorE",
-    "count_change": "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
-}
-
 
 @compiled
 def _word(address):
@@ -136,7 +121,7 @@ def _is_plain(job, tensor):
     One of a class of its own may ask Python. A gradient that Python has not seen has no object.
     """
     python = _word(_word(tensor) + job.slot) & ~7  # the last bits are PyTorch's
-    kind = _word(python + _TYPE) if python != 0 else job.tensor_type
+    kind = _word(python + TYPE) if python != 0 else job.tensor_type
     return kind == job.tensor_type or kind == job.parameter_type
 
 
@@ -217,7 +202,6 @@ def _share_is_as_it_was(job, begin, end, scratch):
     return True
 
 
-_TYPE: Final = 8  # offset of the type in an object of Python, which is tried
 _BEGUN: Final = JOB.fields["begun"][1]  # type: ignore[index]
 _KEY, _VALUE, _ANSWER = 8, 16, 24
 _ANSWER_BYTES: Final = ANSWERS.itemsize
@@ -275,9 +259,8 @@ class Watch:
         tensors = [tensor for column in columns for tensor in column]
         items = [item for state in states for item in state.items()]
         firsts = [0, *itertools.accumulate(map(len, states))]
-        self._shares = max(1, len(params) // _WORTH_A_THREAD)
-        if not _surroundings()["parallel"]:
-            self._shares = 1
+        parallel = foreign.address_of(threads.parallel())
+        self._shares = max(1, len(params) // _WORTH_A_THREAD) if parallel else 1
         # Nothing else can come to lie where these are while they are held.
         self._held = tensors, states, items
         self._tensors = np.zeros(len(tensors) + len(params), TENSOR)
@@ -291,16 +274,16 @@ class Watch:
         }
         self._tables = tables
         self._job = np.zeros(1, JOB)
-        for name, number in _surroundings().items():
+        for name, number in memory.reading().items():
             self._job[name] = number
+        self._job["parallel"] = parallel
+        self._job["glance"] = _glance()
         for name, table in tables.items():
             self._job[name] = table.ctypes.data
         self._job["params"], self._job["tensors"] = len(params), len(tensors)
         self._address, self._words = self._job.ctypes.data, machine_code.Words(self._job)
-        self._look, self._count_changes = (
-            machine_code.holding_gil(function, sources=(foreign,))
-            for function in (look, count_changes)
-        )
+        self._look = machine_code.holding_gil(look, sources=(foreign,))
+        self._count_changes = machine_code.holding_gil(count_changes, sources=(foreign,))
         self._job["recording"] = 1
         if self._changed():
             raise AssertionError("a tensor has no address, though an engine was chosen for it")
@@ -328,46 +311,8 @@ class Watch:
 
 
 @functools.cache
-def _surroundings() -> dict[str, Address]:
-    """Return how PyTorch and CPython are asked, as far as it is the same for every look.
-
-    Raises:
-        ImportError: they are not what this module expects.
-    """
-    if not getattr(sys, "_is_gil_enabled", lambda: True)():
-        raise ImportError("without the GIL a dictionary may change while it is walked through")
-    try:
-        library = ctypes.CDLL(torch._C.__file__)
-        functions = {name: getattr(library, symbol) for name, symbol in _SYMBOLS.items()}
-        functions["next_item"] = ctypes.pythonapi.PyDict_Next
-    except (OSError, AttributeError) as error:
-        raise ImportError(f"a function is missing: {error}") from error
-    found = {name: foreign.address_of(function) for name, function in functions.items()}
-    tensor, parameter = torch.zeros(1), Parameter(torch.zeros(1))
-    found["tensor_type"], found["parameter_type"] = id(Tensor), id(Parameter)
-    for plain in (tensor, parameter):
-        if _read(id(plain) + _TYPE) != id(type(plain)):
-            raise ImportError("an object does not begin with its type as expected")
-    found["offset"] = offset = _offset(id(tensor), Tensor.__basicsize__, tensor._cdata)
-    found["storage"] = _offset(tensor._cdata, 64, tensor.untyped_storage()._cdata)
-    found["slot"] = _offset(tensor._cdata, 64, id(tensor))
-    of_gradient = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(found["gradient"])
-    found["parallel"] = foreign.address_of(threads.parallel())
-    found["glance"] = machine_code.address_of(glance, sources=(foreign,))
-    found["undefined"] = _read(of_gradient(_read(id(tensor) + offset)))
-    return found
-
-
-def _offset(address: Address, size: int, pointer: Address) -> int:
-    """Return where in some bytes a pointer stands, behind a count of references."""
-    for offset in range(16, size, 8):
-        if _read(address + offset) & ~7 == pointer:
-            return offset
-    raise ImportError("a tensor is not made up as expected")
-
-
-def _read(address: Address) -> int:
-    return ctypes.c_int64.from_address(address).value
+def _glance() -> Address:
+    return machine_code.address_of(glance, sources=(foreign,))
 
 
 @functools.cache
