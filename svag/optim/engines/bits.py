@@ -94,12 +94,11 @@ def _narrow_by_type(value, like, noise):
 @compiled
 def _to_bfloat16(value, noise):
     """Add ``noise``, 0 to 65535, to the bits that are cut off; NEAREST rounds half to even."""
-    bits = _bits(value)
+    # A NaN's payload might carry into the sign.
+    bits = _bits(value) if value == value else np.uint32(0x7FC00000)
     if noise == NEAREST:
         noise = np.uint32(np.uint32(0x7FFF) + np.uint32((bits >> np.uint32(16)) & np.uint32(1)))
-    rounded = np.uint32(np.uint32(bits + noise) >> np.uint32(16))
-    # A NaN's payload may carry into the sign.
-    return np.uint16(rounded if value == value else np.uint32(0x7FC0))
+    return np.uint16(np.uint32(bits + noise) >> np.uint32(16))
 
 
 NEAREST: Final = np.uint32(0xFFFFFFFF)

@@ -270,6 +270,7 @@ def loop_of(kernel: Kernel) -> Callable[[Any], None]:
                     real(number.ceiling),
                 )
                 scale_mean, eps = real(number.mean), real(number.eps)
+                floor = least_root if eps == zero else zero
                 count = np.uint32(np.uint32(number.key) + np.uint32(np.uint32(begin) * NEXT))
                 noise = noise2 = noise3 = noise4 = NEAREST
                 for i in range(n):
@@ -320,10 +321,8 @@ def loop_of(kernel: Kernel) -> Callable[[Any], None]:
                     gamma = one
                     if raw:
                         root = math.sqrt(square)
-                        if eps != zero:
-                            root += eps
-                        elif root < least_root:
-                            root = least_root
+                        root += eps
+                        root = floor if root < floor else root
                         if adam:
                             direction /= root
                         else:

@@ -217,8 +217,9 @@ def _update(
     gamma = one
     if raw:
         root = _sqrt(square)
-        least_root = tl.full((), root_tiny, real)
-        root = tl.where(eps != zero, root + eps, tl.where(root < least_root, least_root, root))
+        floor = tl.where(eps != zero, zero, tl.full((), root_tiny, real))
+        root += eps
+        root = tl.where(root < floor, floor, root)
         if adam:
             direction = _divide(direction, root)
         else:
