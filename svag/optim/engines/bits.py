@@ -69,7 +69,7 @@ def widen(stored):
     """Return a stored number in the precision that it is computed in."""
 
 
-@overload(widen, inline="always")
+@overload(widen)
 def _widen_by_type(stored):
     if stored == types.uint16:
         return lambda stored: _from_bits(np.uint32(np.uint32(stored) << np.uint32(16)))
@@ -82,7 +82,7 @@ def narrow(value, like, noise):
     """Round a number to the dtype of ``like``; bfloat16 with ``noise`` below its last bit."""
 
 
-@overload(narrow, inline="always")
+@overload(narrow)
 def _narrow_by_type(value, like, noise):
     if like == types.uint16:
         return lambda value, like, noise: _to_bfloat16(value, noise)

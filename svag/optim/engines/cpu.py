@@ -116,7 +116,7 @@ class Table:
         count = min(torch.get_num_threads(), max(1, self._elements // _WORTH_A_THREAD))
         loop = self._loop
         if grad_scale is not None:
-            loop = _machine_code(self._kernel._replace(scales=True))
+            loop = _machine_code(self._kernel._replace(alters=True))
         seen_to = count == 1 or self._words["parallel"] != 0
         self._words["threads"], self._words["loop"] = count if seen_to else 0, loop
         threads.run(self._begin, self._address, 1)

@@ -32,8 +32,9 @@ class Kernel(NamedTuple):
         within_batch: the variance is of the mini-batch.
         amsgrad: v~ is the largest so far.
         decays: weight decay is added to the gradient.
-        shrinks: weight decay is taken off the parameter.
-        scales: the gradient is multiplied by a number first, -1 to ascend.
+        alters: gradients are multiplied by a number first (ascent, a scaled loss), and parameters
+            too (decoupled weight decay). One switch for both, and on where ``decays`` is: a
+            product costs little, and each switch doubles what is compiled.
         param: dtype of parameters and gradients.
         state: dtype of the moving averages.
         dither_param: round parameters stochastically (bfloat16).
@@ -48,8 +49,7 @@ class Kernel(NamedTuple):
     within_batch: bool
     amsgrad: bool
     decays: bool
-    shrinks: bool
-    scales: bool
+    alters: bool
     param: torch.dtype
     state: torch.dtype
     dither_param: bool
@@ -57,7 +57,7 @@ class Kernel(NamedTuple):
 
     def without_options(self) -> "Kernel":
         """Return what has to be alike of parameters that are updated in one call."""
-        return self._replace(decays=False, shrinks=False, scales=False)
+        return self._replace(decays=False, alters=False)
 
     @classmethod
     def united(cls, kernels: Sequence["Kernel"]) -> "Kernel":
@@ -67,8 +67,7 @@ class Kernel(NamedTuple):
         """
         return kernels[0]._replace(
             decays=any(kernel.decays for kernel in kernels),
-            shrinks=any(kernel.shrinks for kernel in kernels),
-            scales=any(kernel.scales for kernel in kernels),
+            alters=any(kernel.alters for kernel in kernels),
         )
 
     @property
@@ -99,8 +98,7 @@ def kernel_for(
     *,
     amsgrad: bool,
     decays: bool,
-    shrinks: bool,
-    scales: bool,
+    alters: bool,
     param: torch.dtype,
     state: torch.dtype,
     dither_param: bool,
@@ -116,8 +114,7 @@ def kernel_for(
         within_batch=anatomy.within_batch,
         amsgrad=amsgrad,
         decays=decays,
-        shrinks=shrinks,
-        scales=scales,
+        alters=alters or decays,
         param=REAL.get(param, param),
         state=REAL.get(state, state),
         dither_param=dither_param and param == torch.bfloat16,

@@ -214,7 +214,7 @@ def loop_of(kernel: Kernel) -> Callable[[Any], None]:
     """
     momentum, sign, raw, adam = kernel.momentum, kernel.sign, kernel.raw, kernel.adam
     within_batch, amsgrad = kernel.within_batch, kernel.amsgrad
-    decays, shrinks, scales = kernel.decays, kernel.shrinks, kernel.scales
+    decays, alters = kernel.decays, kernel.alters
     averages_gradient, averages_square = kernel.averages_gradient, kernel.averages_square
     factor = _FACTORS[kernel.factor]
     adapted = factor != 0
@@ -287,11 +287,11 @@ def loop_of(kernel: Kernel) -> Callable[[Any], None]:
                                 noise4 = np.uint32(word >> np.uint32(16))
                     param = widen(param_of[i])
                     g = widen(grad_of[i])
-                    if scales:
+                    if alters:
                         g *= gradient
                     if decays and weight_decay != zero:  # which another group's may be
                         g += weight_decay * param
-                    if shrinks:
+                    if alters:
                         param *= shrink
                     direction, mean, spread = g, g, zero
                     if averages_gradient:
