@@ -7,6 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Several workers share the cores, so a thread that waits must not do so by keeping one busy. OpenMP
+# reads this when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("dev"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
