@@ -33,8 +33,8 @@ class Kernel(NamedTuple):
         amsgrad: v~ is the largest so far.
         decays: weight decay is added to the gradient.
         alters: gradients are multiplied by a number first (ascent, a scaled loss), and parameters
-            too (decoupled weight decay). One switch for both, and on where ``decays`` is: a
-            product costs little, and each switch doubles what is compiled.
+            too (decoupled weight decay). One switch for both, and on where there is any decay:
+            a product costs little, and each switch doubles what is compiled.
         param: dtype of parameters and gradients.
         state: dtype of the moving averages.
         dither_param: round parameters stochastically (bfloat16).
@@ -114,7 +114,7 @@ def kernel_for(
         within_batch=anatomy.within_batch,
         amsgrad=amsgrad,
         decays=decays,
-        alters=alters or decays,
+        alters=alters,
         param=REAL.get(param, param),
         state=REAL.get(state, state),
         dither_param=dither_param and param == torch.bfloat16,
