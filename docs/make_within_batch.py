@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from svag.anatomy import method
-from svag.lab.analysis import analyse
+from svag.analysis.results import Trial
+from svag.analysis.study import analyse
+from svag.entrants import entrant
 from svag.lab.records import Record, load
 from svag.report.tables import rows
 
@@ -49,19 +50,19 @@ def page() -> str:
 
 def _section(folder: Path) -> str:
     records = load(folder)
-    analysis = analyse(records)
-    steps = analysis.settings["steps"]
+    analysis = analyse(folder)
+    base = analysis.study.base
     outcome = [
         (row.name, row.lr, row.n, row.final["test_accuracy"], row.final["train_loss"])
         for row in rows(analysis).values()
     ]
     tried = [
-        (method(key).name, f"{trial.lr:g}", trial.status, _percent(trial.figures))
-        for key, result in analysis.methods.items()
+        (result.entrant.name, f"{trial.lr:g}", *_ended(trial))
+        for result in analysis.methods.values()
         for trial in result.trials
     ]
     parts = [
-        f"## {analysis.settings['problem']}, {steps} steps",
+        f"## {base.problem}, {base.steps} steps",
         _table(("method", "step size", "seeds", "test accuracy", "training loss"), outcome),
     ]
     if tried:
@@ -71,7 +72,7 @@ def _section(folder: Path) -> str:
         ]
     for record in _watched(records):
         parts += [
-            f"Agreement of gamma in {method(record.run['method']).name} at step size "
+            f"Agreement of gamma in {entrant(record.run['method']).name} at step size "
             f"{record.run['lr']:g}, seed {record.run['seed']}:",
             _agreement(record),
         ]
@@ -102,9 +103,11 @@ def _number(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.2f}"
 
 
-def _percent(figures: object) -> str:
-    accuracy = figures.get("test_accuracy") if isinstance(figures, dict) else None
-    return "-" if accuracy is None else f"{100 * accuracy:.1f} %"
+def _ended(trial: Trial) -> tuple[str, str]:
+    """Say how a step size's run of the search ended, and with which accuracy."""
+    if trial.diverged:
+        return "diverged", "-"
+    return "done", f"{100 * (trial.searched or {})['test_accuracy']:.1f} %"
 
 
 def _table(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:

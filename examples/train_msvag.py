@@ -3,7 +3,7 @@
 import torch
 
 from svag import MSVAG
-from svag.problems import get
+from svag.problems import accuracy, get
 
 
 def main() -> None:
@@ -21,8 +21,8 @@ def main() -> None:
         optimizer.step()
 
     with torch.no_grad():
-        accuracy = problem.accuracy(model(data.test.inputs), data.test.targets)
-    print(f"test accuracy after {problem.quick_steps} steps: {accuracy:.1%}")
+        right = accuracy(model(data.test.inputs), data.test.targets)
+    print(f"test accuracy after {problem.quick_steps} steps: {right:.1%}")
 
 
 if __name__ == "__main__":

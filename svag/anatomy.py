@@ -7,8 +7,8 @@ table of those that have names. The paper's Figure 1 (sign or not x variance-ada
 read off it by ``sign`` and ``adapted``. No torch here: theory, analysis and report use it too.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal, get_args
 
@@ -157,31 +157,13 @@ PAPER_METHODS: Final = ("m-sgd", "m-ssd", "m-svag", "adam")
 
 
 def method(key: str) -> Method:
-    """Look a method up by its key; ``KEY@within-batch`` takes its variance from the mini-batch.
+    """Look a row of the table up by its key; variants of rows: :func:`svag.entrants.entrant`.
 
     Raises:
         UnknownName: there is none; the message lists those there are.
     """
-    base, at, variance = key.partition("@")
-    if base not in METHODS:
+    if key not in METHODS:
         raise UnknownName(
             f"unknown method {key!r}; known: {', '.join(METHODS)}.{nearest(key, METHODS)}"
         )
-    row = METHODS[base]
-    if not at:
-        return row
-    can = [k for k, r in METHODS.items() if r.anatomy.adapted and not r.anatomy.raw]
-    if variance != "within-batch" or base not in can:
-        raise UnknownName(
-            f"unknown method {key!r}; with a variance of its own there are "
-            + ", ".join(f"{k}@within-batch" for k in can)
-        )
-    anatomy = replace(row.anatomy, variance="within-batch")
-    betas = row.betas if anatomy.buffers else ()
-    return replace(row, key=key, name=f"{row.name} (within-batch)", anatomy=anatomy, betas=betas)
-
-
-def in_order(keys: Iterable[str]) -> list[str]:
-    """Sort keys as the table has them, variants after the method that they vary."""
-    known = list(METHODS)
-    return sorted(set(keys), key=lambda key: (known.index(key.partition("@")[0]), key))
+    return METHODS[key]

@@ -4,9 +4,12 @@ Every message quotes the value, the allowed set and the remedy. The optimizer's 
 subclass what ``torch.optim`` raises in the same place, so that existing handlers keep working.
 """
 
+import sys
+import sysconfig
 import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 
 
@@ -68,24 +71,52 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def in_one_line(error: BaseException, source: Path | None = None) -> str:
-    """Say what was raised and where: in ``source`` if that was on the way, else where it began.
+def in_one_line(error: BaseException) -> str:
+    """Say what was raised and where.
 
-    Frames of installed packages are passed over where there are others.
+    Frames of Python's own and of installed packages are passed over where there are others.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if source and Path(frame.filename) == source]
     users = [frame for frame in frames if not _installed(frame.filename)]
     place = ""
     if isinstance(error, SyntaxError) and error.filename:
         place = f" ({error.filename}:{error.lineno})"
         error = type(error)(error.msg)
     elif frames:
-        last = (own or users or list(frames))[-1]
+        last = (users or list(frames))[-1]
         place = f" ({last.filename}:{last.lineno})"
     return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 
+def is_installed(path: Path) -> bool:
+    """Whether a file is no user's own: of the standard library, of svag or installed.
+
+    Installed packages lie in ``site-packages``, in ``dist-packages``, or in a folder of
+    ``sys.path`` that ``pip install --target`` has filled.
+    """
+    return any(
+        {"site-packages", "dist-packages"} & set(place.parts)
+        or any(place.is_relative_to(folder) for folder in _LIBRARY)
+        or any(entry and place.is_relative_to(entry) and _is_target(entry) for entry in sys.path)
+        for place in {path.absolute(), path.resolve()}  # a link in site-packages is installed too
+    )
+
+
+_LIBRARY = {
+    folder
+    for root in (
+        Path(__file__).parent,
+        *map(Path, map(sysconfig.get_path, ("stdlib", "platstdlib"))),
+    )
+    for folder in (root.absolute(), root.resolve())
+}
+
+
+@cache
+def _is_target(folder: str) -> bool:
+    """Whether pip has installed packages right into a folder."""
+    return any(Path(folder).glob("*.dist-info"))
+
+
 def _installed(filename: str) -> bool:
-    path = Path(filename)
-    return "site-packages" in path.parts or path.is_relative_to(Path(__file__).parent)
+    return filename.startswith("<") or is_installed(Path(filename))

@@ -7,7 +7,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from svag.anatomy import method
+from svag.analysis.wording import amount_of
+from svag.entrants import entrant
 from svag.lab.pool import Event
 from svag.lab.records import Record, Run
 
@@ -76,15 +77,16 @@ class RunProgress:
 
 def _line(run: Run, record: Record, *, reused: bool) -> str:
     end = record.end or {}
-    accuracy = end.get("test_accuracy")
+    value = end.get(f"test_{run.metric}")
     if record.status == "error":
         outcome = f"error: {end.get('message', '')}"
-    elif record.status == "done" and accuracy is not None:
-        outcome = f"test accuracy {100 * accuracy:6.2f} %"
+    elif record.status == "done" and value is not None:
+        outcome = f"test {run.quantity.title} {amount_of(value, run.quantity)}"
     else:
         outcome = record.status
     note = "  (recorded earlier)" if reused else ""
-    return f"{method(run.method).name:<7} lr {run.lr:<8g} seed {run.seed:<3} {outcome}{note}"
+    name = entrant(run.method).name
+    return f"{name:<7} lr {run.lr:<8g} seed {run.seed:<4} {outcome}{note}"
 
 
 def _duration(seconds: float) -> str:

@@ -11,8 +11,7 @@ import pytest
 
 import svag
 from svag import METHODS
-from svag.lab.analysis import analyse
-from svag.lab.records import load
+from svag.analysis.study import analyse
 from svag.report.tables import rows
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +31,10 @@ def test_every_method_has_an_example_and_its_equation() -> None:
         assert "theta <- theta - lr *" in make.__doc__
 
 
-PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "docs/recipes.md")}
+PAGES = {
+    page: (ROOT / page).read_text()
+    for page in ("README.md", "docs/recipes.md", "docs/problems.md", "docs/from-adam.md")
+}
 BLOCKS = [
     (page, block)
     for page in PAGES
@@ -62,7 +64,7 @@ def test_readme_commands_exist() -> None:
 
 def test_readme_shows_p1_as_recorded() -> None:
     folder = ROOT / "results" / "fmnist-2c2d"
-    analysis = analyse(load(folder))
+    analysis = analyse(folder)
     text = (ROOT / "README.md").read_text()
     for row in rows(analysis).values():
         cells = (row.name, row.lr, str(row.n), row.final["test_accuracy"], row.final["train_loss"])

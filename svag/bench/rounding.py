@@ -1,14 +1,16 @@
 """What averages in bfloat16 do to a training run: its loss curve beside the float32 one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from svag.anatomy import METHODS, method
+from svag.anatomy import METHODS
+from svag.entrants import entrant
 from svag.errors import InvalidOption
-from svag.lab.protocol import Study, plan, template
 from svag.lab.records import Run
-from svag.lab.train import Session
+from svag.lab.session import Session
+from svag.lab.studies import Study
+from svag.lab.template import template
 from svag.problems import Data, Problem
 
 
@@ -50,16 +52,17 @@ def measure(problem: Problem, data: Data, *, key: str, lr: float, steps: int) ->
     Raises:
         InvalidOption: the method keeps no averages.
     """
-    if not method(key).anatomy.buffers:
+    anatomy = entrant(key).anatomy
+    if anatomy is None or not anatomy.buffers:
         keep = ", ".join(name for name, row in METHODS.items() if row.anatomy.buffers)
         raise InvalidOption(f"method {key!r} keeps no averages to round; those that do: {keep}")
-    study = Study(methods=(key,), steps=steps, seeds=2, lrs={key: lr})
-    first, second = next(plan(template(problem, data, study), key, study))
+    run = Study(base=template(problem, data, steps=steps), methods=(key,), seeds=2).run(key)
+    first, second = (replace(run, lr=lr, seed=seed) for seed in (1, 2))
     full, half = _losses(problem, data, first), _losses(problem, data, first, torch.bfloat16)
     other = _losses(problem, data, second)
     return Difference(
         problem=problem.name,
-        method=method(key).name,
+        method=entrant(key).name,
         lr=lr,
         steps=steps,
         final=(full[-1].item(), half[-1].item()),
@@ -73,8 +76,9 @@ def _losses(
 ) -> torch.Tensor:
     """Return the training loss at every evaluation; NaN after a run has diverged."""
     session = Session(problem, data, run)
-    for group in session.optimizer.param_groups:
-        group["state_dtype"] = state_dtype
+    for optimizer in session.optimizers:
+        for group in optimizer.param_groups:
+            group["state_dtype"] = state_dtype
     losses = [session.evaluate()["train_loss"] for _ in session]
     missing = run.steps // run.eval_every + 1 - len(losses)
     return torch.tensor(losses + [float("nan")] * missing, dtype=torch.float64)

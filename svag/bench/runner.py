@@ -3,13 +3,14 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from svag import optim
-from svag.lab.protocol import Study, plan, template
-from svag.lab.train import Session
+from svag.lab.session import Session
+from svag.lab.studies import Study
+from svag.lab.template import template
 from svag.problems import Data, Problem
 
 
@@ -32,9 +33,8 @@ class Overhead:
 
 def measure(problem: Problem, data: Data, *, steps: int, rounds: int) -> Overhead:
     """Time ``steps`` steps of M-SGD in the lab's loop and by hand, ``rounds`` times in turn."""
-    study = Study(methods=("m-sgd",), steps=10**9, seeds=1, lrs={"m-sgd": 1e-3})
-    run = next(plan(template(problem, data, study), "m-sgd", study))[0]
-    session = Session(problem, data, run)
+    study = Study(base=template(problem, data, steps=10**9), methods=("m-sgd",), seeds=1)
+    session = Session(problem, data, replace(study.run("m-sgd"), lr=1e-3))
 
     def by_lab() -> None:
         session.advance(session.step + steps)

@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from svag import problems
-from svag.errors import in_one_line
+from svag.errors import RecordError, in_one_line
 from svag.lab.records import Recorder, Run, find
 from svag.lab.train import train
 from svag.problems import Data, Problem
@@ -35,8 +35,18 @@ class Event(NamedTuple):
     reused: bool = False
 
 
+class Failure(NamedTuple):
+    """Why a worker cannot record what it does, which ends the study."""
+
+    message: str
+
+
 class Executor(Protocol):
     """What carries a plan out."""
+
+    @property
+    def idle(self) -> int:
+        """How many more runs could be carried out at once."""
 
     def submit(self, run: Run) -> None:
         """Accept a run, to be carried out when there is room."""
@@ -51,9 +61,17 @@ class Executor(Protocol):
 class Here:
     """Carries runs out in this process, one after the other."""
 
-    def __init__(self, problem: Problem, data: Data, directory: Path) -> None:
+    def __init__(
+        self, problem: Problem, data: Data, directory: Path, timeout: float | None = None
+    ) -> None:
         self._problem, self._data, self._directory = problem, data, directory
+        self._timeout = timeout
         self._waiting: deque[Run] = deque()
+
+    @property
+    def idle(self) -> int:
+        """None: what may not be needed is not carried out."""
+        return 0
 
     def submit(self, run: Run) -> None:
         """Put a run at the end of the queue."""
@@ -64,7 +82,7 @@ class Here:
         while self._waiting:
             run = self._waiting.popleft()
             yield Event(run, 0, ended=False)
-            train(self._problem, self._data, run, self._directory)
+            train(self._problem, self._data, run, self._directory, timeout=self._timeout)
             yield Event(run, run.steps, ended=True)
 
     def close(self) -> None:
@@ -73,17 +91,19 @@ class Here:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker finds its problem and its data, and where it records."""
+    """Where a worker finds problem and data, where it records, and how long a run may take."""
 
     spec: str
     data_dir: Path | None
     directory: Path
+    timeout: float | None = None
 
 
 class Pool:
     """Carries runs out in ``workers`` processes, which share the cores evenly.
 
-    A worker that dies takes one run with it, which ends in status ``error``, and is replaced.
+    A worker that dies takes one run with it and is replaced. The run is tried a second time; if
+    its worker dies again, it ends in status ``error``. Both attempts are on record.
     """
 
     def __init__(self, place: Place, workers: int) -> None:
@@ -93,6 +113,12 @@ class Pool:
         self._waiting: deque[Run] = deque()
         self._busy: dict[Connection, tuple[BaseProcess, Run]] = {}
         self._idle: list[tuple[Connection, BaseProcess]] = []
+        self._retried: set[str] = set()
+
+    @property
+    def idle(self) -> int:
+        """How many workers have nothing to do."""
+        return max(0, self._workers - len(self._busy) - len(self._waiting))
 
     def submit(self, run: Run) -> None:
         """Hand a run to an idle or a new worker, or queue it."""
@@ -100,7 +126,11 @@ class Pool:
         self._dispatch()
 
     def events(self) -> Iterator[Event]:
-        """Yield what the workers report, as it comes in."""
+        """Yield what the workers report, as it comes in.
+
+        Raises:
+            RecordError: a worker cannot write its records.
+        """
         while self._busy:
             for connection in wait(list(self._busy)):
                 assert isinstance(connection, Connection)
@@ -109,9 +139,10 @@ class Pool:
                     event = connection.recv()
                 except (EOFError, OSError):
                     event = self._bury(connection, process, run)
+                if isinstance(event, Failure):
+                    raise RecordError(event.message)
                 if event.ended:
-                    self._busy.pop(connection, None)
-                    if process.is_alive():
+                    if self._busy.pop(connection, None) is not None and process.is_alive():
                         self._idle.append((connection, process))
                     self._dispatch()
                 yield event
@@ -147,14 +178,23 @@ class Pool:
         return ours, process
 
     def _bury(self, connection: Connection, process: BaseProcess, run: Run) -> Event:
+        """Note what became of a dead worker's run, and try it once more."""
         connection.close()
         process.join()
+        del self._busy[connection]
         record = find(self._place.directory, run)
-        if record is None or not record.finished:
-            with Recorder(self._place.directory, run, source=self._place.spec) as recorder:
-                message = f"the worker process died (exit code {process.exitcode})"
-                recorder.end("error", message=message)
-        return Event(run, 0, ended=True)
+        if record is not None and record.finished:
+            self._dispatch()
+            return Event(run, run.steps, ended=True)
+        with Recorder(self._place.directory, run, source=self._place.spec) as recorder:
+            message = f"the worker process died (exit code {process.exitcode})"
+            recorder.end("error", message=message)
+        again = run.id not in self._retried
+        if again:
+            self._retried.add(run.id)
+            self._waiting.appendleft(run)
+        self._dispatch()
+        return Event(run, 0, ended=not again)
 
 
 def _work(connection: Connection, place: Place, threads: int) -> None:
@@ -178,11 +218,19 @@ def _work(connection: Connection, place: Place, threads: int) -> None:
                 except OSError:  # whoever hired us is gone
                     raise KeyboardInterrupt from None
 
-            if failure is None:
-                train(problem, data, run, place.directory, progress=report)
-            else:
-                with Recorder(place.directory, run, source=place.spec) as recorder:
-                    recorder.end("error", message=failure)
+            try:
+                if failure is None and run.version != problem.version:
+                    failure = f"the code of {place.spec} has changed since the study began"
+                if failure is None:
+                    train(
+                        problem, data, run, place.directory, progress=report, timeout=place.timeout
+                    )
+                else:
+                    with Recorder(place.directory, run, source=place.spec) as recorder:
+                        recorder.end("error", message=failure)
+            except RecordError as error:
+                connection.send(Failure(str(error)))
+                return
             connection.send(Event(run, run.steps, ended=True))
     except (KeyboardInterrupt, EOFError, OSError):
         return

@@ -1,202 +1,266 @@
-"""The paper's protocol (§6.1) as a plan of runs: search for a step size, then replicate.
+"""A study's protocol as a plan of runs: search, select, repeat.
 
-A method's plan is a generator: it yields the runs it needs next and is sent their records. The
-search walks the grid 1, 3 x 10^k upwards until a run diverges, then downwards from where it began,
-and keeps the step size with the best accuracy at the end of the run. Either way it stops early
-when two runs in a row are worse than the best, once that has learnt something: there the paper
-goes on to the largest stable step size. Searching has seed 0 and replicating seeds 1, 2, ..., so
-that the figures reported are not those selected by.
+A method's plan is a generator: it yields the runs it needs next and is sent their records, and
+notes in an :class:`Outcome` what it has found. What carries it out is not its concern: the lab
+sends records as runs end, an analysis sends those that it has read, and ``svag bench verdict``
+sends made-up ones.
+
+``tuned``: one seed walks over the grid (``lab/search.py``). Its best step size and both neighbours
+get a few selection seeds; the best of them is to have both its neighbours tried, and every one
+within two standard errors of it gets n seeds. The best is then run with n fresh seeds. A
+step size with a run that diverged is set aside; if one of the fresh runs diverges, the next smaller
+step size takes its place, with other fresh seeds, twice at most.
+
+``paper`` (§6.1): the best of the walk is run with n other seeds.
 """
 
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal, TypeAlias
+import math
+import statistics
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
-from svag.anatomy import method
-from svag.errors import InvalidOption
-from svag.lab import records
-from svag.lab.pool import Event, Executor
-from svag.lab.records import SEARCH_SEED, STUDY, Record, Run, Select
-from svag.problems import Data, Problem
+from svag.entrants import entrant
+from svag.lab.records import Record, Run
+from svag.lab.search import Answers, Request, Search, StepSizes
+from svag.lab.studies import Study
 
-Budget = Literal["quick", "paper"]
-Plan: TypeAlias = Generator[list[Run], dict[str, Record], None]
+Plan: TypeAlias = Generator[Request, Answers, None]
 
-SEEDS: Mapping[Budget, int] = {"quick": 5, "paper": 10}
+FRESH = 1000
+"""Final seeds are ``FRESH * (moves + 1) + 1, ...``; those below select."""
 
-_EVALUATIONS = 20
-_PATIENCE = 2
+_MOVES = 2
+_MOST_CANDIDATES = 12
+_STANDARD_ERRORS = 2.0
 _START, _START_SIGN = 0, -4
-_HIGHEST, _LOWEST = 8, -14
 
 
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """A comparison: which methods, how long, how often, and step sizes that are settled already.
+@dataclass
+class Outcome:
+    """What a method's plan has found so far.
 
     Attributes:
-        methods: keys.
-        lrs: step sizes that need no search, by method.
-        steps: length of every run.
-        seeds: replications of every method.
-        select: what step sizes are chosen by.
+        key: the method.
+        search: records of the search by number of the step size; empty if none was needed.
+        learnt: whether the search found a step size at which something is learnt.
+        selection: records of the selection seeds, by step size.
+        set_aside: step sizes that were not chosen because a run of theirs diverged.
+        lr: the step size that was chosen, NaN as long as there is none.
+        final: records of the final runs that have finished.
+        lost: final runs at step sizes that a divergence moved the choice away from.
+        moves: how often that was.
+        missing: runs that are not finished.
+        complete: whether the plan has come to its end.
     """
 
-    methods: tuple[str, ...]
-    steps: int
-    seeds: int
-    lrs: Mapping[str, float]
-    select: Select = "test"
+    key: str
+    search: dict[int, Record] = field(default_factory=dict)
+    learnt: bool = True
+    selection: dict[float, list[Record]] = field(default_factory=dict)
+    set_aside: list[float] = field(default_factory=list)
+    lr: float = math.nan
+    final: list[Record] = field(default_factory=list)
+    lost: dict[float, list[Record]] = field(default_factory=dict)
+    moves: int = 0
+    missing: int = 0
+    complete: bool = False
 
-    def __post_init__(self) -> None:
-        for name, value in (("steps", self.steps), ("seeds", self.seeds)):
-            if value < 1:
-                raise InvalidOption(f"{name}={value}: a study needs at least 1")
-        for key, lr in self.lrs.items():
-            if key not in self.methods:
-                raise InvalidOption(
-                    f"a step size is given for {key!r}, which is not compared; "
-                    f"compared are {', '.join(self.methods)}"
-                )
-            if not 0 < lr < float("inf"):
-                raise InvalidOption(f"step size {lr} for {key!r}: give a finite number above 0")
+    @property
+    def diverged(self) -> int:
+        """How many of the final runs diverged."""
+        return sum(record.status == "diverged" for record in self.final)
 
-
-def template(problem: Problem, data: Data, study: Study) -> Run:
-    """Return the run that all runs of a study are variations of."""
-    return Run(
-        problem=problem.name,
-        version=problem.version,
-        data=data.fingerprint,
-        method="",
-        anatomy="",
-        beta=None,
-        beta2=None,
-        lr=0.0,
-        seed=SEARCH_SEED,
-        steps=study.steps,
-        batch_size=problem.batch_size,
-        eval_every=max(1, study.steps // _EVALUATIONS),
-        select=study.select,
-    )
+    @property
+    def survivors(self) -> list[Record]:
+        """The final runs that did not diverge."""
+        return [record for record in self.final if record.status == "done"]
 
 
-def shared_settings(base: Run) -> dict[str, object]:
-    """Return the settings that tell this study's records from those of others."""
-    return {key: getattr(base, key) for key in STUDY}
-
-
-def plan(base: Run, key: str, study: Study) -> Plan:
-    """Plan one method's runs: the search, unless its step size is settled, and the replications."""
-    row = method(key)
-    beta, beta2 = (*row.betas, None, None)[:2]
-    run = replace(base, method=key, anatomy=str(row.anatomy), beta=beta, beta2=beta2)
+def plan(study: Study, key: str, outcome: Outcome) -> Plan:
+    """Plan one method's runs; ``outcome`` is filled on the way."""
+    run = study.run(key)
     if key in study.lrs:
-        lr: float | None = study.lrs[key]
-    else:
-        lr = yield from _search(run, _START_SIGN if row.anatomy.sign else _START)
-    if lr is not None:
-        yield [replace(run, lr=lr, seed=SEARCH_SEED + 1 + n) for n in range(study.seeds)]
+        outcome.lr = study.lrs[key]
+        yield from _repeat(study, run, outcome, first_seed=1)
+        outcome.complete = True
+        return
+    search = Search(run, _start(study, key), study.grids.get(key, ()))
+    outcome.search = search.trials
+    yield from search.walk()
+    outcome.learnt = search.learnt
+    best = search.best
+    if search.failed:
+        return
+    if best is not None:
+        if study.protocol == "paper" or not search.learnt:
+            outcome.lr = search.lrs[best]
+            yield from _repeat(study, run, outcome, first_seed=1)
+        else:
+            selection = _Selection(study, run, search.lrs, outcome)
+            yield from _select_and_repeat(study, run, selection, best, outcome)
+            if selection.failed:
+                return
+    outcome.complete = True
+
+
+def replay(study: Study, key: str, find: Callable[[Run], Record | None]) -> Outcome:
+    """Follow a method's plan through records that are there, as far as they go."""
+    outcome = Outcome(key)
+    steps = plan(study, key, outcome)
+    request = next(steps, None)
+    while request is not None:
+        found = {run.id: find(run) for run in request.needed}
+        answers = {
+            name: record for name, record in found.items() if record is not None and record.finished
+        }
+        if len(answers) < len(found):
+            outcome.missing = len(found) - len(answers)
+            if all(run.lr == outcome.lr for run in request.needed):
+                outcome.final = list(answers.values())
+            return outcome
+        try:
+            request = steps.send(answers)
+        except StopIteration:
+            request = None
+    return outcome
 
 
 def expected_runs(study: Study) -> int:
-    """Guess how many runs a study takes: a search is about seven."""
+    """Guess how many runs a study takes; a search is about seven."""
     searched = len(study.methods) - len(study.lrs)
-    return 7 * searched + study.seeds * len(study.methods)
+    each = 7 + 3 * study.selection_seeds + max(0, study.seeds - study.selection_seeds)
+    if study.protocol == "paper":
+        each = 7
+    return each * searched + study.seeds * len(study.methods)
 
 
-def grid(index: int) -> float:
-    """Step size number ``index`` of the grid: 0.01, 0.03, 0.1, 0.3, 1, 3, ... for -4, -3, ..."""
-    return float(f"{3 if index % 2 else 1}e{index // 2}")
+def _start(study: Study, key: str) -> int:
+    """Begin where the study says, else where steps are of a usual size for the method."""
+    if key in study.starts:
+        return study.starts[key]
+    row = entrant(key)
+    if row.anatomy is None:
+        return StepSizes().nearest(row.lr)
+    return _START_SIGN if row.anatomy.sign else _START
 
 
-def carry_out(
-    plans: Mapping[str, Plan],
-    executor: Executor,
-    directory: Path,
-    observe: Callable[[Event, Record | None], None] = lambda event, record: None,
-) -> list[Record]:
-    """Carry out the plans of several methods at once; runs recorded earlier are not repeated.
-
-    Args:
-        plans: one for each method.
-        executor: carries out what is not yet recorded.
-        directory: where records are kept.
-        observe: told of every beginning, progress and end, and the record of what has ended.
-
-    Returns:
-        The records of all runs that the plans asked for.
-    """
-    waiting: dict[str, set[str]] = {key: set() for key in plans}
-    results: dict[str, dict[str, Record]] = {key: {} for key in plans}
-    owners: dict[str, str] = {}
-    collected: dict[str, Record] = {}
-
-    def settle(key: str, run: Run, record: Record) -> None:
-        waiting[key].discard(run.id)
-        results[key][run.id] = collected[run.id] = record
-
-    def advance(key: str, first: bool = False) -> None:
-        """Ask a plan for its next runs as long as all of them are recorded already."""
-        while first or not waiting[key]:
-            try:
-                wanted = next(plans[key]) if first else plans[key].send(results[key])
-            except StopIteration:
-                return
-            first, results[key] = False, {}
-            for run in wanted:
-                waiting[key].add(run.id)
-                owners[run.id] = key
-            for run in wanted:
-                record = records.find(directory, run)
-                if record is not None and record.finished:
-                    settle(key, run, record)
-                    observe(Event(run, run.steps, ended=True, reused=True), record)
-                else:
-                    executor.submit(run)
-
-    for key in plans:
-        advance(key, first=True)
-    for event in executor.events():
-        if not event.ended:
-            observe(event, None)
-            continue
-        ended = records.find(directory, event.run)
-        assert ended is not None
-        settle(owners[event.run.id], event.run, ended)
-        observe(event, ended)
-        if not waiting[owners[event.run.id]]:
-            advance(owners[event.run.id])
-    return list(collected.values())
+def _repeat(study: Study, run: Run, outcome: Outcome, first_seed: int) -> Plan:
+    """Run the chosen step size with ``n`` seeds."""
+    seeds = range(first_seed, first_seed + study.seeds)
+    runs = [replace(run, lr=outcome.lr, seed=seed) for seed in seeds]
+    outcome.final = []
+    answers = yield Request(runs)
+    outcome.final = [answers[one.id] for one in runs]
 
 
-def _search(run: Run, start: int) -> Generator[list[Run], dict[str, Record], float | None]:
-    """Walk up until a run diverges, then down from the start, until two in a row are no better.
+def _select_and_repeat(
+    study: Study, run: Run, selection: "_Selection", best: int, outcome: Outcome
+) -> Plan:
+    yield from selection.choose({best - 1, best, best + 1})
+    for moves in range(_MOVES + 1):
+        if selection.chosen is None or selection.failed:
+            return
+        outcome.lr, outcome.moves = selection.lrs[selection.chosen], moves
+        yield from _repeat(study, run, outcome, first_seed=FRESH * (moves + 1) + 1)
+        if not outcome.diverged or moves == _MOVES:
+            return
+        outcome.set_aside.append(outcome.lr)
+        outcome.lost[outcome.lr] = outcome.final
+        yield from selection.move_down()
 
-    Returns:
-        The best step size; None where none was stable or a run ended in error.
-    """
-    merits: dict[int, float] = {}
-    learnt = False
-    for indices in (range(start, _HIGHEST + 1), range(start - 1, _LOWEST - 1, -1)):
-        upwards = indices.step > 0
-        worse = 0
-        for index in indices:
-            tried = replace(run, lr=grid(index))
-            record = (yield [tried])[tried.id]
-            if record.status == "error":
-                return None
-            best = max(merits.values(), default=float("-inf"))
-            merits[index] = record.merit
-            learnt = learnt or record.has_learnt
-            if upwards:
-                no_better = record.merit <= best or not record.has_learnt
-            else:  # at chance, or on a plateau, what lies further down may still be better
-                no_better = record.merit < best and learnt
-            worse = worse + 1 if no_better else 0
-            if worse == _PATIENCE or (upwards and record.status == "diverged"):
+
+class _Selection:
+    """Candidates of a method and their selection runs, by number of the step size."""
+
+    def __init__(self, study: Study, run: Run, lrs: StepSizes, outcome: Outcome) -> None:
+        self._study, self._run, self._outcome = study, run, outcome
+        self.lrs = lrs
+        self._records: dict[int, list[Record]] = {}
+        self._least = min(study.selection_seeds, study.seeds)
+        self.chosen: int | None = None
+        self.failed = False
+
+    def choose(self, candidates: set[int]) -> Plan:
+        """Try candidates and the neighbours of the best, until those of the best are tried."""
+        yield from self._ensure(self._allowed(candidates), self._least)
+        while not self.failed:
+            wanted = self._neighbours()
+            if wanted and len(self._records) < _MOST_CANDIDATES:
+                yield from self._ensure(wanted, self._least)
+                continue
+            close = [i for i in self._close() if len(self._records[i]) < self._study.seeds]
+            if not close:
                 break
-    if max(merits.values()) == float("-inf"):
-        return None
-    return grid(max(merits, key=lambda index: (merits[index], index)))
+            yield from self._ensure(set(close), self._study.seeds)
+        self.chosen = self._best()
+
+    def move_down(self) -> Plan:
+        """Choose the next smaller step size whose selection runs do not diverge."""
+        below, self.chosen = self.chosen, None
+        while below is not None and self.chosen is None and not self.failed:
+            below -= 1
+            if not self._allowed({below}) or len(self._records) >= 2 * _MOST_CANDIDATES:
+                return
+            yield from self._ensure({below}, self._least)
+            if self._stable(below):
+                self.chosen = below
+
+    def _allowed(self, indices: set[int]) -> set[int]:
+        return {index for index in indices if index in self.lrs}
+
+    def _neighbours(self) -> set[int]:
+        """Return neighbours of the best that are not tried; those below all if none is stable."""
+        best = self._best()
+        if best is None:
+            wanted = {min(self._records) - 1, min(self._records) - 2}
+        else:
+            wanted = {best - 1, best + 1}
+        return self._allowed(wanted - set(self._records))
+
+    def _close(self) -> list[int]:
+        """Return the candidates within two standard errors of the best, and the best."""
+        best = self._best()
+        if best is None:
+            return []
+        stable = [index for index in self._records if self._stable(index)]
+        spread = [_variance(self._merits(i)) for i in stable if len(self._records[i]) > 1]
+        variance = statistics.fmean(spread) if spread else math.inf
+        highest = statistics.fmean(self._merits(best))
+        return [
+            index
+            for index in stable
+            if index == best
+            or highest - statistics.fmean(self._merits(index))
+            <= _STANDARD_ERRORS
+            * math.sqrt(variance * (1 / len(self._merits(index)) + 1 / len(self._merits(best))))
+        ]
+
+    def _best(self) -> int | None:
+        means = {i: statistics.fmean(self._merits(i)) for i in self._records if self._stable(i)}
+        return max(means, key=lambda index: (means[index], index), default=None)
+
+    def _stable(self, index: int) -> bool:
+        return all(record.status == "done" for record in self._records[index])
+
+    def _merits(self, index: int) -> list[float]:
+        return [record.merit for record in self._records[index]]
+
+    def _ensure(self, indices: set[int], seeds: int) -> Plan:
+        """Have runs of seeds 1, ..., ``seeds`` at each of some step sizes."""
+        runs: dict[int, list[Run]] = {
+            index: [replace(self._run, lr=self.lrs[index], seed=1 + n) for n in range(seeds)]
+            for index in sorted(indices)
+        }
+        answers = yield Request([run for several in runs.values() for run in several])
+        for index, several in runs.items():
+            records = [answers[run.id] for run in several]
+            self._records[index] = self._outcome.selection[self.lrs[index]] = records
+            self.failed = self.failed or any(record.status == "error" for record in records)
+            if not self._stable(index) and self.lrs[index] not in self._outcome.set_aside:
+                self._outcome.set_aside.append(self.lrs[index])
+
+
+def _variance(values: Sequence[float]) -> float:
+    mean = statistics.fmean(values)
+    return sum((value - mean) ** 2 for value in values) / (len(values) - 1)

@@ -8,35 +8,48 @@ machines merge by copying: equal names hold runs that differ by rounding at most
 threads changes the order of sums).
 """
 
+import codecs
 import fcntl
 import hashlib
 import json
 import math
 import os
 import platform
+import stat
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from datetime import UTC, datetime
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from svag.errors import RecordError
+from svag.lab.record_format import (
+    FINISHED,
+    Better,
+    Select,
+    Status,
+    WrongLine,
+    check_agreement,
+    check_end,
+    check_eval,
+    check_run,
+    parse,
+)
+from svag.quantity import Quantity
 
-Status = Literal["done", "diverged", "interrupted", "error"]
-Select = Literal["test", "validation"]
-
-FINISHED: tuple[Status, ...] = ("done", "diverged")
-"""Statuses of runs that are not run again."""
-
-SEARCH_SEED = 0
-"""Seed of the runs that search for a step size; replications have 1, 2, ..."""
-
-STUDY = ("problem", "version", "data", "steps", "batch_size", "eval_every", "select")
+STUDY = (
+    *("problem", "version", "data", "metric", "steps", "batch_size", "weight_decay"),
+    *("eval_every", "select", "device", "autocast"),
+)
 """Fields of a run that are alike throughout a study."""
+
+_DESCRIBED = {"identity": False}
+_AWAY = "move it away to have its run repeated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +58,27 @@ class Run:
 
     Attributes:
         problem: its name.
-        version: its version, for a user's own problem a hash of its source.
+        version: its version, for a user's own problem a hash of the code that it reaches.
         data: fingerprint of the data.
-        method: key of the method.
-        anatomy: the method's update in symbols.
+        method: key of the method, with its options.
+        anatomy: the method's update in symbols; empty for an optimizer from outside svag.
+        optimizer: version of the code of an optimizer from outside svag; empty for others.
         beta: decay of its averages; None where it has none.
         beta2: decay of its second moment, where that has its own.
         lr: step size.
         seed: of initialisation and of the order of examples.
         steps: length of the run, which schedules depend on too.
         batch_size: examples a step.
+        weight_decay: lambda of the L2 term ``lambda/2 |w|^2`` on weights.
         eval_every: steps between two evaluations.
-        select: whether a tenth of the training data is held out to choose step sizes by.
+        select: what step sizes are chosen by; ``validation`` is a tenth of the training data.
+        device: where it runs, ``cpu`` or ``cuda``.
+        autocast: dtype of autocast, such as ``bfloat16``; None where it is off.
+        metric: name of the figure that step sizes are chosen by and methods are compared by.
+        metric_better: ``larger`` or ``smaller``.
+        metric_unit: ``%`` for fractions shown as percentages; what stands behind values.
+        metric_low: least value of the metric; None where there is none.
+        metric_high: greatest value of the metric; None where there is none.
     """
 
     problem: str
@@ -64,20 +86,50 @@ class Run:
     data: str
     method: str
     anatomy: str
+    optimizer: str = ""
     beta: float | None
     beta2: float | None
     lr: float
     seed: int
     steps: int
     batch_size: int
+    weight_decay: float = 0.0
     eval_every: int
     select: Select = "test"
+    device: str = "cpu"
+    autocast: str | None = None
+    metric: str = "accuracy"
+    metric_better: Better = field(default="larger", metadata=_DESCRIBED)
+    metric_unit: str = field(default="%", metadata=_DESCRIBED)
+    metric_low: float | None = field(default=0.0, metadata=_DESCRIBED)
+    metric_high: float | None = field(default=1.0, metadata=_DESCRIBED)
+
+    @cached_property
+    def id(self) -> str:
+        """Name of the run: a hash of its fields, those that describe the metric aside."""
+        return _hash({name: getattr(self, name) for name in _IDENTIFYING})
 
     @property
-    def id(self) -> str:
-        """Name of the run: a hash of its fields."""
-        canonical = json.dumps({**asdict(self), "lr": float(self.lr)}, sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    def quantity(self) -> Quantity:
+        """The metric, as a quantity."""
+        return Quantity(
+            self.metric,
+            self.metric_better == "larger",
+            self.metric_unit,
+            self.metric_low,
+            self.metric_high,
+        )
+
+
+_IDENTIFYING = tuple(field.name for field in fields(Run) if not field.metadata)
+_CANONICAL = json.JSONEncoder(sort_keys=True)
+
+
+def _hash(named: dict[str, Any]) -> str:
+    """Hash the fields that determine a run; 0, 0.0 and -0.0 are one number."""
+    for name in ("lr", "weight_decay", "beta", "beta2"):
+        named[name] = None if named[name] is None else float(named[name]) + 0.0
+    return hashlib.sha256(_CANONICAL.encode(named).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -101,25 +153,27 @@ class Record:
 
     @property
     def merit(self) -> float:
-        """Final accuracy that step sizes are chosen by; -inf for a run that did not get there."""
+        """What step sizes are chosen by at the end, turned so that larger is better.
+
+        -inf for a run that did not get there.
+        """
         if self.end is None or self.status != "done":
             return -math.inf
-        return float(self.end[self._accuracy])
+        return self._turned(float(self.end[self._chosen_by]))
 
     @property
     def merit_at_start(self) -> float:
-        """The same accuracy before the first step; 0 if it was not evaluated."""
-        value = self.evals[0].get(self._accuracy) if self.evals else None
-        return 0.0 if value is None else float(value)
+        """The same before the first step; -inf if it was not evaluated."""
+        first = self.evals[0] if self.evals else {}
+        value = first.get(self._chosen_by) if first.get("step") == 0 else None
+        return -math.inf if value is None else self._turned(float(value))
 
     @property
-    def has_learnt(self) -> bool:
-        """Whether the run took off: a tenth, or more, of what was wrong at its start is right."""
-        return self.merit - self.merit_at_start > 0.1 * (1 - self.merit_at_start)
+    def _chosen_by(self) -> str:
+        return f"{self.run['select']}_{self.run['metric']}"
 
-    @property
-    def _accuracy(self) -> str:
-        return f"{self.run['select']}_accuracy"
+    def _turned(self, value: float) -> float:
+        return value if self.run["metric_better"] == "larger" else -value
 
 
 class Recorder:
@@ -134,20 +188,23 @@ class Recorder:
         RecordError: the folder or the file cannot be written.
     """
 
-    def __init__(self, directory: Path, run: Run, **noted: str | int | None) -> None:
+    def __init__(self, directory: Path, run: Run, **noted: str | float | None) -> None:
         path = path_of(directory, run)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torn = path.exists() and not path.read_bytes().endswith(b"\n")
+            torn = path.exists() and not _ends_a_line(path)
             self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise RecordError(
                 f"cannot write {path}: {error.strerror}; choose another folder with --out"
             ) from error
         self._path = path
-        if torn:
-            self._file.write(b"\n")
-        self._write("run", {**asdict(run), **environment(), **noted})
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        try:
+            self._write("run", {**asdict(run), **environment(), "started": started, **noted}, torn)
+        except RecordError:
+            self._file.close()
+            raise
 
     def eval(self, step: int, **figures: float) -> None:
         """Note the figures after ``step`` steps."""
@@ -174,12 +231,13 @@ class Recorder:
     ) -> None:
         self._file.close()
 
-    def _write(self, kind: str, fields: Mapping[str, Any]) -> None:
+    def _write(self, kind: str, fields: Mapping[str, Any], torn: bool = False) -> None:
+        """Write a line; after one that is ``torn`` on a line of its own."""
         line = {"kind": kind} | {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in fields.items()
         }
-        text = f"{json.dumps(line)}\n".encode()
+        text = (b"\n" if torn else b"") + json.dumps(line).encode() + b"\n"
         try:
             written = self._file.write(text)
         except OSError as error:
@@ -224,7 +282,11 @@ def path_of(directory: Path, run: Run) -> Path:
 def find(directory: Path, run: Run) -> Record | None:
     """Return a run's record if there is one."""
     path = path_of(directory, run)
-    return read(path) if path.exists() else None
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {error.strerror}; {_AWAY}") from error
+    return read(path) if there else None
 
 
 def load(directory: Path) -> list[Record]:
@@ -247,45 +309,92 @@ def read(path: Path) -> Record | None:
     """Read the last attempt of a file; None if not even its first line is whole.
 
     Raises:
-        RecordError: a line inside an attempt is not JSON, or not of this format.
+        RecordError: the file cannot be read, is named after another run, or a line inside an
+            attempt is not of this format; the message names file, line and field.
     """
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror}") from error
     record: Record | None = None
     torn: int | None = None
-    for number, text in enumerate(lines, 1):
-        line = _parse(text)
-        kind = line.get("kind") if line else None
-        if kind == "run" and line and line.keys() >= _REQUIRED:
-            record, torn = Record(run=line), None
-        elif line and kind in ("eval", "agreement", "end") and record and torn is None:
-            if kind == "eval":
-                record.evals.append(line)
-            elif kind == "agreement":
-                record.agreements.append(line)
-            else:
-                record = replace(record, end=line)
-        elif line is None:
-            torn = torn or number  # an attempt ends here: another may begin, and be torn as well
-        else:
-            raise RecordError(
-                f"{path}, line {torn or number}, is no line of a record; move the file away to "
-                "have its run repeated"
-            )
+    name = path.stem
+    for number, text in enumerate(_lines(path), 1):
+        try:
+            line = parse(text)
+            if line is None:
+                torn = torn or number  # an attempt ends here: another may begin, be torn as well
+                continue
+            if torn is not None and line.get("kind") != "run":
+                raise WrongLine(f"follows line {torn}, which is torn")
+            record, torn = _taken(record, line, name), None
+        except WrongLine as wrong:
+            raise RecordError(f"{path}, line {number}: {wrong}; {_AWAY}") from None
     return record
 
 
-def _parse(text: str) -> dict[str, Any] | None:
+def _lines(path: Path) -> list[str]:
+    """Return a file's lines; one that is not UTF-8 is spoilt, so that it counts as torn."""
     try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) else None
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
+            raise RecordError(f"cannot read {path}: it is no regular file; {_AWAY}")
+        content = path.read_bytes()
+    except OSError as error:
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError(f"cannot read {path}: {error.strerror}; {_AWAY}") from error
+    if content.startswith(codecs.BOM_UTF8):
+        raise RecordError(f"{path}, line 1: begins with a byte order mark; {_AWAY}")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        text = content.decode(errors="replace").replace("\ufffd", "\0")
+    return text.removesuffix("\n").split("\n")
 
 
-_REQUIRED = {field.name for field in fields(Run)}
+def _ends_a_line(path: Path) -> bool:
+    """Whether what is appended begins a line."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _taken(record: Record | None, line: dict[str, Any], name: str) -> Record:
+    """Take in the next line of the file of a name."""
+    kind = line.get("kind")
+    if kind == "run":
+        check_run(line)
+        begun = Record(run=line)
+        if (found := identity(begun)) != name:
+            raise WrongLine(f"it is of run {found}, whose file is {found}.jsonl")
+        return begun
+    if kind not in ("eval", "agreement", "end"):
+        shown = "is missing" if kind is None else f"is {str(kind)[:40]!r}"
+        raise WrongLine(f"kind {shown}; it is run, eval, agreement or end")
+    if record is None:
+        raise WrongLine(f"kind={kind!r} stands before any line of kind 'run'")
+    if record.end is not None:
+        raise WrongLine(f"kind={kind!r} follows a line of kind 'end'")
+    after = record.evals[-1]["step"] if record.evals else -1
+    if kind == "eval":
+        check_eval(line, record.run, after)
+        record.evals.append(line)
+    elif kind == "agreement":
+        check_agreement(line, after)
+        record.agreements.append(line)
+    else:
+        check_end(line, record.run, record.evals[-1] if record.evals else None)
+        record = replace(record, end=line)
+    return record
+
+
+def identity(record: Record) -> str:
+    """Name of the run that a record is of."""
+    return _hash({name: record.run[name] for name in _IDENTIFYING})
+
+
+def finder(records: Iterable[Record]) -> Callable[[Run], Record | None]:
+    """Return a function that finds a run's record among those read."""
+    known = {identity(record): record for record in records}
+    return lambda run: known.get(run.id)
 
 
 @cache

@@ -1,16 +1,34 @@
 """Learning tasks: the contract, the built-in ones, and the way to a user's own."""
 
-from svag.problems.problem import Data, Problem, Split, accuracy, constant, cross_entropy
+from svag.problems.metric import (
+    Metric,
+    accuracy,
+    accuracy_metric,
+    cross_entropy,
+    loss_metric,
+    r_squared,
+    r_squared_metric,
+)
+from svag.problems.problem import Data, Problem, Split, constant
 from svag.problems.registry import PROBLEMS, get, load
+from svag.problems.seeding import seed_everything
+from svag.problems.steps import supervised
 
 __all__ = [
     "PROBLEMS",
     "Data",
+    "Metric",
     "Problem",
     "Split",
     "accuracy",
+    "accuracy_metric",
     "constant",
     "cross_entropy",
     "get",
     "load",
+    "loss_metric",
+    "r_squared",
+    "r_squared_metric",
+    "seed_everything",
+    "supervised",
 ]

@@ -39,6 +39,7 @@ def stdlib_chars() -> Problem:
         batch_size=50,
         steps=4000,
         quick_steps=300,
+        select="test",
     )
 
 

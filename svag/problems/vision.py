@@ -27,6 +27,7 @@ def digits() -> Problem:
         batch_size=32,
         steps=2000,
         quick_steps=600,
+        select="test",
     )
 
 
@@ -40,6 +41,7 @@ def fmnist_2c2d() -> Problem:
         batch_size=64,
         steps=6000,
         quick_steps=500,
+        select="test",
     )
 
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from svag.lab.analysis import Analysis, Array, Curve, Figure
+from svag.analysis.contrasts import Array
+from svag.analysis.results import Curve, Figure
+from svag.analysis.study import Analysis
 
 _CALLS_FOR_LOG = 10.0
 _SETTLED = 0.25
@@ -24,29 +26,30 @@ class Axis:
 
 
 def axis(curves: Sequence[Curve], figure: Figure) -> Axis:
-    """Choose limits: a loss that falls tenfold after its start is logarithmic and shown whole.
+    """Choose limits: what falls tenfold after its start is logarithmic and shown whole.
 
-    Otherwise the beginning may leave the axis: all before a quarter of the run for accuracies,
-    the first twentieth for losses.
+    Otherwise the beginning may leave the axis: all before a quarter of the run where larger is
+    better, the first twentieth where smaller is.
     """
+    quantity = figure.quantity
     means = _finite(np.concatenate([curve.mean.ravel() for curve in curves] or [np.empty(0)]))
     if not means.size:
         return Axis(0.0, 1.0)
-    if figure != "test_accuracy" and means.min() > 0:
+    if not quantity.larger_is_better and means.min() > 0:
         started = _finite(
             np.concatenate([c.mean[c.steps >= _STARTED * c.steps[-1]] for c in curves])
         )
         if started.size and started.max() / started.min() > _CALLS_FOR_LOG:
             room = float(means.max() / means.min()) ** _ROOM
             return Axis(float(means.min() / room), float(means.max() * room), log=True)
-    since = _SETTLED if figure == "test_accuracy" else _STARTED
+    since = _SETTLED if quantity.larger_is_better else _STARTED
     shown = np.concatenate([_late(curve, since) for curve in curves])
     shown = shown if shown.size else means
     low, high = float(shown.min()), float(shown.max())
-    room = _ROOM * max(high - low, _NARROWEST)
-    if figure == "test_accuracy":
-        return Axis(max(low - room, -room), min(high + room, 1 + room / 2))
-    return Axis(low - room, high + room)
+    room = _ROOM * max(high - low, _NARROWEST * max(abs(low), abs(high)), 1e-12)
+    least = -np.inf if quantity.low is None else quantity.low - room / 2
+    most = np.inf if quantity.high is None else quantity.high + room / 2
+    return Axis(float(max(low - room, least)), float(min(high + room, most)))
 
 
 def band(curve: Curve, axis: Axis) -> tuple[Array, Array]:
@@ -58,9 +61,7 @@ def band(curve: Curve, axis: Axis) -> tuple[Array, Array]:
 def drawn(analysis: Analysis, figure: Figure) -> dict[str, Curve]:
     """Curves by method, of those with a finished run."""
     return {
-        key: result.curves[figure]
-        for key, result in analysis.methods.items()
-        if result.replications
+        key: result.curves[figure.name] for key, result in analysis.methods.items() if result.runs
     }
 
 

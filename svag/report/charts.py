@@ -7,57 +7,61 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
-from svag.anatomy import method
-from svag.lab.analysis import Analysis, Figure, MethodResult
+from svag.analysis.results import Figure, MethodResult, Trial
+from svag.analysis.study import Analysis
+from svag.entrants import Entrant
 from svag.report.axes import axis, band, drawn
-from svag.report.style import BAND_OPACITY, step_size, style_of
+from svag.report.style import BAND_OPACITY, Style, headed, step_size, styles
 
 Chart: TypeAlias = dict[str, Any]
 
 _SIGNIFICANT = 6
-_BELOW = 3.5  # per cent between the rows of crosses below 0
+_SHOWN = 4.0  # times the spread of the methods below the best are shown
+_LEAST_SHOWN = 0.1  # of the way down to the worst, at least
 _CHOSEN = {False: 18, True: 12}  # of two methods' marks in one place, both are seen
 
 
 def curves(analysis: Analysis, figure: Figure) -> Chart:
     """Draw a figure over the steps: a line and a band for each method."""
     shown = axis(list(drawn(analysis, figure).values()), figure)
-    percent = figure == "test_accuracy"
-    scale = 100.0 if percent else 1.0
-    unit = "{y:.2f} %" if percent else "{y:.4g}"
+    scale, unit = _unit(figure)
+    lines = _styles(analysis)
     traces: list[Chart] = []
     for key, curve in drawn(analysis, figure).items():
+        result = analysis.methods[key]
         low, high = band(curve, shown)
         steps = _plain(curve.steps)
         around = {
             "x": steps + steps[::-1],
             "y": _plain(high, scale) + _plain(low, scale)[::-1],
             "fill": "toself",
-            "fillcolor": _translucent(style_of(key).color),
+            "fillcolor": _translucent(lines[key].color),
             "line": {"width": 0},
             "hoverinfo": "skip",
             "mode": "lines",
         }
-        single = len(analysis.methods[key].replications) == 1
+        single = len(result.runs) == 1
         sd = "" if single else " ± %{customdata:.2g}"
         line = {
             "x": steps,
             "y": _plain(curve.mean, scale),
             "customdata": _plain(curve.sd, scale),
             "mode": "lines",
-            "line": _line(key),
+            "line": _line(lines[key]),
             "hovertemplate": f"%{unit}{sd}",
         }
-        traces += [{**trace, **_named(key)} for trace in ([line] if single else [around, line])]
+        named = _named(result.entrant)
+        traces += [{**trace, **named} for trace in ([line] if single else [around, line])]
     limits = [scale * shown.low, scale * shown.high]
+    logarithmic = {"type": "log", "range": [math.log10(max(limit, 1e-300)) for limit in limits]}
     return {
         "data": traces,
         "layout": {
-            "xaxis": {"title": {"text": "Step"}, "range": [0, analysis.settings["steps"]]},
+            "xaxis": {"title": {"text": "Step"}, "range": [0, analysis.study.base.steps]},
             "yaxis": {
-                "type": "log" if shown.log else "linear",
-                "range": [math.log10(limit) for limit in limits] if shown.log else limits,
-                "title": {"text": "Test accuracy (%)" if percent else "Training loss"},
+                **(logarithmic if shown.log else {"type": "linear", "range": limits}),
+                **({"dtick": "D2", "exponentformat": "power"} if shown.log else {}),
+                "title": {"text": headed(figure)},
             },
             "hovermode": "x unified",
         },
@@ -65,21 +69,34 @@ def curves(analysis: Analysis, figure: Figure) -> Chart:
 
 
 def sensitivity(analysis: Analysis) -> Chart | None:
-    """Draw final test accuracy against step size; None if no step size was searched for."""
+    """Draw the metric against the step size; None if no step size was searched for.
+
+    The axis shows the neighbourhood of the best, where it is decided: what lies further below than
+    the best run's distance to its start would squeeze it together, and is at the lower edge.
+    """
     if not any(result.trials for result in analysis.methods.values()):
         return None
-    traces: list[Chart] = []
+    figure, quantity = analysis.judged, analysis.quantity
+    scale, _ = _unit(figure)
     reached = [
-        100 * trial.figures["test_accuracy"]
+        scale * mean
         for result in analysis.methods.values()
         for trial in result.trials
-        if "test_accuracy" in trial.figures
+        if math.isfinite(mean := trial.mean(figure))
     ]
-    highest, lowest = max(reached, default=100.0), 0.0
-    for key, result in analysis.methods.items():
-        if any(trial.status == "diverged" for trial in result.trials):
-            lowest -= _BELOW
-        traces += [{**trace, **_named(key)} for trace in _searched(key, result, lowest)]
+    shown = _decisive(analysis, [value / scale for value in reached])
+    low, high = (scale * bound for bound in shown)
+    room = 0.05 * (high - low)
+    worst, towards = (low, -1) if quantity.larger_is_better else (high, 1)
+    traces: list[Chart] = []
+    lines, crosses = _styles(analysis), 0
+    for result in analysis.methods.values():
+        crosses += any(trial.diverged == trial.runs for trial in result.trials)
+        place = worst + towards * room * (0.5 + crosses)
+        found = _searched(result, figure, lines[result.entrant.key], place, (low, high))
+        traces += [{**trace, **_named(result.entrant)} for trace in found]
+    edge = worst + towards * room * (1.5 + crosses)
+    best = high + room if quantity.larger_is_better else low - room
     return {
         "data": traces,
         "layout": {
@@ -90,9 +107,8 @@ def sensitivity(analysis: Analysis) -> Chart | None:
                 "dtick": 1,
             },
             "yaxis": {
-                "title": {"text": "Final test accuracy (%)"},
-                "range": [lowest - _BELOW, 1.06 * highest],
-                "tickvals": list(range(0, 101, 20 if highest > 60 else 10)),
+                "title": {"text": f"Final {headed(figure)[0].lower()}{headed(figure)[1:]}"},
+                "range": sorted((edge, best)),
                 "zeroline": False,
             },
             "hovermode": "closest",
@@ -100,38 +116,69 @@ def sensitivity(analysis: Analysis) -> Chart | None:
     }
 
 
-def _searched(key: str, result: MethodResult, lowest: float) -> list[Chart]:
-    done = [trial for trial in result.trials if "test_accuracy" in trial.figures]
-    done = [trial for trial in done if trial.status == "done"]
-    lost = [trial for trial in result.trials if trial.status == "diverged"]
-    adapted = method(key).anatomy.adapted
-    name, color = method(key).name, style_of(key).color
-    accuracies = [100 * trial.figures["test_accuracy"] for trial in done]
+def _decisive(analysis: Analysis, reached: list[float]) -> tuple[float, float]:
+    """Choose what part of the reached values is shown: from the best to well below the chosen."""
+    if not reached:
+        return 0.0, 1.0
+    turn = analysis.quantity.merit
+    figure = analysis.judged.name
+    merits = sorted(turn(value) for value in reached)
+    chosen = [
+        turn(result.final[figure].mean)
+        for result in analysis.methods.values()
+        if math.isfinite(result.final[figure].mean)
+    ]
+    best = max([*merits, *chosen])
+    spread = best - min(chosen or merits)
+    least = max(merits[0], best - max(_SHOWN * spread, _LEAST_SHOWN * (best - merits[0])))
+    bounds = sorted((turn(least), turn(best)))
+    return bounds[0], bounds[1] if bounds[1] > bounds[0] else bounds[0] + 1e-9
+
+
+def _searched(
+    result: MethodResult, figure: Figure, style: Style, place: float, shown: tuple[float, float]
+) -> list[Chart]:
+    done = [trial for trial in result.trials if math.isfinite(trial.mean(figure))]
+    lost = [trial for trial in result.trials if trial.diverged]
+    scale, unit = _unit(figure)
+    values = [scale * trial.mean(figure) for trial in done]
     chosen = [trial.lr == result.lr for trial in done]
+    name = result.entrant.name
     line = {
         "x": [trial.lr for trial in done],
-        "y": _plain(accuracies),
+        "y": _plain(min(max(value, shown[0]), shown[1]) for value in values),
         "mode": "lines+markers",
-        "line": _line(key),
+        "line": _line(style),
         "marker": {
-            "color": color,
+            "color": style.color,
             "opacity": 1,
-            "size": [_CHOSEN[adapted] if own else 6 for own in chosen],
+            "size": [_CHOSEN[result.entrant.adapted] if own else 6 for own in chosen],
             "symbol": ["diamond-open" if own else "circle" for own in chosen],
-            "line": {"color": color, "width": [2 if own else 0 for own in chosen]},
+            "line": {"color": style.color, "width": [2 if own else 0 for own in chosen]},
         },
-        "text": ["chosen" if own else "" for own in chosen],
-        "hovertemplate": f"{name}, lr %{{x:g}}: %{{y:.2f}} % %{{text}}<extra></extra>",
+        "customdata": _plain(values),
+        "text": [
+            f"mean of {_survivors(trial)}{', chosen' if own else ''}"
+            for trial, own in zip(done, chosen, strict=True)
+        ],
+        "hovertemplate": f"{name}, lr %{{x:g}}: %{unit.replace('{y', '{customdata')} "
+        "(%{text})<extra></extra>",
     }
     crosses = {
         "x": [trial.lr for trial in lost],
-        "y": [lowest] * len(lost),
+        "y": [place] * len(lost),
         "mode": "markers",
-        "marker": {"color": color, "size": 9, "symbol": "x"},
-        "hovertemplate": f"{name}, lr %{{x:g}}: diverged<extra></extra>",
+        "marker": {"color": style.color, "size": 9, "symbol": "x"},
+        "text": [f"{trial.diverged} of {trial.runs}" for trial in lost],
+        "hovertemplate": f"{name}, lr %{{x:g}}: %{{text}} diverged<extra></extra>",
         "cliponaxis": False,
     }
     return [trace for trace, trials in ((line, done), (crosses, lost)) if trials]
+
+
+def _survivors(trial: Trial) -> str:
+    count = trial.runs - trial.diverged
+    return f"{count} run{'s' * (count != 1)}"
 
 
 def search_table(analysis: Analysis) -> tuple[list[str], Mapping[str, list[str]]]:
@@ -142,26 +189,41 @@ def search_table(analysis: Analysis) -> tuple[list[str], Mapping[str, list[str]]
         if not result.trials:
             continue
         found = {trial.lr: trial for trial in result.trials}
-        cells = []
-        for lr in lrs:
-            trial = found.get(lr)
-            if trial is None:
-                cells.append("")
-            elif trial.status == "done" and "test_accuracy" in trial.figures:
-                cells.append(f"{100 * trial.figures['test_accuracy']:.2f}")
-            else:
-                cells.append(trial.status)
-        rows[key] = cells
+        rows[key] = [_tried(found.get(lr), analysis.judged) for lr in lrs]
     return [step_size(lr) for lr in lrs], rows
 
 
-def _line(key: str) -> Chart:
-    style = style_of(key)
+def _tried(trial: Trial | None, figure: Figure) -> str:
+    """Write the mean of a step size's runs, and how many there were and diverged."""
+    if trial is None:
+        return ""
+    if trial.diverged == trial.runs:
+        return "diverged"
+    scale, _ = _unit(figure)
+    digits = ".2f" if figure.quantity.percent else ".4g"
+    many = f" ({trial.runs})" if trial.runs > 1 else ""
+    lost = f", {trial.diverged} diverged" if trial.diverged else ""
+    return f"{scale * trial.mean(figure):{digits}}{many}{lost}"
+
+
+def _unit(figure: Figure) -> tuple[float, str]:
+    """Return what values are multiplied by, and how Plotly writes them."""
+    if figure.quantity.percent:
+        return 100.0, "{y:.2f} %"
+    unit = figure.quantity.unit
+    return 1.0, "{y:.4g}" + (f" {unit}" if unit else "")
+
+
+def _styles(analysis: Analysis) -> dict[str, Style]:
+    return styles(result.entrant for result in analysis.methods.values())
+
+
+def _line(style: Style) -> Chart:
     return {"color": style.color, "dash": style.dash, "width": style.width + 0.2}
 
 
-def _named(key: str) -> Chart:
-    return {"name": method(key).name, "meta": key, "showlegend": False}
+def _named(entrant: Entrant) -> Chart:
+    return {"name": entrant.name, "meta": entrant.key, "showlegend": False}
 
 
 def _plain(values: Iterable[float], scale: float = 1.0) -> list[float | None]:

@@ -9,17 +9,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
-from svag.anatomy import method
-from svag.lab.analysis import Analysis
-from svag.lab.verdict import observations, verdict
+from svag.analysis.study import Analysis
+from svag.analysis.verdict import verdict
+from svag.analysis.wording import difference
 from svag.report import charts, style, tables
 from svag.report.figures import caption, legend
 
 _DASHES = {"solid": "", "dash": "7 3", "dot": "2 2.5", "dashdot": "7 2.5 1.5 2.5"}
 
 
-def page(analysis: Analysis, directory: Path) -> None:
-    """Write ``report.html``, the same bytes for the same analysis and folder."""
+def page(analysis: Analysis, directory: Path, records: Path) -> None:
+    """Write ``report.html`` into a folder, the same bytes for the same analysis and folders."""
     environment = Environment(
         loader=PackageLoader("svag.report", ""),
         autoescape=True,
@@ -28,7 +28,7 @@ def page(analysis: Analysis, directory: Path) -> None:
         lstrip_blocks=True,
     )
     environment.filters["typeset"] = typeset
-    text = environment.get_template("page.html.j2").render(_content(analysis, directory))
+    text = environment.get_template("page.html.j2").render(_content(analysis, directory, records))
     (directory / "report.html").write_text(text, encoding="utf-8")
 
 
@@ -38,26 +38,40 @@ def typeset(text: str) -> Markup:
     return Markup(re.sub(r"\[[^\]\w]*\d[^\]]*\]", r'<span class="interval">\g<0></span>', text))
 
 
-def command(analysis: Analysis, directory: Path) -> str:
+def command(analysis: Analysis, records: Path) -> str:
     """Write the command that makes these runs, or goes on from those there are."""
-    settings, methods = analysis.settings, analysis.methods
-    sources = analysis.versions["source"] or [str(settings["problem"])]
-    words = ["svag", "compare", sources[0], "--methods", ",".join(methods)]
-    for key, result in methods.items():
-        if not result.trials:
-            words += ["--lr", f"{key}={result.lr!r}"]
-    seeds = max(len(r.replications) + r.diverged for r in methods.values())
-    words += ["--steps", str(settings["steps"]), "--seeds", str(seeds)]
-    words += ["--select", str(settings["select"]), "--out", str(directory)]
-    return shlex.join(words)
+    study, base = analysis.study, analysis.study.base
+    words = ["svag", "compare", study.source or base.problem, "--methods", ",".join(study.methods)]
+    for key, lr in study.lrs.items():
+        words += ["--lr", f"{key}={lr!r}"]
+    for key, lrs in study.grids.items():
+        words += ["--grid", f"{key}={','.join(map(repr, lrs))}"]
+    words += ["--steps", str(base.steps), "--seeds", str(study.seeds), "--select", base.select]
+    words += ["--protocol", study.protocol] * (study.protocol != "tuned")
+    words += ["--selection-seeds", str(study.selection_seeds)] * (study.selection_seeds != 3)
+    words += ["--batch-size", str(base.batch_size), "--weight-decay", repr(base.weight_decay)]
+    words += ["--device", base.device] * (base.device != "cpu")
+    words += ["--autocast", base.autocast or "off"]
+    if study.smallest_effect is not None:
+        words += ["--smallest-effect", repr(study.smallest_effect)]
+    return shlex.join([*words, "--out", str(records)])
 
 
-def _content(analysis: Analysis, directory: Path) -> dict[str, Any]:
+def _content(analysis: Analysis, directory: Path, records: Path) -> dict[str, Any]:
     drawn = _charts(analysis)
-    effects = analysis.effects.get("train_loss", {})
+    claims, study = analysis.claims, analysis.study
+    lines = style.styles(result.entrant for result in analysis.methods.values())
+    intervals = claims is not None and claims.finding != "one seed"
+    margin = "" if claims is None else difference(claims.margin, analysis.quantity, signed=False)
     return {
         "verdict": re.split(r"(?<=\.)\s+(?=[A-Z])", verdict(analysis)),
-        "settings": analysis.settings,
+        "study": study,
+        "base": study.base,
+        "judged": analysis.judged,
+        "loss": analysis.figures[0],
+        "figures": analysis.figures,
+        "headlines": tables.headlines(analysis),
+        "better": "larger" if analysis.quantity.larger_is_better else "smaller",
         "versions": {
             name: style.listed(found) for name, found in analysis.versions.items() if found
         },
@@ -67,32 +81,45 @@ def _content(analysis: Analysis, directory: Path) -> dict[str, Any]:
         "titles": {"rows": tables.ROWS, "columns": tables.COLUMNS},
         "square": tables.square(analysis),
         "margins": tables.margins(analysis),
+        "claims": tables.claims(analysis),
+        "margin_of_interest": margin,
+        "margin_given": claims is not None and claims.margin_given,
+        "power": 0.0 if claims is None else 100 * claims.power,
+        "against_cells": tables.others(analysis),
+        "cell_names": [analysis.methods[key].entrant.name for key in analysis.cells.values()],
+        "set_aside": tables.set_aside(analysis),
         "missing": tables.missing(analysis),
-        "lost": any(not r.replications for r in analysis.methods.values()),
+        "lost": any(not r.runs for r in analysis.methods.values()),
         "rows": tables.rows(analysis),
         "published": tables.published(analysis),
         "dashes": _DASHES,
-        "style_of": style.style_of,
+        "style_of": lines.__getitem__,
         "charts": drawn,
         "search": charts.search_table(analysis),
-        "given": [method(key).name for key, r in analysis.methods.items() if not r.trials],
-        "observations": observations(analysis),
-        "command": command(analysis, directory),
-        "report_command": shlex.join(["svag", "report", str(directory)]),
-        "intervals": any(effect.interval is not None for effect in effects.values()),
-        "single": any(len(r.replications) == 1 for r in analysis.methods.values()),
+        "given": [r.entrant.name for r in analysis.methods.values() if not r.trials],
+        "observations": analysis.observations,
+        "command": command(analysis, records),
+        "report_command": _report_command(analysis, directory, records),
+        "intervals": intervals,
+        "single": any(len(r.runs) == 1 for r in analysis.methods.values()),
         "duration": _duration(analysis.seconds),
         "listed": style.listed,
-        "others": analysis.others,
+        "not_used": analysis.set_aside,
+        "other_studies": analysis.other_studies,
         "plotly": Markup(get_plotlyjs()) if drawn else "",
     }
 
 
+def _report_command(analysis: Analysis, directory: Path, records: Path) -> str:
+    words = ["svag", "report", str(records), "--study", analysis.study.id]
+    return shlex.join(words + ["--out", str(directory)] * (directory != records))
+
+
 def _charts(analysis: Analysis) -> dict[str, charts.Chart]:
     found = {}
-    if any(result.replications for result in analysis.methods.values()):
-        found["train_loss"] = charts.curves(analysis, "train_loss")
-        found["test_accuracy"] = charts.curves(analysis, "test_accuracy")
+    if any(result.runs for result in analysis.methods.values()):
+        found["train_loss"] = charts.curves(analysis, analysis.figures[0])
+        found["judged"] = charts.curves(analysis, analysis.judged)
     searched = charts.sensitivity(analysis)
     if searched is not None:
         found["sensitivity"] = searched
@@ -100,15 +127,15 @@ def _charts(analysis: Analysis) -> dict[str, charts.Chart]:
 
 
 def _summary(analysis: Analysis) -> str:
-    counts = {len(r.replications) + r.diverged for r in analysis.methods.values()}
-    seeds = sorted(counts - {0}) or [0]
-    many = style.count(seeds[-1], "seed")
+    base = analysis.study.base
+    counts = sorted({result.many for result in analysis.methods.values()} - {0}) or [0]
+    many = style.count(counts[-1], "seed")
     return ", ".join(
         (
             style.count(len(analysis.methods), "method"),
-            style.count(int(analysis.settings["steps"]), "step"),
-            f"batches of {analysis.settings['batch_size']}",
-            many if len(seeds) == 1 else f"{seeds[0]} to {many}",
+            style.count(base.steps, "step"),
+            f"batches of {base.batch_size}",
+            many if len(counts) == 1 else f"{counts[0]} to {many}",
         )
     )
 

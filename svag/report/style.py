@@ -2,7 +2,8 @@
 
 Colour tells the sign (warm) from no sign (cool), the line variance-adapted (solid) from not
 (broken); methods outside the paper's four are thinner. Pairs that share a line stay apart under
-simulated colour blindness.
+simulated colour blindness. A variant has the colour of its method and a dash-dotted line, and what
+has no place in the table a thin dotted one in a colour of its own.
 """
 
 import math
@@ -11,7 +12,10 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
-from svag.lab.analysis import Effect, Figure, Spread
+from svag.analysis.contrasts import Effect
+from svag.analysis.results import Figure, Spread
+from svag.entrants import Entrant
+from svag.quantity import Quantity
 
 Dash = Literal["solid", "dash", "dot", "dashdot"]
 MINUS: Final = "\N{MINUS SIGN}"
@@ -44,13 +48,30 @@ STYLES: Final[Mapping[str, Style]] = MappingProxyType(
 )
 
 
-def style_of(key: str) -> Style:
-    """Return a method's line; a variant's is thin and dash-dotted in the colour of its method."""
-    base, _, variant = key.partition("@")
-    return replace(STYLES[base], dash="dashdot", width=1.4) if variant else STYLES[base]
+_OTHERS: Final = ("#7a5ab5", "#6b7280", "#5a8f29", "#a0522d", "#b04a8b", "#3b6e8f")
+
+
+def styles(entrants: Iterable[Entrant]) -> dict[str, Style]:
+    """Return each method's line by its key."""
+    chosen, others = {}, 0
+    for one in entrants:
+        if one.key in STYLES:
+            chosen[one.key] = STYLES[one.key]
+        elif one.row in STYLES:
+            chosen[one.key] = replace(STYLES[one.row], dash="dashdot", width=1.4)
+        else:
+            chosen[one.key] = Style(_OTHERS[others % len(_OTHERS)], "dot", 1.6)
+            others += 1
+    return chosen
 
 
 BAND_OPACITY: Final = 0.16
+
+
+def headed(figure: Figure) -> str:
+    """Name a figure over a panel or beside an axis, with its unit."""
+    title = f"{figure.title[0].upper()}{figure.title[1:]}"
+    return f"{title} ({figure.quantity.unit})" if figure.quantity.unit else title
 
 
 def number(value: float, decimals: int, *, signed: bool = False) -> str:
@@ -65,9 +86,9 @@ def number(value: float, decimals: int, *, signed: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
-def spread(value: Spread, figure: Figure, decimals: int) -> str:
+def spread(value: Spread, quantity: Quantity, decimals: int) -> str:
     """Write mean and standard deviation, the mean alone where there is no deviation."""
-    scale, unit = _scale(figure, "%")
+    scale, unit = _scale(quantity, "%")
     mean = number(scale * value.mean, decimals)
     if not math.isfinite(value.mean):
         return mean
@@ -75,24 +96,24 @@ def spread(value: Spread, figure: Figure, decimals: int) -> str:
     return mean + sd + unit
 
 
-def effect(value: Effect, figure: Figure, decimals: int) -> str:
-    """Write an effect, of accuracies in percentage points."""
-    scale, unit = _scale(figure, "pp")
+def effect(value: Effect, quantity: Quantity, decimals: int) -> str:
+    """Write an effect, of percentages in percentage points."""
+    scale, unit = _scale(quantity, "pp")
     return number(scale * value.estimate, decimals, signed=True) + unit
 
 
-def interval(value: Effect, figure: Figure, decimals: int) -> str:
+def interval(value: Effect, quantity: Quantity, decimals: int) -> str:
     """Write an effect's interval; nothing where there is none."""
     if value.interval is None:
         return ""
-    scale, _ = _scale(figure, "")
+    scale, _ = _scale(quantity, "")
     low, high = (number(scale * bound, decimals, signed=True) for bound in value.interval)
     return f"[{low}, {high}]"
 
 
-def decimals(spreads: Iterable[Spread], figure: Figure) -> int:
-    """Choose a column's decimals: two digits of its smallest deviation; accuracies have two."""
-    if figure == "test_accuracy":
+def decimals(spreads: Iterable[Spread], quantity: Quantity) -> int:
+    """Choose a column's decimals: two digits of its smallest deviation; percentages have two."""
+    if quantity.percent:
         return 2
     present = [value for value in spreads if math.isfinite(value.mean) and value.mean]
     sizes = [value.sd / 10 for value in present if math.isfinite(value.sd) and value.sd]
@@ -118,5 +139,8 @@ def listed(names: Iterable[str], word: str = "and") -> str:
     return f"{', '.join(most)} {word} {last}" if most else last
 
 
-def _scale(figure: Figure, unit: str) -> tuple[float, str]:
-    return (100.0, f"{_NBSP}{unit}") if figure == "test_accuracy" else (1.0, "")
+def _scale(quantity: Quantity, unit: str) -> tuple[float, str]:
+    """Return what values are multiplied by, and what stands behind them."""
+    if quantity.percent:
+        return 100.0, f"{_NBSP}{unit}"
+    return 1.0, f"{_NBSP}{quantity.unit}" if quantity.unit and unit else ""

@@ -4,19 +4,34 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from svag.anatomy import METHODS, method
-from svag.lab.analysis import FIGURES, Analysis, Cell, Effect, Figure, MethodResult, Spread
-from svag.lab.published import beside, order
+from svag.analysis import contrasts
+from svag.analysis.contrasts import (
+    ADAPTATION,
+    BOTH_OR_NEITHER,
+    INTERACTION,
+    SIGN,
+    SIGN_OR_ADAPTATION,
+    WITH_SIGN,
+    WITHOUT_SIGN,
+    Effect,
+)
+from svag.analysis.published import beside, order
+from svag.analysis.results import Figure, MethodResult, Spread, sample
+from svag.analysis.study import CELLS, Analysis, Cell
+from svag.anatomy import METHODS
+from svag.entrants import entrant
 from svag.report import style
 
 ROWS: Mapping[bool, str] = {False: "No sign", True: "Sign"}
 COLUMNS: Mapping[bool, str] = {False: "Not adapted", True: "Variance-adapted"}
-HEADLINES: tuple[Figure, ...] = ("test_accuracy", "train_loss")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A method's results as text: figures by ``final`` or ``best`` and name."""
+    """A method's results as text: figures by ``final`` or ``best`` and name.
+
+    ``many`` final runs were made, of which ``diverged`` diverged and ``n`` are in the figures.
+    """
 
     key: str
     name: str
@@ -25,15 +40,16 @@ class Row:
     update: str
     beta: str
     lr: str
-    final: Mapping[Figure, str]
-    best: Mapping[Figure, str]
+    final: Mapping[str, str]
+    best: Mapping[str, str]
     n: int
     diverged: int
+    many: int
 
 
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """An effect as text, and whether its interval excludes 0."""
+    """An effect as text, and whether it belongs to the claims and its interval excludes 0."""
 
     value: str
     interval: str
@@ -42,48 +58,127 @@ class Margin:
 
 def rows(analysis: Analysis) -> dict[str, Row]:
     """Write every method's results, with equal decimals down each column."""
-    results = analysis.methods
-    digits = {f: style.decimals([r.final[f] for r in results.values()], f) for f in FIGURES}
+    results, figures = analysis.methods, analysis.figures
+    digits = _decimals(analysis)
     return {
         key: Row(
             key=key,
-            name=method(key).name,
-            sign=method(key).anatomy.sign,
-            adapted=method(key).anatomy.adapted,
-            update=str(method(key).anatomy),
-            beta=_betas(result),
+            name=result.entrant.name,
+            sign=result.entrant.sign,
+            adapted=result.entrant.adapted,
+            update="" if result.entrant.anatomy is None else str(result.entrant.anatomy),
+            beta=", ".join(f"{beta:g}" for beta in result.entrant.betas) or style.NONE,
             lr=style.step_size(result.lr),
-            final={f: style.spread(result.final[f], f, digits[f]) for f in FIGURES},
-            best={f: style.spread(result.best[f], f, digits[f]) for f in FIGURES},
-            n=len(result.replications),
+            final={f.name: _spread(result.final[f.name], f, digits) for f in figures},
+            best={f.name: _spread(result.best[f.name], f, digits) for f in figures},
+            n=len(result.runs),
             diverged=result.diverged,
+            many=result.many,
         )
         for key, result in results.items()
     }
 
 
+def _decimals(analysis: Analysis) -> dict[str, int]:
+    return {
+        f.name: style.decimals([r.final[f.name] for r in analysis.methods.values()], f.quantity)
+        for f in analysis.figures
+    }
+
+
+def _spread(spread: Spread, figure: Figure, digits: Mapping[str, int]) -> str:
+    return style.spread(spread, figure.quantity, digits[figure.name])
+
+
+def headlines(analysis: Analysis) -> tuple[Figure, Figure]:
+    """Return the two figures that the table of both halves shows."""
+    return analysis.judged, analysis.figures[0]
+
+
 def square(analysis: Analysis) -> Mapping[Cell, str]:
     """Give the keys of the methods in Figure 1's four cells; nothing if one is missing."""
-    return analysis.cells if analysis.effects else {}
+    return analysis.cells
 
 
-def margins(analysis: Analysis) -> dict[str, dict[Figure, Margin]]:
-    """Write the effects by name and figure; none if a cell is missing."""
-    if not analysis.effects:
+def margins(analysis: Analysis) -> dict[str, dict[str, Margin]]:
+    """Write the effects by name and figure; none if a cell is missing.
+
+    Those on the metric that the verdict claims have simultaneous intervals; others are exploratory.
+    """
+    if analysis.claims is None:
         return {}
-    digits = {
-        f: style.decimals([analysis.methods[key].final[f] for key in analysis.cells.values()], f)
-        for f in HEADLINES
+    digits = _decimals(analysis)
+    claimed = analysis.claims.effects
+    table: dict[str, dict[str, Margin]] = {}
+    for name in (SIGN, ADAPTATION, INTERACTION, WITHOUT_SIGN, WITH_SIGN):
+        table[name] = {}
+        for figure in headlines(analysis):
+            claim = name in claimed and figure == analysis.judged
+            effect = claimed[name] if claim else analysis.effects[figure.name][name]
+            counts = claim and effect.direction != 0 and analysis.claims.finding != "diverged"
+            table[name][figure.name] = _margin(effect, figure, digits, counts=counts)
+    return table
+
+
+def claims(analysis: Analysis) -> list[tuple[str, Margin]]:
+    """Write the five effects that the verdict rests on, with simultaneous intervals."""
+    if analysis.claims is None:
+        return []
+    neither, adapted, sign, both = (entrant(analysis.cells[cell]).name for cell in CELLS)
+    titles = {
+        SIGN: f"The sign: {sign} and {both} against {neither} and {adapted}",
+        ADAPTATION: f"Variance adaptation: {adapted} and {both} against {neither} and {sign}",
+        INTERACTION: "Interaction: half of what adaptation does more with the sign than without",
+        SIGN_OR_ADAPTATION: f"The one half or the other: {sign} against {adapted}",
+        BOTH_OR_NEITHER: f"Both or neither: {both} against {neither}",
     }
-    return {
-        name: {f: _margin(analysis.effects[f][name], f, digits[f]) for f in HEADLINES}
-        for name in analysis.effects["train_loss"]
-    }
+    digits, figure = _decimals(analysis), analysis.judged
+    diverged = analysis.claims.finding == "diverged"
+    return [
+        (
+            title,
+            _margin(
+                analysis.claims.effects[name],
+                figure,
+                digits,
+                counts=analysis.claims.effects[name].direction != 0 and not diverged,
+            ),
+        )
+        for name, title in titles.items()
+    ]
+
+
+def others(analysis: Analysis) -> list[tuple[str, list[Margin]]]:
+    """Compare the methods outside the four cells with those in them: single intervals."""
+    if not analysis.cells:
+        return []
+    digits, figure = _decimals(analysis), analysis.judged
+    rows = []
+    for key, result in analysis.methods.items():
+        if key in analysis.cells.values() or not result.runs:
+            continue
+        own = sample(result.outcome, figure.name)
+        effects = []
+        for cell in CELLS:
+            other = sample(analysis.methods[analysis.cells[cell]].outcome, figure.name)
+            effects.append(contrasts.difference(own, other))
+        margins = [_margin(effect, figure, digits, counts=False) for effect in effects]
+        rows.append((result.entrant.name, margins))
+    return rows
+
+
+def set_aside(analysis: Analysis) -> list[str]:
+    """Say which step sizes were not chosen because a run of theirs diverged."""
+    return [
+        f"{result.entrant.name} {style.listed(style.step_size(lr) for lr in sorted(lost))}"
+        for result in analysis.methods.values()
+        if (lost := result.outcome.set_aside)
+    ]
 
 
 def missing(analysis: Analysis) -> list[str]:
     """Say which of Figure 1's cells no method with a finished run stands in."""
-    filled = {r.cell for r in analysis.methods.values() if r.replications}
+    filled = {_cell(r) for r in analysis.methods.values() if r.runs and not r.entrant.outside}
     texts = []
     for sign in ROWS:
         for adapted in COLUMNS:
@@ -106,19 +201,20 @@ def published(analysis: Analysis) -> Mapping[str, object] | None:
     known = beside(analysis)
     if known is None:
         return None
+    quantity = analysis.judged.quantity
     here = {
-        key: analysis.methods[key].final["test_accuracy"]
+        key: analysis.methods[key].final[analysis.judged.name]
         for key in known.test_accuracy
-        if key in analysis.methods and analysis.methods[key].replications
+        if key in analysis.methods and analysis.methods[key].runs
     }
     theirs = {key: known.test_accuracy[key] for key in here}
     return {
         "source": known.source,
         "rows": [
             (
-                method(key).name,
-                style.spread(value, "test_accuracy", 2),
-                style.spread(Spread(theirs[key], math.nan, 1), "test_accuracy", 1),
+                entrant(key).name,
+                style.spread(value, quantity, 2),
+                style.spread(Spread(theirs[key], math.nan, 1), quantity, 1),
             )
             for key, value in here.items()
         ],
@@ -128,25 +224,23 @@ def published(analysis: Analysis) -> Mapping[str, object] | None:
 
 
 def _chain(keys: Iterable[str]) -> str:
-    return " > ".join(method(key).name for key in keys)
+    return " > ".join(entrant(key).name for key in keys)
 
 
 def _why(analysis: Analysis, cell: Cell) -> str:
-    lost = [method(key).name for key, r in analysis.methods.items() if r.cell == cell]
+    inside = [r for r in analysis.methods.values() if not r.entrant.outside]
+    lost = [r.entrant.name for r in inside if _cell(r) == cell and r.outcome.complete]
     return f" ({style.listed(lost)} has no run that did not diverge)" if lost else ""
 
 
-def _margin(effect: Effect, figure: Figure, decimals: int) -> Margin:
+def _cell(result: MethodResult) -> Cell:
+    return result.entrant.sign, result.entrant.adapted
+
+
+def _margin(effect: Effect, figure: Figure, digits: Mapping[str, int], *, counts: bool) -> Margin:
+    decimals = digits[figure.name]
     return Margin(
-        style.effect(effect, figure, decimals),
-        style.interval(effect, figure, decimals),
-        effect.direction != 0,
+        style.effect(effect, figure.quantity, decimals),
+        style.interval(effect, figure.quantity, decimals),
+        counts,
     )
-
-
-def _betas(result: MethodResult) -> str:
-    if not result.replications:
-        return ", ".join(f"{beta:g}" for beta in method(result.key).betas) or style.NONE
-    run = result.replications[0].run
-    betas = [run.get("beta"), run.get("beta2")]
-    return ", ".join(f"{beta:g}" for beta in betas if beta is not None) or style.NONE

@@ -8,11 +8,9 @@ from torch import nn
 
 import svag
 from lab.made import classification, points, run_of
-from svag.anatomy import in_order, method
-from svag.errors import UnknownName
+from svag.entrants import entrant
 from svag.lab.agreement import Agreement
-from svag.lab.analysis import analyse
-from svag.lab.records import find, load
+from svag.lab.records import find
 from svag.lab.train import train
 
 BETA, STEPS = 0.9, 12
@@ -59,26 +57,12 @@ def test_the_lab_trains_a_variant_and_notes_the_agreement(tmp_path, key: str) ->
     data = points()
     problem = classification(lambda: nn.Linear(3, 3), data)
     variant = f"{key}@within-batch"
-    run = run_of(problem, data, method=variant, lr=method(key).lr, steps=20, eval_every=5)
+    run = run_of(problem, data, method=variant, lr=entrant(key).lr, steps=20, eval_every=5)
     train(problem, data, run, tmp_path)
     record = find(tmp_path, run)
     assert record is not None
     assert record.status == "done", record.end
     noted = {(line["step"], line["parameter"]) for line in record.agreements}
     names = [name for name, _ in problem.model().named_parameters()]
-    averages = method(variant).anatomy.buffers
+    averages = entrant(variant).anatomy.buffers
     assert noted == {(s, n) for s in (5, 10, 15, 20) for n in names if averages}
-    assert list(analyse(load(tmp_path)).methods) == [variant]
-
-
-def test_variants_follow_the_method_that_they_vary() -> None:
-    keys = ["adam", "m-svag@within-batch", "m-svag", "sgd"]
-    assert in_order(keys) == ["sgd", "m-svag", "m-svag@within-batch", "adam"]
-    assert method("m-svag@within-batch").anatomy.within_batch
-    assert method("svag@within-batch").betas == ()
-
-
-@pytest.mark.parametrize("key", ["adam@within-batch", "m-sgd@within-batch", "m-svag@elsewhere"])
-def test_variants_that_there_are_not(key: str) -> None:
-    with pytest.raises(UnknownName, match="m-svag@within-batch"):
-        method(key)

@@ -11,16 +11,26 @@ import pytest
 
 from lab.made import run_of, wait_until, write_task
 from svag import problems
+from svag.errors import RecordError
 from svag.lab.pool import Here, Place, Pool
-from svag.lab.records import Record, Run, find
+from svag.lab.records import Record, Run, find, path_of
+
+FULL_DISK = """
+import multiprocessing, resource
+
+if (HERE / "full").exists() and multiprocessing.parent_process():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1300, 1300))
+"""
 
 
 class Task:
     """The task of a folder, its runs, and what its workers left behind."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more: str = "") -> None:
         self.folder = folder
         self.spec = write_task(folder)
+        with (folder / "task.py").open("a") as file:
+            file.write(more)
         self.problem = problems.get(self.spec)
         self.data = problems.load(self.problem)
         self.pools: list[Pool] = []
@@ -88,7 +98,8 @@ def ended(events):
 
 
 def without_time(record):
-    return record.evals, {**record.end, "wall_time": None}
+    run = {**record.run, "started": None}
+    return run, record.evals, {**record.end, "wall_time": None}
 
 
 def workers():
@@ -97,12 +108,11 @@ def workers():
 
 def test_the_same_records_here_and_in_a_pool(crew):
     task, pooled = crew
-    runs = task.runs(31, 32) + task.runs(31, method="adam", lr=0.01) + task.runs(31, lr=1e10)
+    runs = task.runs(31, 32) + task.runs(31, method="adam", lr=0.01) + task.runs(31, lr=1e39)
     events = [carry_out(executor, runs) for executor in (task.here("here"), pooled)]
     for run in runs:
         first, second = (task.record(run, name) for name in ("here", "out"))
         assert without_time(first) == without_time(second)
-        assert first.run == second.run
         assert first.run["source"] == task.spec
     assert task.statuses(runs) == ["done", "done", "done", "diverged"]
     for seen in events:
@@ -184,6 +194,37 @@ def test_closing_during_a_run_interrupts_it(crew):
     hold.unlink()
     assert ended(carry_out(task.here(), [run])) == [41]
     assert task.statuses([run]) == ["done"]
+
+
+def test_a_full_disk_ends_a_pool_with_an_error_of_its_records(tmp_path):
+    """A limit on file sizes stands in for the disk: each run reaches it amid its lines."""
+    task = Task(tmp_path, FULL_DISK)
+    full = task.order("full")
+    runs = task.runs(1, 2, 3, 4)
+    pool = task.pool(2)
+    with pytest.raises(RecordError, match=r"^cannot write .*\.jsonl: ") as caught:
+        carry_out(pool, runs)
+    assert any(run.id in str(caught.value) for run in runs)
+    pool.close()
+    assert workers() == set()
+    tried = [task.record(run) for run in runs]
+    assert {record.status for record in tried if record is not None} == {"interrupted"}
+    full.unlink()
+    assert ended(carry_out(task.pool(2), runs)) == [1, 2, 3, 4]
+    assert task.statuses(runs) == ["done"] * 4
+    task.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_disk_that_was_full_before_the_first_line(task):
+    runs = task.runs(1, 2)
+    for run in runs:
+        path = path_of(task.folder / "out", run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to("/dev/full")
+    for executor in (task.here(), task.pool(2)):
+        with pytest.raises(RecordError, match=r"^cannot write .*: No space left on device"):
+            carry_out(executor, runs)
 
 
 def test_closing_a_pool_without_workers(task):

@@ -1,17 +1,22 @@
 """Records: identity by content, lines as the design has them, and files that were cut short."""
 
+import codecs
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import asdict, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from torch import nn
 
-from lab.made import RUN, classification, points, run_of
+from lab.made import classification, points, run_of
+from lab.synthetic import LOSS_RUN, RUN
 from svag.errors import RecordError
 from svag.lab import records
 from svag.lab.records import Recorder, Run, claim, find, load, path_of, read
@@ -23,17 +28,30 @@ OTHER = {
     "data": "fedcba9876543210",
     "method": "m-svag",
     "anatomy": "m * 1/(1 + rho s/m^2)",
+    "optimizer": "1f2e3d4c5b6a7988",
     "beta": 0.99,
     "beta2": 0.999,
     "lr": 0.3,
     "seed": 1,
     "steps": 21,
     "batch_size": 9,
+    "weight_decay": 1e-4,
     "eval_every": 11,
     "select": "validation",
+    "device": "cuda",
+    "autocast": "bfloat16",
+    "metric": "f1",
+}
+DESCRIBED = {
+    "metric_better": "smaller",
+    "metric_unit": "points",
+    "metric_low": -1.0,
+    "metric_high": 2.0,
 }
 ENVIRONMENT = ["svag", "torch", "numpy", "python", "machine", "commit"]
-FIGURES = ["train_loss", "test_loss", "test_accuracy"]
+FIGURES = ["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
+IDENTITIES = ("1235269a4349affb", "df8cdd2081b03eae")
+FINAL = {"train_loss": 1.0, "test_loss": 2.0, "test_accuracy": 0.5}
 
 
 def strict(constant):
@@ -50,24 +68,28 @@ def real(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
     data = points()
     problem = classification(lambda: nn.Linear(3, 3), data, steps=4)
-    run = run_of(problem, data)
+    run = run_of(problem, data, select="test")
     train(problem, data, run, folder)
     return path_of(folder, run), run
 
 
 def attempt(directory, run, status="done"):
     with Recorder(directory, run) as recorder:
-        recorder.eval(7, train_loss=1.0, test_loss=2.0, test_accuracy=0.5)
-        recorder.end(status, step=7, wall_time=0.1)
+        recorder.eval(run.steps, **FINAL)
+        recorder.end(status, step=run.steps, **FINAL, wall_time=0.1)
 
 
 # --- identity
 
 
 def test_changing_any_field_changes_the_identity():
-    assert OTHER.keys() == {field.name for field in fields(Run)}
+    assert OTHER.keys() | DESCRIBED.keys() == {field.name for field in fields(Run)}
     changed = [replace(RUN, **{name: value}).id for name, value in OTHER.items()]
     assert len({RUN.id, *changed}) == 1 + len(OTHER)
+
+
+def test_what_describes_the_metric_does_not_change_the_identity():
+    assert all(replace(RUN, **{name: value}).id == RUN.id for name, value in DESCRIBED.items())
 
 
 def test_the_order_of_fields_does_not_change_the_identity():
@@ -80,8 +102,15 @@ def test_equal_runs_have_equal_identities():
     assert whole.id == replace(RUN, lr=1.0).id
 
 
-def test_the_identity_is_that_of_records_made_before():
-    assert RUN.id == "7948857a33cfbf8c"
+@pytest.mark.parametrize("name", ["weight_decay", "beta", "beta2"])
+@pytest.mark.parametrize("zero", [0, -0.0])
+def test_zero_is_one_number(name, zero):
+    assert replace(RUN, **{name: zero}).id == replace(RUN, **{name: 0.0}).id
+
+
+def test_identities_stay_as_they_are():
+    """Whoever changes them has every run repeated that users have recorded."""
+    assert (RUN.id, LOSS_RUN.id) == IDENTITIES
 
 
 def test_the_identity_leaves_versions_out(real):
@@ -96,7 +125,7 @@ def test_the_identity_leaves_versions_out(real):
 def test_lines_of_a_real_run(real):
     path, run = real
     first, *evals, end = lines_of(path)
-    assert list(first) == ["kind", *asdict(run), *ENVIRONMENT, "source", "threads"]
+    assert list(first) == ["kind", *asdict(run), *ENVIRONMENT, "started", "source", "threads"]
     assert {name: first[name] for name in asdict(run)} == asdict(run)
     assert [list(line) for line in evals] == [["kind", "step", *FIGURES]] * 5
     assert [line["step"] for line in evals] == [0, 1, 2, 3, 4]
@@ -128,6 +157,7 @@ def test_what_is_not_finite_is_null(tmp_path, value):
     with Recorder(tmp_path, RUN) as recorder:
         recorder.eval(0, train_loss=value, test_loss=1.0, test_accuracy=0.5)
         recorder.end("diverged", step=0, train_loss=value)
+    assert find(tmp_path, RUN).evals[0]["train_loss"] is None
     _, line, end = lines_of(path_of(tmp_path, RUN))
     assert line == {
         "kind": "eval", "step": 0, "train_loss": None, "test_loss": 1.0, "test_accuracy": 0.5
@@ -140,8 +170,7 @@ def test_what_is_not_finite_is_null(tmp_path, value):
     [("done", True), ("diverged", True), ("interrupted", False), ("error", False)],
 )
 def test_statuses(tmp_path, status, finished):
-    with Recorder(tmp_path, RUN) as recorder:
-        recorder.end(status, test_accuracy=0.5)
+    attempt(tmp_path, RUN, status)
     record = find(tmp_path, RUN)
     assert (record.status, record.finished) == (status, finished)
     assert record.merit == (0.5 if status == "done" else -math.inf)
@@ -152,6 +181,7 @@ def test_a_message_of_several_lines_stays_on_one(tmp_path):
     with Recorder(tmp_path, RUN) as recorder:
         recorder.end("error", message=message)
     assert find(tmp_path, RUN).end["message"] == message
+    assert find(tmp_path, RUN).merit == -math.inf
     assert path_of(tmp_path, RUN).read_bytes().count(b"\n") == 2
 
 
@@ -178,7 +208,7 @@ def test_a_second_attempt_appends_and_the_last_counts(real, tmp_path):
         assert copy.read_bytes().startswith(before)
         record = read(copy)
         assert record.status == status
-        assert [line["step"] for line in record.evals] == [7]
+        assert [line["step"] for line in record.evals] == [run.steps]
 
 
 # --- files cut short
@@ -275,7 +305,8 @@ def test_garbage_inside_a_record_is_an_error_that_names_it(real, tmp_path, garba
         with pytest.raises(RecordError) as caught:
             reading()
         assert str(spoilt) in str(caught.value)
-        assert f"line {number}," in str(caught.value)
+        assert re.search(rf"line {number}\b", str(caught.value))
+        assert "move it away" in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
@@ -372,19 +403,19 @@ def test_folders_merge_by_copying(tmp_path):
 
 
 def test_more_can_be_noted_without_a_change_of_identity(tmp_path):
-    with Recorder(tmp_path, RUN, source="there.py:task", threads=3):
+    with Recorder(tmp_path, RUN, source="there.py:task", threads=3, hours=0.5):
         pass
     noted = find(tmp_path, RUN).run
-    assert (noted["source"], noted["threads"]) == ("there.py:task", 3)
+    assert [noted[name] for name in ("source", "threads", "hours")] == ["there.py:task", 3, 0.5]
 
 
-def test_a_run_line_that_lacks_a_field_is_none(real, tmp_path):
+def test_a_run_line_that_lacks_a_field_is_an_error(real, tmp_path):
     path, run = real
     first, *others = path.read_bytes().splitlines(keepends=True)
     incomplete = path_of(tmp_path, run)
     incomplete.parent.mkdir()
     incomplete.write_bytes(first.replace(b'"lr"', b'"learning_rate"') + b"".join(others))
-    with pytest.raises(RecordError, match="line 1, is no line of a record"):
+    with pytest.raises(RecordError, match="line 1: the field 'lr' is missing"):
         read(incomplete)
 
 
@@ -395,3 +426,233 @@ def test_environment_and_source_are_noted(tmp_path):
     noted = records.environment()
     assert list(noted) == ENVIRONMENT
     assert noted["python"] == sys.version.split()[0]
+
+
+def test_each_attempt_notes_when_it_started(tmp_path):
+    before = datetime.now(UTC).replace(microsecond=0)
+    for _ in range(2):
+        attempt(tmp_path, RUN)
+    runs = [line for line in lines_of(path_of(tmp_path, RUN)) if line["kind"] == "run"]
+    for line in runs:
+        assert before <= datetime.fromisoformat(line["started"]) <= datetime.now(UTC)
+    assert len(runs) == 2
+
+
+# --- lines that no run writes
+
+
+RUN_LINE = {"kind": "run", **asdict(RUN)}
+EVAL_LINE = {"kind": "eval", "step": 0, **FINAL}
+LAST_LINE = {"kind": "eval", "step": RUN.steps, **FINAL}
+END_LINE = {"kind": "end", "status": "done", "step": RUN.steps, **FINAL, "wall_time": 1.0}
+CORRELATION = {"kind": "agreement", "step": 0, "parameter": "weight", "correlation": 0.5}
+WHOLE = (RUN_LINE, EVAL_LINE, LAST_LINE, END_LINE)
+
+
+def filed(folder, *lines, name=None):
+    """Write lines, as objects or as text, into the file of a run."""
+    path = path_of(folder, RUN) if name is None else folder / "records" / name
+    path.parent.mkdir(exist_ok=True)
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("".join(f"{text}\n" for text in texts))
+    return path
+
+
+def refused(path, *said):
+    """Reading is refused, in one line that names the file, what is wrong and the remedy."""
+    with pytest.raises(RecordError) as caught:
+        read(path)
+    text = str(caught.value)
+    for part in (str(path), "move it away to have its run repeated", *said):
+        assert part in text
+    assert "\n" not in text
+    assert len(text) < len(str(path)) + 600
+
+
+def test_a_whole_record_is_read(tmp_path):
+    assert read(filed(tmp_path, *WHOLE)).merit == 0.5
+
+
+@pytest.mark.parametrize(
+    ("number", "change", "said"),
+    [
+        (1, {"lr": 0}, "lr=0; it is a number above 0"),
+        (1, {"steps": True}, "steps=True; it is "),
+        (1, {"beta": 1.0}, "beta=1.0; it is a number in [0, 1)"),
+        (1, {"weight_decay": -1e-4}, "weight_decay=-0.0001"),
+        (1, {"method": ""}, "method=''"),
+        (1, {"select": "train"}, "select='train'; it is one of test, validation"),
+        (1, {"metric": "Top 1"}, "metric name 'Top 1'"),
+        (1, {"metric_low": 2}, "bounds low=2"),
+        (1, {"started": "today"}, "started='today'"),
+        (1, {"threads": "two"}, "threads='two'"),
+        (1, {"noted": ["a"]}, "noted=['a']"),
+        (2, {"step": 1.0}, "step=1.0; it is a whole number"),
+        (2, {"test_accuracy": 1.5}, "test_accuracy=1.5; accuracy is at least 0 at most 1"),
+        (2, {"train_accuracy": "0.5"}, "train_accuracy='0.5'"),
+        (2, {"test_f1": "0.5"}, "test_f1='0.5'"),
+        (3, {"step": 0}, "step=0"),
+        (3, {"step": 21}, "step=21"),
+        (4, {"status": "finished"}, "status='finished'; it is one of done, diverged"),
+        (4, {"step": 19}, "step=19"),
+        (4, {"test_loss": None}, "test_loss=null"),
+        (4, {"test_accuracy": 0.75}, "test_accuracy=0.75; the evaluation after the last step has"),
+        (4, {"wall_time": -1}, "wall_time=-1"),
+        (4, {"message": 3}, "message=3"),
+    ],
+)
+def test_a_wrong_field_is_named(tmp_path, number, change, said):
+    lines = list(WHOLE)
+    lines[number - 1] = {**lines[number - 1], **change}
+    refused(filed(tmp_path, *lines), f"line {number}: ", said)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"step": 1}, "step=1"),
+        ({"parameter": None}, "parameter=None"),
+        ({"correlation": -1.1}, "correlation=-1.1; it is a number in [-1, 1]"),
+    ],
+)
+def test_a_wrong_correlation_is_named(tmp_path, change, said):
+    ends = (LAST_LINE, END_LINE)
+    path = filed(tmp_path, RUN_LINE, EVAL_LINE, CORRELATION, *ends)
+    assert read(path).agreements == [CORRELATION]
+    filed(tmp_path, RUN_LINE, EVAL_LINE, {**CORRELATION, **change}, *ends)
+    refused(path, "line 3: ", said)
+
+
+def test_round_off_of_a_bound_is_no_fault(tmp_path):
+    above = {name: 1 + 1e-9 if name == "test_accuracy" else value for name, value in FINAL.items()}
+    path = filed(tmp_path, RUN_LINE, {**LAST_LINE, **above}, {**END_LINE, **above})
+    assert read(path).merit == 1 + 1e-9
+
+
+def test_selection_by_validation_demands_its_figures(tmp_path):
+    run = replace(RUN, select="validation")
+    held_out = {"validation_loss": 1.0, "validation_accuracy": 0.25}
+    first = {"kind": "run", **asdict(run)}
+    lines = [{**line, **held_out} for line in (EVAL_LINE, LAST_LINE, END_LINE)]
+    assert read(filed(tmp_path, first, *lines, name=f"{run.id}.jsonl")).merit == 0.25
+    del lines[2]["validation_accuracy"]
+    path = filed(tmp_path, first, *lines, name=f"{run.id}.jsonl")
+    refused(path, "line 4: the field 'validation_accuracy' is missing")
+
+
+def test_a_metric_that_is_the_loss(tmp_path):
+    figures = {"train_loss": 1.0, "test_loss": 2.0}
+    with Recorder(tmp_path, LOSS_RUN) as recorder:
+        recorder.eval(0, **figures)
+        recorder.eval(LOSS_RUN.steps, **figures)
+        recorder.end("done", step=LOSS_RUN.steps, **figures)
+    record = find(tmp_path, LOSS_RUN)
+    assert (record.merit, record.merit_at_start) == (-2.0, -2.0)
+    path = path_of(tmp_path, LOSS_RUN)
+    path.write_text(path.read_text().replace('"smaller"', '"larger"'))
+    refused(path, "metric_better='larger'")
+
+
+def test_a_merit_at_start_is_of_the_start(tmp_path):
+    assert read(filed(tmp_path, *WHOLE)).merit_at_start == 0.5
+    assert read(filed(tmp_path, RUN_LINE, LAST_LINE, END_LINE)).merit_at_start == -math.inf
+
+
+@pytest.mark.parametrize("name", ["copy.jsonl", f"{LOSS_RUN.id}.jsonl"])
+def test_a_file_of_another_name_is_of_no_run(tmp_path, name):
+    refused(filed(tmp_path, *WHOLE, name=name), "line 1: ", RUN.id, name)
+
+
+def test_two_files_put_together_are_none(tmp_path):
+    other = {"kind": "run", **asdict(LOSS_RUN)}
+    refused(filed(tmp_path, other, *WHOLE), "line 1: ", LOSS_RUN.id)
+
+
+@pytest.mark.parametrize("line", [EVAL_LINE, LAST_LINE, END_LINE, CORRELATION])
+def test_nothing_follows_the_end_of_an_attempt(tmp_path, line):
+    refused(filed(tmp_path, *WHOLE, line), "line 5: ", "follows a line of kind 'end'")
+    assert read(filed(tmp_path, *WHOLE, *WHOLE)).status == "done"
+
+
+def test_a_field_that_stands_twice(tmp_path):
+    text = json.dumps(END_LINE)
+    twice = text.replace('"test_accuracy": 0.5', '"test_accuracy": 0.5, "test_accuracy": 0.5')
+    path = filed(tmp_path, RUN_LINE, EVAL_LINE, LAST_LINE, twice)
+    refused(path, "line 4: ", "'test_accuracy' stands there twice")
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("name", ["train_loss", "extra"])
+def test_what_is_no_json_is_refused(tmp_path, constant, name):
+    line = json.dumps({**EVAL_LINE, name: 7}).replace(": 7", f": {constant}")
+    path = filed(tmp_path, RUN_LINE, line, LAST_LINE, END_LINE)
+    refused(path, "line 2: ", f"holds {constant}, which is no JSON")
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "1e999", "[" * 100_000, "[" * 99 + "]" * 99, "{}"])
+def test_a_value_beyond_all_bounds(tmp_path, value):
+    line = json.dumps({**EVAL_LINE, "train_loss": 7}).replace(": 7", f": {value}")
+    refused(filed(tmp_path, RUN_LINE, EVAL_LINE, line), "line 3: ")
+
+
+@pytest.mark.parametrize("line", ["[1]", "42", "null", "true", '"text"', "[]"])
+def test_a_last_line_that_is_whole_but_none_of_a_record(tmp_path, line):
+    """It is not torn: what stands before a cut is never JSON."""
+    refused(filed(tmp_path, RUN_LINE, EVAL_LINE, line), "line 3: ", "a line is a JSON object")
+
+
+def test_a_long_text_is_kept_and_shortened_in_messages(tmp_path):
+    long = "é" * 1_000_000
+    error = {"kind": "end", "status": "error", "message": long}
+    assert read(filed(tmp_path, RUN_LINE, EVAL_LINE, error)).end["message"] == long
+    for name in ("status", "step", long, "kind"):
+        refused(filed(tmp_path, RUN_LINE, EVAL_LINE, {**END_LINE, name: [long]}), "line 3: ")
+    refused(filed(tmp_path, {**RUN_LINE, "metric": long}), "line 1: ")
+
+
+def test_a_byte_order_mark_is_an_error(tmp_path):
+    path = filed(tmp_path, *WHOLE)
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    refused(path, "line 1: begins with a byte order mark")
+
+
+def test_a_line_that_is_not_utf_8_counts_as_torn(tmp_path):
+    path = filed(tmp_path, *WHOLE)
+    path.write_bytes(path.read_bytes().replace(b"done", b"d\xf6ne"))
+    assert read(path).status == "interrupted"
+    path.write_bytes(path.read_bytes().replace(b'"step": 0', b'"st\xe9p": 0'))
+    refused(path, "line 3: follows line 2, which is torn")
+
+
+def test_line_breaks_of_windows(tmp_path):
+    path = filed(tmp_path, *WHOLE)
+    whole = read(path)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert read(path) == whole
+
+
+def test_an_empty_file_holds_no_record(tmp_path):
+    assert read(filed(tmp_path)) is None
+    assert find(tmp_path, RUN) is None
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
+    path = path_of(tmp_path, RUN)
+    path.parent.mkdir()
+    os.mkfifo(path)
+    refused(path, "it is no regular file")
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    refused(path, "it is no regular file")
+    path.unlink()
+    path.mkdir()
+    refused(path, "it is no regular file")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_device_without_room_is_a_record_error(tmp_path):
+    path = path_of(tmp_path, RUN)
+    path.parent.mkdir()
+    path.symlink_to("/dev/full")
+    with pytest.raises(RecordError, match=r"cannot write .*No space left"):
+        attempt(tmp_path, RUN)

@@ -10,9 +10,13 @@ from torch import nn
 
 import svag
 from lab.made import classification, points, run_of
+from svag.errors import InvalidOption
+from svag.lab.batches import Batches
+from svag.lab.evaluation import splits_of
 from svag.lab.records import find, path_of
-from svag.lab.train import BLOW_UP, Session, batches, optimizer_of, train
-from svag.problems import Data, Problem, Split
+from svag.lab.session import Session
+from svag.lab.train import train
+from svag.problems import Data, Metric, Problem, Split
 
 
 class Watched(nn.Linear):
@@ -111,12 +115,12 @@ def test_figures_are_means_over_the_whole_splits(tmp_path):
     found = session.evaluate()
     with torch.no_grad():
         outputs = session.model(data.test.inputs)
-    assert list(found) == ["train_loss", "test_loss", "test_accuracy"]
+    assert list(found) == ["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
     loss = nn.functional.cross_entropy(outputs, data.test.targets)
     assert found["test_loss"] == pytest.approx(loss.item(), rel=1e-6)
     right = (outputs.argmax(1) == data.test.targets).double().mean()
     assert found["test_accuracy"] == pytest.approx(right.item(), rel=1e-12)
-    assert len(session.splits["train"]) == 2500
+    assert len(splits_of(data, session.run)[1]["train"]) == 2500
 
 
 # --- batches
@@ -125,7 +129,7 @@ def test_figures_are_means_over_the_whole_splits(tmp_path):
 def test_batches_take_every_example_once_an_epoch():
     n, size = 43, 8
     split = Split(torch.arange(n), torch.arange(n) + 100)
-    stream = batches(split, size, torch.Generator().manual_seed(0))
+    stream = Batches(split, size, seed=0)
     epochs = []
     for _ in range(4):
         taken = [next(stream) for _ in range(n // size)]
@@ -139,11 +143,10 @@ def test_batches_take_every_example_once_an_epoch():
     assert len({frozenset(epoch) for epoch in epochs}) > 1  # others are left out each time
 
 
-def test_a_batch_larger_than_the_data_is_all_of_it():
+def test_a_batch_larger_than_the_data_is_refused():
     split = Split(torch.arange(5), torch.arange(5))
-    stream = batches(split, 8, torch.Generator())
-    for _ in range(3):
-        assert sorted(next(stream)[0].tolist()) == [0, 1, 2, 3, 4]
+    with pytest.raises(InvalidOption, match="a batch of 8 is more than the 5 examples"):
+        Batches(split, 8, seed=0)
 
 
 def test_training_sees_every_example_once_an_epoch(tmp_path):
@@ -176,7 +179,6 @@ def parabola(steps=20, eval_every=1, **changes):
         data,
         steps=steps,
         loss=lambda outputs, targets: (outputs - targets).square().mean(),
-        accuracy=lambda outputs, targets: 1 / (1 + (outputs - targets).square().mean()),
         **changes,
     )
     return problem, data, lambda lr: run_of(problem, data, "sgd", lr=lr, eval_every=eval_every)
@@ -186,28 +188,72 @@ def parabola(steps=20, eval_every=1, **changes):
     ("lr", "status", "last"),
     [
         (0.3, "done", 20),
-        (1.0, "done", 20),  # w jumps from 1 to -1 and back: not above where it started
-        (1.01, "diverged", 20),  # 1.02^40 = 2.2: ends above its start
-        (1.02, "diverged", 20),  # 1.04^40 = 4.8
-        (1.1, "diverged", 7),  # 1.2^14 = 12.8 is the first above ten times the start
+        (1.0, "done", 20),  # w jumps from 1 to -1 and back
+        (
+            1.1,
+            "done",
+            20,
+        ),  # the loss grows to 1,470 times its start, and is finite: the metric judges
         (1e30, "diverged", 1),
+        (1e39, "diverged", 1),  # the step size itself is infinite in float32
     ],
 )
-def test_divergence(tmp_path, lr, status, last):
+def test_divergence_is_what_is_not_finite(tmp_path, lr, status, last):
     problem, data, run = parabola()
     record = trained(tmp_path, problem, data, run(lr))
     assert record.status == status
-    assert record.end["step"] == record.evals[-1]["step"] == last
+    assert record.end["step"] == last
+    losses = [line["train_loss"] for line in record.evals]
     if status == "diverged":
         assert record.merit == float("-inf")
         assert record.finished
-    losses = [line["train_loss"] for line in record.evals]
-    if lr != 1e30:
-        course = [(1 - 2 * lr) ** (2 * k) for k in range(last + 1)]
-        assert losses == pytest.approx(course, rel=1e-4)
-        assert all(loss <= BLOW_UP * losses[0] for loss in losses[:-1])
+        assert "train_loss" not in record.end
     else:
-        assert losses == [1.0, None]
+        course = [(1 - 2 * lr) ** (2 * k) for k in range(21)]
+        assert losses == pytest.approx(course, rel=1e-4)
+
+
+def test_a_spike_that_recovers_is_no_divergence(tmp_path):
+    """A single step of 1,000 times the size, and smaller ones after it."""
+    problem, data, run = parabola(
+        steps=30, schedule=lambda step, steps: 1000.0 if step == 3 else 1.0
+    )
+    record = trained(tmp_path, problem, data, run(0.3))
+    assert max(line["train_loss"] for line in record.evals) > 1000
+    assert record.status == "done"
+    assert record.end["train_loss"] < 1e-3
+
+
+def test_parameters_that_are_not_finite_are_divergence_whatever_the_loss_says(tmp_path):
+    class Hidden(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs).clamp(-1, 1).nan_to_num()
+
+    data = points()
+    problem = classification(lambda: Hidden(3, 3), data)
+    record = trained(tmp_path, problem, data, method="ssd", lr=1e39)
+    assert record.status == "diverged"
+
+
+@pytest.mark.parametrize("shift", [-5.0, 7.0])
+def test_a_shifted_loss_changes_neither_status_nor_training(tmp_path, shift):
+    data = points()
+    models = []
+
+    def model():
+        models.append(network())
+        return models[-1]
+
+    def loss(outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets) + shift
+
+    plain = classification(model, data, loss=lambda *both: loss(*both) - shift)
+    first = trained(tmp_path / "1", plain, data)
+    second = trained(tmp_path / "2", classification(model, data, loss=loss), data)
+    assert first.status == second.status == "done"
+    assert second.end["test_loss"] - shift == pytest.approx(first.end["test_loss"], abs=1e-5)
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_ends_a_run_between_evaluations(tmp_path):
@@ -224,14 +270,16 @@ def test_a_run_that_starts_without_a_finite_loss_has_diverged(tmp_path):
     loss = lambda outputs, targets: outputs.sum() * float("nan")  # noqa: E731
     problem = classification(lambda: nn.Linear(3, 3), data, loss=loss)
     record = trained(tmp_path, problem, data)
-    assert (record.status, record.end["step"], record.end["train_loss"]) == ("diverged", 0, None)
+    assert (record.status, record.end["step"]) == ("diverged", 0)
+    assert record.evals[0]["train_loss"] is None
 
 
-def test_an_evaluation_that_is_not_finite_is_divergence(tmp_path):
+def test_an_evaluated_loss_that_is_not_finite_is_divergence(tmp_path):
     data = points()
-    data = Data(data.train, Split(data.test.inputs * float("inf"), data.test.targets))
-    record = trained(tmp_path, classification(lambda: nn.Linear(3, 3), data), data)
-    assert (record.status, record.end["test_loss"]) == ("diverged", None)
+    huge = Data(data.train, Split(data.test.inputs * 3e38, data.test.targets))
+    record = trained(tmp_path, classification(lambda: nn.Linear(3, 3), huge), huge)
+    assert record.status == "diverged"
+    assert record.evals[0]["test_loss"] is None
     assert [line["step"] for line in record.evals] == [0]
 
 
@@ -263,26 +311,52 @@ def test_a_model_that_raises_is_a_status(tmp_path):
     assert [line["step"] for line in record.evals] == [0, 2]
 
 
-@pytest.mark.parametrize("part", ["model", "loss", "accuracy", "schedule"])
+@pytest.mark.parametrize("part", ["model", "loss", "schedule", "augment", "step", "optimizers"])
 def test_any_part_of_a_problem_that_raises_is_a_status(tmp_path, part):
     def broken(*arguments):
         raise ValueError(f"no {part}")
 
     data = points()
-    problem = classification(**{"model": lambda: nn.Linear(3, 3), "data": data, part: broken})
-    record = trained(tmp_path, problem, data)
+    problem = classification(lambda: nn.Linear(3, 3), data)
+    record = trained(tmp_path, replace(problem, **{part: broken}), data, run_of(problem, data))
     assert record.status == "error"
     assert record.end["message"].startswith(f"ValueError: no {part} (")
 
 
 @pytest.mark.parametrize("value", [1.5, -0.1, 93.0])
-def test_an_accuracy_that_is_no_fraction_is_an_error(tmp_path, value):
+def test_a_metric_out_of_its_bounds_is_an_error(tmp_path, value):
     data = points()
-    problem = classification(lambda: nn.Linear(3, 3), data, accuracy=lambda outputs, targets: value)
+    metric = Metric(
+        name="score", function=lambda *both: value, larger_is_better=True, low=0.0, high=1.0
+    )
+    problem = classification(lambda: nn.Linear(3, 3), data, metric=metric)
     record = trained(tmp_path, problem, data)
     assert record.status == "error"
-    assert f"the accuracy of 'points' is {value:.4g}" in record.end["message"]
-    assert "[0, 1]" in record.end["message"]
+    assert (
+        f"the metric 'score' of 'points' is {value:g} on the train split" in record.end["message"]
+    )
+    assert "it is said to lie in [0, 1]" in record.end["message"]
+
+
+def test_a_metric_that_is_nan_is_an_error_and_no_divergence(tmp_path):
+    data = points()
+    metric = Metric(name="f1", function=lambda *both: float("nan"), larger_is_better=True)
+    record = trained(tmp_path, classification(lambda: nn.Linear(3, 3), data, metric=metric), data)
+    assert record.status == "error"
+    assert (
+        "the metric 'f1' of 'points' is NaN on the train split while the loss is finite"
+        in (record.end["message"])
+    )
+
+
+def test_a_run_that_takes_too_long_is_an_error(tmp_path):
+    data = points()
+    problem = classification(lambda: nn.Linear(3, 3), data, steps=10**6)
+    run = run_of(problem, data, eval_every=10**6)
+    train(problem, data, run, tmp_path, timeout=0.2)
+    record = find(tmp_path, run)
+    assert record.status == "error"
+    assert record.end["message"].startswith("TimedOut: timed out after 0.2 s (--timeout)")
 
 
 def test_a_model_that_does_not_fit_the_data_is_a_status(tmp_path):
@@ -343,23 +417,35 @@ def test_weight_decay_goes_to_weights_only(tmp_path):
 
 @pytest.mark.parametrize("method", svag.METHODS)
 def test_weight_decay_of_every_method(method):
-    problem = classification(network, points(), weight_decay=5e-4)
-    model = nn.Sequential(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), nn.Linear(4, 5))
-    optimizer = optimizer_of(problem, model, method, 0.01)
+    def model():
+        return nn.Sequential(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), nn.Linear(4, 5))
+
+    problem = classification(model, points(), weight_decay=5e-4)
+    session = Session(problem, points(), run_of(problem, points(), method, lr=0.01))
+    (optimizer,) = session.optimizers
     assert isinstance(optimizer, getattr(svag, svag.METHODS[method].optimizer))
     decayed = {
         id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
     }
-    assert {name: decayed[id(p)] for name, p in model.named_parameters()} == {
+    assert {name: decayed[id(p)] for name, p in session.model.named_parameters()} == {
         "0.weight": 5e-4, "0.bias": 0, "1.weight": 0, "1.bias": 0, "2.weight": 5e-4, "2.bias": 0
     }  # fmt: skip
     assert {group["lr"] for group in optimizer.param_groups} == {0.01}
 
 
+def test_a_methods_own_weight_decay_takes_the_place_of_the_problems():
+    problem = classification(lambda: nn.Linear(3, 3), points(), weight_decay=0.1)
+    for method, expected in (("adam(weight_decay=0.3)", 0.3), ("adam(weight_decay=0)", 0.0)):
+        session = Session(problem, points(), run_of(problem, points(), method))
+        assert session.optimizers[0].param_groups[0]["weight_decay"] == expected
+        assert len(session.optimizers[0].param_groups) == 1 + (expected > 0)
+
+
 def test_weight_decay_where_there_are_only_weights_or_only_biases():
-    problem = classification(network, points(), weight_decay=0.1)
-    for model in (nn.Linear(2, 2, bias=False), Parabola()):
-        groups = optimizer_of(problem, model, "sgd", 0.1).param_groups
+    for model in (lambda: nn.Linear(3, 3, bias=False), Parabola):
+        problem = classification(model, points(), weight_decay=0.1)
+        session = Session(problem, points(), run_of(problem, points(), "sgd"))
+        groups = session.optimizers[0].param_groups
         assert sum(len(group["params"]) for group in groups) == 1
 
 
@@ -372,18 +458,22 @@ def test_validation_data_are_held_out(tmp_path):
     problem = classification(make, data, steps=60)
     record = trained(tmp_path, problem, data, select="validation")
     used = torch.cat(models[0].seen).unique(dim=0)
-    session = Session(problem, data, run_of(problem, data, select="validation"))
-    held_out = session.splits["validation"]
+    _, evaluated_on = splits_of(data, run_of(problem, data, select="validation"))
+    held_out = evaluated_on["validation"]
     assert len(held_out) == 4
     assert len(used) == 39
     together = torch.cat([used, held_out.inputs])
     assert torch.equal(together.unique(dim=0), data.train.inputs.unique(dim=0))
-    assert torch.equal(session.splits["test"].inputs, data.test.inputs)
-    evaluated = session.splits["train"].inputs
+    assert torch.equal(evaluated_on["test"].inputs, data.test.inputs)
+    evaluated = evaluated_on["train"].inputs
     assert len(evaluated) == len(data.test)
     assert len(torch.cat([evaluated, held_out.inputs]).unique(dim=0)) == 24
 
-    names = ["train_loss", "test_loss", "test_accuracy", "validation_loss", "validation_accuracy"]
+    names = [
+        f"{split}_{what}"
+        for split in ("train", "test", "validation")
+        for what in ("loss", "accuracy")
+    ]
     assert [list(line) for line in record.evals] == [["kind", "step", *names]] * len(record.evals)
     assert list(record.end) == ["kind", "status", "step", *names, "wall_time"]
     assert record.merit == record.end["validation_accuracy"]
@@ -397,9 +487,9 @@ def test_the_same_examples_are_held_out_for_every_seed_and_method():
     data = points()
     problem = classification(lambda: nn.Linear(3, 3), data)
     run = run_of(problem, data, select="validation")
-    first = Session(problem, data, run).splits["validation"].inputs
+    first = splits_of(data, run)[1]["validation"].inputs
     for changes in ({"seed": 7}, {"method": "adam", "lr": 1e-3}):
-        other = Session(problem, data, replace(run, **changes)).splits["validation"].inputs
+        other = splits_of(data, replace(run, **changes))[1]["validation"].inputs
         assert torch.equal(first, other)
 
 

@@ -6,21 +6,33 @@ import sys
 from pathlib import Path
 
 import pytest
+from lab.made import run_of
 
-from svag.problems import get
+from svag.lab.records import find
+from svag.lab.train import train
+from svag.problems import get, load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PROBLEM_FILES = {"breast_cancer.py": "breast_cancer"}
+PROBLEM_FILES = {
+    "breast_cancer.py": "breast_cancer",
+    "diabetes.py": "diabetes",
+    "own_step.py": "own_step",
+    "transformer_text.py": "transformer_text",
+}
 SCRIPTS = {path.name for path in EXAMPLES.glob("*.py")} - set(PROBLEM_FILES)
 
 
 @pytest.mark.parametrize("file", PROBLEM_FILES)
-def test_problem(file):
+def test_problem(file, tmp_path):
+    """Some steps of a real run, from the loaded data to the record, learn something."""
     problem = get(f"{EXAMPLES / file}:{PROBLEM_FILES[file]}")
-    data = problem.load(None)
-    assert len(data.train) > len(data.test) > 0
-    outputs = problem.model()(data.train.inputs[: problem.batch_size])
-    assert problem.loss(outputs, data.train.targets[: problem.batch_size]).item() > 0
+    data = load(problem)
+    run = run_of(problem, data, steps=40, eval_every=20)
+    train(problem, data, run, tmp_path)
+    record = find(tmp_path, run)
+    assert record.status == "done", record.end
+    assert record.merit > record.merit_at_start
+    assert f"validation_{problem.judged_by(data).name}" in record.end
 
 
 @pytest.mark.parametrize("file", sorted(SCRIPTS))

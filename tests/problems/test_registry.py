@@ -2,24 +2,26 @@
 
 import pickle
 import re
-import subprocess
-import sys
 
 import pytest
 
-from svag.errors import ProblemError, UnknownName
-from svag.problems import PROBLEMS, Problem, get
+from svag.errors import InvalidOption, ProblemError, UnknownName
+from svag.problems import PROBLEMS, Problem, get, load
+from svag.problems.names import check_name
 
 GOOD = """
 from torch import nn
 from svag.problems import Problem
 
 def mine():
-    return Problem(name="mine", description="", model=build, load=None,
+    return Problem(name="mine", description="", model=build, load=read,
                    batch_size=BATCH, steps=1, quick_steps=1)
 
 def build():
     return nn.Linear(1, 1)
+
+def read(folder):
+    raise SystemExit("no data")
 
 BATCH = 2
 """
@@ -118,7 +120,7 @@ def test_folder_as_module(tmp_path, monkeypatch):
 def test_missing_function(write):
     text = message(f"{write(GOOD)}:mime")
     assert "'mime' does not exist" in text
-    assert "Did you mean 'mine'? Functions there: mine, build" in text
+    assert "Did you mean 'mine'? Functions there: mine, build, read" in text
     assert "'BATCH' is not a function" in message(f"{write(GOOD)}:BATCH")
 
 
@@ -170,38 +172,109 @@ def test_something_else_returned(write):
     )
 
 
-TASK = """
-from helper import CLASSES
-from svag.problems import get
+def test_a_version_that_is_raised_changes_the_identity(write):
+    versions = set()
+    for number in ("1", "2"):
+        path = write(GOOD.replace("steps=1,", f"steps=1, version='{number}',", 1))
+        versions.add(get(f"{path}:mine").version)
+    assert len(versions) == 2
+
+
+def test_one_problem_of_two_functions(write):
+    path = write(GOOD + "\ndef other():\n    return mine()\n")
+    one, other = get(f"{path}:mine"), get(f"{path}:other")
+    assert one.name == other.name
+    assert one.version != other.version
+
+
+DRAWN = """
+import random
+import numpy as np
+import torch
+from torch import nn
+from svag.problems import Data, Problem, Split
+
+AT_IMPORT = torch.rand(3)
+
+def draw():
+    return torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])
 
 def task():
-    from dataclasses import replace
-    return replace(get("digits"), name=f"digits of {CLASSES}", version=VERSION)
+    in_function = draw()
 
-VERSION = "1"
+    def read(folder):
+        return Data(Split(draw(), AT_IMPORT), Split(draw(), in_function))
+
+    return Problem(name="drawn", description="", model=lambda: nn.Linear(1, 1), load=read,
+                   batch_size=1, steps=1, quick_steps=1)
 """
 
 
-def test_the_version_covers_what_the_file_imports_and_nothing_else(tmp_path):
-    file = tmp_path / "task.py"
-    file.write_text(TASK)
-    (tmp_path / "helper.py").write_text("from deeper import CLASSES")
-    (tmp_path / "deeper.py").write_text("CLASSES = 10")
-    (tmp_path / "other.py").write_text("")
+def test_what_is_drawn_without_a_seed_is_the_same_at_every_call(write):
+    path = write(DRAWN)
+    fingerprints = set()
+    for _ in range(2):
+        problem = get(f"{path}:task")
+        fingerprints |= {load(problem).fingerprint for _ in range(2)}
+    assert len(fingerprints) == 1
 
-    def version():
-        code = f"from svag.problems import get; print(get({f'{file}:task'!r}).version)"
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
-        return done.stdout
 
-    first = version()
-    assert version() == first
-    (tmp_path / "other.py").write_text("1")
-    assert version() == first
-    (tmp_path / "deeper.py").write_text("CLASSES = 9 + 1")
-    second = version()
-    assert second != first
-    file.write_text(TASK.replace('"1"', '"2"'))
-    assert version() not in (first, second)
+def test_data_that_cannot_be_loaded(write):
+    path = write(GOOD)
+    with pytest.raises(ProblemError) as caught:
+        load(get(f"{path}:mine"))
+    assert str(caught.value) == (
+        f"the data of 'mine' could not be loaded: SystemExit: no data ({path}:13)"
+    )
+
+
+@pytest.mark.parametrize("by_file", [True, False])
+def test_an_error_inside_torch_names_the_line_of_the_user(by_file, write, monkeypatch):
+    source = "import torch\n\ndef mine():\n    return torch.nn.Linear(2, -1)"
+    path = write(source, f"own_line_{by_file}.py")
+    monkeypatch.chdir(path.parent)
+    assert f"({path}:4)" in message(f"{path if by_file else path.stem}:mine")
+
+
+def test_an_error_of_a_helper_names_the_line_of_the_helper(write):
+    helper = write("import json\n\ndef f():\n    return json.loads('{')", "helper_that_raises.py")
+    path = write("from helper_that_raises import f as mine")
+    assert f"({helper}:4)" in message(f"{path}:mine")
+
+
+def test_a_relative_import_of_a_file_in_no_package(write):
+    text = message(f"{write('from . import near')}:mine")
+    assert "attempted relative import with no known parent package" in text
+    assert "its folder has no __init__.py; add one" in text
+
+
+def test_a_declared_file_is_part_of_the_version(write):
+    path = write(GOOD.replace("steps=1,", "steps=1, depends_on=('table.csv',),", 1))
+    assert "no file or folder" in message(f"{path}:mine")
+    table = write("1", "table.csv")
+    before = get(f"{path}:mine").version
+    assert get(f"{path}:mine").version == before
+    table.write_text("2")
+    assert get(f"{path}:mine").version != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "../x", "a/b", "con/..", ".hidden", "a\x1b[31m", "a\nb", "a\0", " a", "a.", "a ", "-a",
+     "a:b", "x" * 81, "\U0001d54f" * 60, "\u202e", "\ud800", None, 3],
+)  # fmt: skip
+def test_a_name_that_no_folder_can_have(name, write):
+    with pytest.raises(InvalidOption) as caught:
+        check_name(name)
+    text = str(caught.value)
+    assert text.isprintable()
+    assert text.startswith("name=")
+    assert len(text) < 400
+    path = write(GOOD.replace('"mine"', repr(name)))
+    assert "InvalidOption: name=" in message(f"{path}:mine")
+
+
+@pytest.mark.parametrize("name", ["a", "_", "7", "CIFAR-10 wide", "a+b_c.d", "Straße", "x" * 80])
+def test_a_name_that_a_folder_can_have(name, write):
+    path = write(GOOD.replace('"mine"', repr(name)))
+    assert get(f"{path}:mine").name == name

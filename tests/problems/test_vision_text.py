@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from svag.errors import DataError
-from svag.problems import get
+from svag.problems import accuracy, get
 from svag.problems.text import CHARACTERS, MODULES, _encode, _text, _windows
 
 
@@ -34,7 +34,7 @@ def train(problem, data, steps, make_optimizer):
         optimizer.step()
     model.eval()
     with torch.no_grad():
-        return problem.accuracy(model(data.test.inputs), data.test.targets).item()
+        return accuracy(model(data.test.inputs), data.test.targets).item()
 
 
 def test_digits_shapes(digits):

@@ -2,14 +2,41 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from svag.analysis.study import Analysis, analyse
 from svag.anatomy import METHODS, PAPER_METHODS
-from svag.lab.analysis import Analysis, analyse
-from svag.lab.records import Recorder, Run, load
+from svag.entrants import entrant, in_order
+from svag.lab.protocol import Outcome, plan
+from svag.lab.records import Recorder, Run, find
+from svag.lab.search import StepSizes
+from svag.lab.studies import Study, keep
 
 STEPS = 100
 NAN = math.nan
+
+BASE = Run(
+    problem="ramp",
+    version="1",
+    data="0123456789abcdef",
+    method="",
+    anatomy="",
+    beta=None,
+    beta2=None,
+    lr=0.0,
+    seed=0,
+    steps=STEPS,
+    batch_size=32,
+    eval_every=10,
+)
+LOSS = {
+    "metric": "loss",
+    "metric_better": "smaller",
+    "metric_unit": "",
+    "metric_low": None,
+    "metric_high": None,
+}
 
 
 def study(
@@ -20,71 +47,76 @@ def study(
     searched: bool = True,
     diverging: Sequence[str] = (),
     one_lost: Sequence[str] = (),
-    problem: str = "ramp",
-    select: str = "test",
     floor: float = 0.01,
+    protocol: str = "tuned",
+    **base: object,
 ) -> Analysis:
     """Write records and analyse them.
 
     Args:
         folder: where records go.
         methods: keys.
-        seeds: replications.
-        searched: whether step sizes were searched for, with one that diverged.
-        diverging: methods of which every replication diverges.
-        one_lost: methods of which the last replication diverges.
-        problem: its name.
-        select: what step sizes are chosen by.
+        seeds: final runs.
+        searched: whether step sizes were searched for; ten times the default always diverges.
+        diverging: methods of which every final run diverges.
+        one_lost: methods of which the last final run diverges, wherever the choice moves.
         floor: roughly the final training loss.
+        protocol: of the study.
+        base: what the study's runs share.
     """
-    for key in methods:
-        lr = METHODS[key].lr
-        for seed in range(1, seeds + 1):
-            lost = key in diverging or (key in one_lost and seed == seeds)
-            _record(folder, _run(problem, key, lr, seed, select), lost, 1.0, floor)
-        if searched:
-            for factor in (0.1, 1.0, 10.0, 100.0):
-                merit = 1.0 - 0.05 * abs(math.log10(factor))
-                run = _run(problem, key, lr * factor, 0, select)
-                _record(folder, run, factor == 100.0, merit, floor)
-    return analyse(load(folder))
-
-
-def _run(problem: str, key: str, lr: float, seed: int, select: str) -> Run:
-    return Run(
-        problem=problem,
-        version="1",
-        data="0123456789abcdef",
-        method=key,
-        anatomy=str(METHODS[key].anatomy),
-        beta=(*METHODS[key].betas, None)[0],
-        beta2=(*METHODS[key].betas, None, None)[1],
-        lr=lr,
-        seed=seed,
-        steps=STEPS,
-        batch_size=32,
-        eval_every=10,
-        select=select,  # type: ignore[arg-type]
+    lrs = {key: entrant(key).lr for key in methods}
+    made = Study(
+        base=replace(BASE, **base),  # type: ignore[arg-type]
+        methods=tuple(methods),
+        seeds=seeds,
+        protocol=protocol,  # type: ignore[arg-type]
+        lrs={} if searched else lrs,
+        starts={key: StepSizes().nearest(lr) for key, lr in lrs.items()} if searched else {},
     )
+    for place, key in enumerate(in_order(methods)):
+        steps = plan(made, key, Outcome(key))
+        request = next(steps, None)
+        while request is not None:
+            for run in request.needed:
+                final = run.seed > (1000 if searched and protocol == "tuned" else 0)
+                last = final and run.seed % 1000 == seeds
+                lost = run.lr > 5 * lrs[key] or (final and key in diverging)
+                _record(folder, run, lost or (last and key in one_lost), lrs[key], floor, place)
+            answers = {run.id: find(folder, run) for run in request.needed}
+            try:
+                request = steps.send(answers)  # type: ignore[arg-type]
+            except StopIteration:
+                request = None
+    keep(folder, made)
+    return analyse(folder)
 
 
-def _record(folder: Path, run: Run, lost: bool, merit: float, floor: float) -> None:
-    rate = 1 + 0.15 * list(METHODS).index(run.method)
+def _record(folder: Path, run: Run, lost: bool, top: float, floor: float, place: int) -> None:
+    merit = 1.0 - 0.05 * abs(math.log10(run.lr / top))
+    rate = 1 + 0.15 * place
     with Recorder(folder, run) as recorder:
         for step in range(0, 50 if lost else STEPS + 1, 10):
-            figures = _figures(step, rate, run.seed, merit, floor)
+            figures = _figures(run, step, rate, merit, floor)
             recorder.eval(step, **figures)
         if lost:
-            recorder.end("diverged", step=40, train_loss=NAN, test_loss=NAN, test_accuracy=NAN)
+            recorder.end("diverged", step=40, train_loss=NAN, test_loss=NAN)
         else:
-            accuracy = figures["test_accuracy"]
-            held_out = {"validation_accuracy": accuracy} if run.select == "validation" else {}
-            recorder.end("done", step=STEPS, **figures, **held_out, wall_time=1.5)
+            recorder.end("done", step=STEPS, **figures, wall_time=1.5)
 
 
-def _figures(step: int, rate: float, seed: int, merit: float, floor: float) -> dict[str, float]:
+def _figures(run: Run, step: int, rate: float, merit: float, floor: float) -> dict[str, float]:
     left = math.exp(-rate * 8 * step / STEPS)
-    wobble = 1 + 0.1 * math.sin(7 * seed + step)
-    loss = (2.3 * left + floor / rate) * wobble
-    accuracy = merit * (0.97 + 0.01 * rate - 0.87 * left) - 0.002 * (wobble - 1) * 10
-    return {"train_loss": loss, "test_loss": 1.5 * loss, "test_accuracy": min(accuracy, 1.0)}
+    wobble = 1 + 0.1 * math.sin(7 * run.seed + step)
+    loss = (2.3 * left + floor / rate) * wobble * (2 - merit)
+    figures = {"train_loss": loss, "test_loss": 1.5 * loss}
+    if run.metric != "loss":
+        value = merit * (0.97 + 0.01 * rate - 0.87 * left) - 0.002 * (wobble - 1) * 10
+        value = min(max(value, 0.0), 1.0)
+        value = value if run.metric_better == "larger" else 1 - value
+        figures |= {f"train_{run.metric}": value, f"test_{run.metric}": value}
+    if run.select == "validation":
+        figures[f"validation_{run.metric}"] = figures[f"test_{run.metric}"]
+    return figures
+
+
+ALL = tuple(METHODS)

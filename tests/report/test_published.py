@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+from svag.analysis.published import PUBLISHED
 from svag.anatomy import METHODS
-from svag.lab.published import PUBLISHED
 from svag.report import write
 from svag.report.style import number
 
@@ -13,7 +13,8 @@ from .studies import study
 
 def test_they_stand_beside_runs_of_the_same_length(tmp_path: Path) -> None:
     analysis = study(tmp_path, problem="fmnist-2c2d")
-    comparable = replace(analysis, settings={**analysis.settings, "steps": 6000})
+    longer = replace(analysis.study, base=replace(analysis.study.base, steps=6000))
+    comparable = replace(analysis, study=longer)
     text = write(comparable, tmp_path).read_text()
     known = PUBLISHED["fmnist-2c2d"]
     section = text[text.index("Beside the published figures") :]

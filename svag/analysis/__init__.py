@@ -1,0 +1,1 @@
+"""Records -> tables, effects, sentences. Knows neither torch nor how runs are made."""

@@ -1,0 +1,269 @@
+"""Differences between the four cells of the paper's Figure 1, and how sure they are.
+
+The cells are a 2x2 factorial design: sign or not, variance-adapted or not. With y the mean of a
+figure at a method's step size, in the order M-SGD, M-SVAG, M-SSD, Adam, an effect is w . y.
+
+Two kinds of intervals are made here:
+
+* **single**, at the step sizes as they were chosen: Welch's, w . y +- t se with
+  se^2 = sum_k w_k^2 s_k^2/n_k and Satterthwaite's degrees of freedom;
+* **simultaneous**, for the methods at their best step sizes, the choice being uncertain:
+  w . y +- c se with se^2 = sum_k w_k^2 (s^2/n_k + u_k), where s^2 is pooled over the methods, and
+  over their final runs and the selection runs at the same step size. Where a method's own
+  variances give the larger se, that one is taken. c is the 95 % quantile of max_w |t_w|, the t_w
+  being correlated as the effects are, so that with probability 95 % all intervals of a family
+  hold at once.
+
+u_k is the variance that choosing the step size adds: the selection runs' means are drawn again
+with their errors, the best of each draw is compared with the step size that was chosen, and u_k
+is the variance of that regret. A step size that was set aside because a few of its runs diverged
+takes part as often as it would not be set aside another time. ``svag bench verdict`` simulates
+what these intervals cover.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, stdtrit
+
+Array: TypeAlias = NDArray[np.float64]
+
+SIGN, ADAPTATION, INTERACTION = "sign", "adaptation", "interaction"
+SIGN_OR_ADAPTATION, BOTH_OR_NEITHER = "sign or adaptation", "both or neither"
+WITHOUT_SIGN, WITH_SIGN = "adaptation without sign", "adaptation with sign"
+
+WEIGHTS: Mapping[str, Array] = {
+    SIGN: np.array([-0.5, -0.5, 0.5, 0.5]),
+    ADAPTATION: np.array([-0.5, 0.5, -0.5, 0.5]),
+    INTERACTION: np.array([0.5, -0.5, -0.5, 0.5]),
+    SIGN_OR_ADAPTATION: np.array([0.0, -1.0, 1.0, 0.0]),
+    BOTH_OR_NEITHER: np.array([-1.0, 0.0, 0.0, 1.0]),
+    WITHOUT_SIGN: np.array([-1.0, 1.0, 0.0, 0.0]),
+    WITH_SIGN: np.array([0.0, 0.0, -1.0, 1.0]),
+}
+"""Effects by name, as weights of M-SGD, M-SVAG, M-SSD and Adam, or what stands in their cells."""
+
+CLAIMED = (SIGN, ADAPTATION, INTERACTION, SIGN_OR_ADAPTATION, BOTH_OR_NEITHER)
+"""The family of effects that a verdict makes claims of, with simultaneous intervals."""
+
+_DRAWS = 20_000
+_CHOICES = 1_000
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A step size's selection runs that did not diverge.
+
+    Attributes:
+        merits: what it is chosen by, for each run.
+        values: the figure at hand, for each run.
+        survival: how likely it would be to have no diverging run another time: 1 if it had none.
+    """
+
+    merits: Array
+    values: Array
+    survival: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A method's final runs, and what its step size was chosen by.
+
+    Attributes:
+        values: the figure, one for each final run.
+        candidates: step sizes with selection runs; empty where the step size was given.
+        chosen: which of them was chosen.
+    """
+
+    values: Array
+    candidates: Sequence[Candidate] = ()
+    chosen: int = 0
+
+    @property
+    def at_choice(self) -> list[Array]:
+        """Groups of runs at the chosen step size, each with a mean of its own."""
+        groups = [self.values]
+        if self.candidates:
+            groups.append(self.candidates[self.chosen].values)
+        return groups
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An effect with its standard error, degrees of freedom and interval (None for one seed)."""
+
+    estimate: float
+    interval: tuple[float, float] | None
+    error: float = math.nan
+    freedom: float = math.nan
+
+    @property
+    def direction(self) -> int:
+        """1 or -1 where the interval excludes 0, else 0."""
+        if self.interval is None:
+            return 0
+        low, high = self.interval
+        return int(low > 0) - int(high < 0)
+
+    def within(self, margin: float, level: float = 0.05) -> bool:
+        """Whether two one-sided tests at ``level`` both say that it is less than ``margin``."""
+        if self.interval is None:
+            return False
+        return abs(self.estimate) + self._quantile(level) * self.error < margin
+
+    def above(self, bound: float, level: float = 0.05) -> bool:
+        """Whether a one-sided test at ``level`` says that it is greater than ``bound``."""
+        if self.interval is None:
+            return False
+        return self.estimate - self._quantile(level) * self.error > bound
+
+    def power_within(self, margin: float, level: float = 0.05) -> float:
+        """How often :meth:`within` would be found if there were no effect at all."""
+        room = margin - self._quantile(level) * self.error
+        if not room > 0:
+            return 0.0
+        return float(2 * ndtr(room / self.error) - 1) if self.error > 0 else 1.0
+
+    def _quantile(self, level: float) -> float:
+        return float(stdtrit(self.freedom, 1 - level))
+
+
+def single(samples: Sequence[Sample], weights: Array, level: float = 0.05) -> Effect:
+    """Estimate an effect at the step sizes as chosen, with Welch's interval.
+
+    Args:
+        samples: one for each weight.
+        weights: of the samples' means.
+        level: one minus the coverage.
+    """
+    used = [(w, s.values) for w, s in zip(weights, samples, strict=True) if w != 0]
+    estimate = float(sum(w * values.mean() for w, values in used))
+    scale = max(float(np.abs(values).max()) for _, values in used)
+    if any(len(values) < 2 for _, values in used):
+        return _effect(estimate, None, scale, math.nan, math.nan)
+    parts = np.array([w * w * values.var(ddof=1) / len(values) for w, values in used])
+    error = math.sqrt(parts.sum())
+    counts = np.array([len(values) - 1 for _, values in used])
+    freedom = float(parts.sum() ** 2 / (parts**2 / counts).sum()) if error > 0 else counts.sum()
+    reach = float(stdtrit(freedom, 1 - level / 2)) * error
+    return _effect(estimate, reach, scale, error, freedom)
+
+
+def difference(one: Sample, other: Sample) -> Effect:
+    """Estimate how much more one method has than another, at the step sizes as chosen."""
+    return single([one, other], np.array([1.0, -1.0]))
+
+
+def simultaneous(
+    samples: Sequence[Sample], weights: Mapping[str, Array], level: float = 0.05
+) -> dict[str, Effect]:
+    """Estimate a family of effects of methods at their best step sizes.
+
+    Args:
+        samples: one for each cell.
+        weights: by name.
+        level: probability that any of the intervals misses, at most.
+
+    Returns:
+        Effects by name; without intervals where a method has fewer than two final runs.
+    """
+    table = np.array(list(weights.values()))
+    means = np.array([sample.values.mean() if len(sample.values) else np.nan for sample in samples])
+    estimates, scale = table @ means, float(np.nanmax(np.abs(means), initial=0.0))
+    if any(len(sample.values) < 2 for sample in samples):
+        bare = zip(weights, estimates, strict=True)
+        return {name: _effect(e, None, scale, math.nan, math.nan) for name, e in bare}
+    own, counts = _variances(samples)
+    freedom = int(counts.sum())
+    pooled = float(own @ counts / freedom)
+    choice = np.array([choice_variance(sample) for sample in samples])
+    sizes = np.array([len(sample.values) for sample in samples])
+    variances = pooled / sizes + choice
+    errors = np.sqrt(np.maximum(table**2 @ variances, table**2 @ (own / sizes + choice)))
+    reach = critical(table, variances, freedom, level) * errors
+    return {
+        name: _effect(e, r, scale, float(error), freedom)
+        for name, e, r, error in zip(weights, estimates, reach, errors, strict=True)
+    }
+
+
+def seed_deviation(samples: Sequence[Sample]) -> float:
+    """Standard deviation from seed to seed, pooled over methods; NaN for single runs."""
+    own, counts = _variances(samples)
+    return math.sqrt(own @ counts / counts.sum()) if counts.sum() else math.nan
+
+
+def choice_variance(sample: Sample) -> float:
+    """Variance that choosing the step size adds to a method's mean: that of the drawn regret."""
+    candidates = sample.candidates
+    freedom = sum(len(c.merits) - 1 for c in candidates)
+    if len(candidates) < 2 or not freedom:
+        return 0.0
+    merits = np.array([c.merits.mean() for c in candidates])
+    values = np.array([c.values.mean() for c in candidates])
+    covariance = _products(candidates) / freedom
+    root = np.sqrt(np.array([len(c.merits) for c in candidates]))
+    first, second, chances = _normals(len(candidates))
+    merit_deviation, value_deviation = np.sqrt(np.diag(covariance))
+    together = merit_deviation * value_deviation
+    correlation = float(np.clip(covariance[0, 1] / together, -1, 1)) if together > 0 else 0.0
+    rest = math.sqrt(max(0.0, 1 - correlation**2))
+    survives = ndtr(chances) < np.array([c.survival for c in candidates])
+    drawn = np.where(survives, merits + merit_deviation * first / root, -np.inf)
+    figure = values + value_deviation * (correlation * first + rest * second) / root
+    best = drawn.argmax(axis=1)
+    regret = figure[np.arange(len(figure)), best] - figure[:, sample.chosen]
+    return float(regret.var())
+
+
+def critical(table: Array, variances: Array, freedom: int, level: float) -> float:
+    """Return the quantile of the largest |t| among effects whose cells have given variances."""
+    errors = np.sqrt(table**2 @ variances)
+    if not (errors > 0).all():
+        return float(stdtrit(freedom, 1 - level / (2 * len(table))))
+    normals = _draws(table.shape[1])
+    ratios = np.abs((normals * np.sqrt(variances)) @ table.T) / errors
+    return float(np.quantile(ratios.max(axis=1) / _chi(freedom), 1 - level))
+
+
+def _effect(
+    estimate: float, reach: float | None, scale: float, error: float, freedom: float
+) -> Effect:
+    """Build an effect; what differs from 0 by the rounding of sums alone is 0."""
+    values = (estimate,) if reach is None else (estimate, estimate - reach, estimate + reach)
+    at, *around = (0.0 if abs(v) <= _ROUNDING * scale else float(v) for v in values)
+    return Effect(at, (around[0], around[1]) if around else None, error, freedom)
+
+
+def _variances(samples: Sequence[Sample]) -> tuple[Array, Array]:
+    """Return each method's variance from run to run and its degrees of freedom."""
+    sums = [sum(float(((g - g.mean()) ** 2).sum()) for g in s.at_choice if len(g)) for s in samples]
+    counts = np.array([sum(max(len(g) - 1, 0) for g in s.at_choice) for s in samples], float)
+    return np.array(sums) / np.maximum(counts, 1), counts
+
+
+def _products(candidates: Sequence[Candidate]) -> Array:
+    pairs = [np.stack([c.merits - c.merits.mean(), c.values - c.values.mean()]) for c in candidates]
+    total: Array = sum((pair @ pair.T for pair in pairs), np.zeros((2, 2)))
+    return total
+
+
+@cache
+def _draws(columns: int) -> Array:
+    return np.random.default_rng(0).standard_normal((_DRAWS, columns))
+
+
+@cache
+def _chi(freedom: int) -> Array:
+    return np.sqrt(np.random.default_rng(1).chisquare(freedom, _DRAWS) / freedom)
+
+
+@cache
+def _normals(columns: int) -> Array:
+    return np.random.default_rng(2).standard_normal((3, _CHOICES, columns))

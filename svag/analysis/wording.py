@@ -1,0 +1,29 @@
+"""How values and effects are written in sentences: fractions as percentages and points."""
+
+from svag.analysis.contrasts import Effect
+from svag.quantity import Quantity
+
+
+def amount(effect: Effect, quantity: Quantity) -> str:
+    """Write an effect with its interval: points to two decimals, others to three digits."""
+    text = difference(effect.estimate, quantity)
+    if effect.interval is None:
+        return text
+    scale, digits = (100, "+.2f") if quantity.percent else (1, "+.3g")
+    low, high = (f"{scale * bound:{digits}}" for bound in effect.interval)
+    return f"{text} [{low}, {high}]"
+
+
+def difference(value: float, quantity: Quantity, *, signed: bool = True) -> str:
+    """Write a difference of a quantity."""
+    plus = "+" if signed else ""
+    if quantity.percent:
+        return f"{100 * value:{plus}.2f} points"
+    return f"{value:{plus}.3g}" + (f" {quantity.unit}" if quantity.unit else "")
+
+
+def amount_of(value: float, quantity: Quantity) -> str:
+    """Write a value of a quantity."""
+    if quantity.percent:
+        return f"{100 * value:.2f} %"
+    return f"{value:.4g}" + (f" {quantity.unit}" if quantity.unit else "")

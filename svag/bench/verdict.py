@@ -1,0 +1,338 @@
+"""How often a verdict is wrong: whole studies of made-up methods, through the lab's own protocol.
+
+A made-up run ends at an accuracy of
+
+    0.95 + effect - 4 cost (log10(lr) - best)^2 + seed's deviation
+
+so that half a decade beside the best step size costs ``cost``. The plan of ``lab/protocol.py`` asks
+for the runs, and ``analysis/claims.py`` draws the conclusions, as they do for real ones. Effects,
+costs and deviations are in points of accuracy; the deviation of a seed is half a point.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from svag.analysis import contrasts
+from svag.analysis.claims import UNDECIDED, Claims, claims
+from svag.analysis.contrasts import CLAIMED, WEIGHTS, Array
+from svag.analysis.results import sample
+from svag.anatomy import PAPER_METHODS
+from svag.lab.protocol import Outcome, plan
+from svag.lab.records import Record, Run
+from svag.lab.search import StepSizes
+from svag.lab.studies import Protocol, Study
+from svag.quantity import ACCURACY
+
+DEVIATION = 0.5
+COSTS = (0.0, 0.25, 0.5, 1.25)
+SEEDS = (3, 5, 10)
+
+_CELLS = ("m-sgd", "m-svag", "m-ssd", "adam")
+_TOP, _CHANCE = 95.0, 10.0
+_GRID_FROM, _GRID_TO = -12, 13
+_FIGURE = "test_accuracy"
+
+BASE = Run(
+    problem="made-up",
+    version="",
+    data="",
+    method="",
+    anatomy="",
+    beta=None,
+    beta2=None,
+    lr=0.0,
+    seed=0,
+    steps=1,
+    batch_size=1,
+    eval_every=1,
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """What made-up methods are like, in the order M-SGD, M-SVAG, M-SSD, Adam.
+
+    Attributes:
+        name: of the scenario.
+        effects: what each method's best step size gains, in points.
+        alike: whether the methods' best step sizes lie alike between two of the grid.
+        tails: ``normal``, or ``t3``, Student's t with 3 degrees of freedom.
+        deviations: of seeds, in points.
+        diverging: how often a run diverges, by method.
+        unstable: whether that grows with the step size: none diverges below the best one.
+    """
+
+    name: str
+    effects: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    alike: bool = True
+    tails: str = "normal"
+    deviations: tuple[float, ...] = (DEVIATION,) * 4
+    diverging: tuple[float, ...] = (0.0,) * 4
+    unstable: bool = False
+
+
+_3SD = 3 * DEVIATION
+WORLDS: Mapping[str, World] = {
+    world.name: world
+    for world in (
+        World("no effect"),
+        World("no effect, heavy tails", tails="t3"),
+        World("no effect, one noisy method", deviations=(1.0, 0.1, 0.1, 0.1)),
+        World("best step sizes apart", alike=False),
+        World("sign, 3 sd", (0.0, 0.0, _3SD, _3SD)),
+        World("adaptation, 3 sd", (0.0, _3SD, 0.0, _3SD)),
+        World("equal halves, 3 sd each", (0.0, _3SD, _3SD, 2 * _3SD)),
+        World("interaction, 3 sd", (_3SD, 0.0, 0.0, _3SD)),
+        World("sign at the margin", (0.0, 0.0, DEVIATION, DEVIATION)),
+        World("sign methods diverge, 60 %", (0.0, 0.0, 6.0, 6.0), diverging=(0.0, 0.0, 0.6, 0.6)),
+        World(
+            "sign, 3 sd, M-SSD unstable",
+            (0.0, 0.0, _3SD, _3SD),
+            diverging=(0.0, 0.0, 0.2, 0.0),
+            unstable=True,
+        ),
+        World("unstable above the best", diverging=(0.3,) * 4, unstable=True),
+    )
+}
+
+
+COLUMNS = (
+    *("scenario", "half a decade costs", "n", "any claim", "sign counts", "sign decides"),
+    *("adaptation decides", "sign equal", "joint coverage", "single coverage", "diverged", "runs"),
+)
+
+
+@dataclass
+class Tally:
+    """What studies of one world said, as counts of studies.
+
+    ``single`` counts effects, of which a study has five; ``runs`` those of a method.
+    """
+
+    studies: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def add(self, **figures: float) -> None:
+        """Count one study."""
+        self.studies += 1
+        for name, value in figures.items():
+            self.figures[name] = self.figures.get(name, 0.0) + value
+
+    def rate(self, name: str) -> float:
+        """Mean of a figure over studies."""
+        return self.figures.get(name, 0.0) / self.studies if self.studies else math.nan
+
+
+@dataclass(frozen=True)
+class Row:
+    """A scenario's figures, as shares of studies, and the runs that a method took."""
+
+    world: str
+    cost: float
+    seeds: int
+    studies: int
+    claims: float
+    sign_counts: float
+    sign_decides: float
+    adaptation_decides: float
+    sign_equal: float
+    joint: float
+    single: float
+    diverged: float
+    runs: float
+
+    def __str__(self) -> str:
+        """Write the row of a table, shares in per cent."""
+        shares = (
+            *(self.claims, self.sign_counts, self.sign_decides, self.adaptation_decides),
+            *(self.sign_equal, self.joint, self.single, self.diverged),
+        )
+        cells = [self.world, f"{self.cost:g}", str(self.seeds)]
+        cells += [f"{100 * share:.1f}" for share in shares]
+        return f"| {' | '.join([*cells, f'{self.runs:.1f}'])} |"
+
+
+def measure(
+    *,
+    studies: int,
+    seeds: Sequence[int] = SEEDS,
+    costs: Sequence[float] = COSTS,
+    worlds: Iterable[str] = WORLDS,
+    protocol: Protocol = "tuned",
+    workers: int = 1,
+    observe: Callable[[Row], None] = lambda row: None,
+) -> list[Row]:
+    """Simulate studies of every world, cost and number of seeds."""
+    jobs = [
+        (WORLDS[name], cost, n, protocol, studies)
+        for name in worlds
+        for cost in costs
+        for n in seeds
+    ]
+    rows = []
+    if workers == 1:
+        for job in jobs:
+            rows.append(_row(job))
+            observe(rows[-1])
+        return rows
+    with ProcessPoolExecutor(workers) as pool:
+        for row in pool.map(_row, jobs):
+            rows.append(row)
+            observe(row)
+    return rows
+
+
+def _row(job: tuple[World, float, int, Protocol, int]) -> Row:
+    world, cost, seeds, protocol, studies = job
+    tally = Tally()
+    for number in range(studies):
+        tally.add(**_study(world, cost, seeds, protocol, number))
+    return Row(
+        world=world.name,
+        cost=cost,
+        seeds=seeds,
+        studies=studies,
+        **{
+            name: tally.rate(name)
+            for name in (
+                *("claims", "sign_counts", "sign_decides", "adaptation_decides", "sign_equal"),
+                *("joint", "single", "diverged", "runs"),
+            )
+        },
+    )
+
+
+def _study(
+    world: World, cost: float, seeds: int, protocol: Protocol, number: int
+) -> dict[str, float]:
+    """Carry out one study and hold what it says against the truth."""
+    rng = np.random.default_rng([number, seeds, round(100 * cost)])
+    shifts = np.full(4, rng.uniform(-0.25, 0.25)) if world.alike else rng.uniform(-0.25, 0.25, 4)
+    study = Study(base=BASE, methods=PAPER_METHODS, seeds=seeds, protocol=protocol)
+    outcomes, runs = [], 0
+    for place, key in enumerate(_CELLS):
+        made = _Method(world, cost, float(shifts[place]), place, rng)
+        outcomes.append(made.carry_out(study, key))
+        runs += made.runs
+    diverged = any(outcome.diverged for outcome in outcomes)
+    if any(len(outcome.survivors) == 0 for outcome in outcomes):
+        return {"diverged": 1.0, "runs": runs / 4}
+    samples = [sample(outcome, _FIGURE) for outcome in outcomes]
+    found = claims(samples, ACCURACY, diverged=diverged)
+    best = np.array([_best_mean(world, cost, shift, k) for k, shift in enumerate(shifts)])
+    at_choice = np.array(
+        [
+            _mean(world, cost, s, k, o.lr)
+            for k, (s, o) in enumerate(zip(shifts, outcomes, strict=True))
+        ]
+    )
+    return {
+        **_said(found),
+        **_covered(found, samples, best, at_choice),
+        "runs": runs / 4,
+        "diverged": float(diverged),
+    }
+
+
+def _said(found: Claims) -> dict[str, float]:
+    claiming = found.finding not in UNDECIDED
+    counted = found.finding != "diverged" and found.effects["sign"].direction != 0
+    return {
+        "claims": float(claiming),
+        "sign_counts": float(counted),
+        "sign_decides": float(found.finding == "sign decides"),
+        "adaptation_decides": float(found.finding == "adaptation decides"),
+        "sign_equal": float("sign" in found.equal and found.finding != "diverged"),
+    }
+
+
+def _covered(
+    found: Claims, samples: Sequence[contrasts.Sample], best: Array, at_choice: Array
+) -> dict[str, float]:
+    """Say whether all intervals hold the tuned effects, and which share of single ones holds."""
+    joint = all(
+        _holds(found.effects[name].interval, float(WEIGHTS[name] @ best)) for name in CLAIMED
+    )
+    single = [
+        _holds(contrasts.single(samples, WEIGHTS[name]).interval, float(WEIGHTS[name] @ at_choice))
+        for name in CLAIMED
+    ]
+    return {"joint": float(joint), "single": sum(single) / len(single)}
+
+
+def _holds(interval: tuple[float, float] | None, truth: float) -> bool:
+    return interval is not None and interval[0] - 1e-12 <= truth <= interval[1] + 1e-12
+
+
+class _Method:
+    """A made-up method, whose runs are drawn when they are asked for."""
+
+    def __init__(
+        self, world: World, cost: float, shift: float, place: int, rng: np.random.Generator
+    ) -> None:
+        self._world, self._cost, self._shift, self._place = world, cost, shift, place
+        self._rng = rng
+        self._known: dict[tuple[float, int], Record] = {}
+        self.runs = 0
+
+    def carry_out(self, study: Study, key: str) -> Outcome:
+        outcome = Outcome(key)
+        steps = plan(study, key, outcome)
+        request = next(steps, None)
+        while request is not None:
+            answers = {run.id: self._record(run) for run in request.needed}
+            try:
+                request = steps.send(answers)
+            except StopIteration:
+                request = None
+        return outcome
+
+    def _record(self, run: Run) -> Record:
+        known = self._known.get((run.lr, run.seed))
+        if known is None:
+            self.runs += 1
+            known = self._known[run.lr, run.seed] = self._drawn(run)
+        return known
+
+    def _drawn(self, run: Run) -> Record:
+        world = self._world
+        noise = (
+            self._rng.standard_normal()
+            if world.tails == "normal"
+            else (self._rng.standard_t(3) / math.sqrt(3))
+        )
+        accuracy = _mean(world, self._cost, self._shift, self._place, run.lr)
+        accuracy += world.deviations[self._place] / 100 * noise
+        lost = self._rng.random() < self._share_diverging(run.lr)
+        line: dict[str, Any] = {
+            "select": run.select,
+            "metric": run.metric,
+            "metric_better": run.metric_better,
+            "lr": run.lr,
+            "seed": run.seed,
+        }
+        end = {"status": "diverged"} if lost else {"status": "done", _FIGURE: accuracy}
+        return Record(line, [{"step": 0, _FIGURE: _CHANCE / 100}], end)
+
+    def _share_diverging(self, lr: float) -> float:
+        share = self._world.diverging[self._place]
+        if not self._world.unstable:
+            return share
+        return min(1.0, share * max(0.0, 1 + 2 * (math.log10(lr) - self._shift)))
+
+
+def _mean(world: World, cost: float, shift: float, place: int, lr: float) -> float:
+    """Return a method's expected accuracy at a step size, as a fraction."""
+    points = _TOP + world.effects[place] - 4 * cost * (math.log10(lr) - shift) ** 2
+    return max(points, _CHANCE) / 100
+
+
+def _best_mean(world: World, cost: float, shift: float, place: int) -> float:
+    """Return the expected accuracy at the best step size of the grid that can be chosen."""
+    grid = [StepSizes()[index] for index in range(_GRID_FROM, _GRID_TO)]
+    return max(_mean(world, cost, shift, place, lr) for lr in grid)

@@ -1,0 +1,199 @@
+"""``svag bench``: what svag costs and how often its verdicts are wrong, measured on the spot."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from svag.cli.options import DataDir, Problem, Steps
+from svag.entrants import entrant
+from svag.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from svag.bench.step import Row as StepRow
+
+bench = typer.Typer(
+    help="Measure what svag costs, against peers in the same process, and what its verdicts are "
+    "worth."
+)
+
+
+@bench.command("runner")
+def bench_runner(
+    problem: Problem = "fmnist-2c2d",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each timing.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved pairs of timings.")] = 15,
+    data_dir: DataDir = None,
+) -> None:
+    """Time the training loop against a hand-written one, evaluations aside."""
+    from svag import problems
+    from svag.bench import runner
+
+    task = problems.get(problem)
+    print(runner.measure(task, problems.load(task, data_dir), steps=steps, rounds=rounds))
+
+
+@bench.command("rounding")
+def bench_rounding(
+    problem: Problem = "digits",
+    key: Annotated[str, typer.Option("--method", help="Key (see `svag methods`).")] = "m-svag",
+    lr: Annotated[float | None, typer.Option(help="Step size; the method's default.")] = None,
+    steps: Steps = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Compare the loss curve with averages in bfloat16 to the one in float32."""
+    from svag import problems
+    from svag.bench import rounding
+
+    task = problems.get(problem)
+    data = problems.load(task, data_dir)
+    step_size = entrant(key).lr if lr is None else lr
+    length = task.quick_steps if steps is None else steps
+    print(rounding.measure(task, data, key=key, lr=step_size, steps=length))
+
+
+@bench.command("variance")
+def bench_variance(
+    workload: Annotated[
+        list[str] | None, typer.Option(help="One of the workloads; may be given again.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved timings.")] = 7,
+) -> None:
+    """Time the within-batch variance as a multiple of a plain forward and backward pass."""
+    from svag.bench import variance
+
+    known = variance.workloads()
+    for name in workload or known:
+        if name not in known:
+            raise InvalidOption(f"--workload {name!r}; known: {', '.join(known)}")
+        print(variance.measure(known[name](), rounds=rounds))
+
+
+@bench.command("step")
+def bench_step(
+    rounds: Annotated[int, typer.Option(min=2, help="Steps of every optimizer.")] = 30,
+    device: Annotated[
+        Literal["cpu", "cuda"], typer.Option(help="Where the parameters are.")
+    ] = "cpu",
+    layout: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Of parameters, such as 2c2d; or all.")
+    ] = None,
+    optimizer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="To time, with its peers, such as svag.MSVAG; or all."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="torch's; as many as it chooses by default.")
+    ] = None,
+    first_step: Annotated[
+        bool,
+        typer.Option("--first-step", help="Time what a process's first step costs, instead."),
+    ] = False,
+) -> None:
+    """Time an optimizer's step against torch's, interleaved, and against copying as many bytes.
+
+    Ratios are of times in the same round. On a busy machine they flatter svag, whose threads share
+    out the work as they go while torch's wait for the slowest: measure on an idle one. All
+    optimizers in turn leave nothing in the caches for a step to find, as a large model's backward
+    pass does; one with its peers alone leaves what a small model's does.
+    """
+    import torch
+
+    from svag.bench import step
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if first_step:
+        columns = ("optimizer", "first step on a machine\ns", "in a later process\ns")
+        table = Table(*columns, box=None, pad_edge=False)
+        for one in step.first_steps():
+            table.add_row(one.name, f"{one.empty_cache:.2f}", f"{one.filled_cache:.2f}")
+        Console().print(table, highlight=False)
+        return
+    names, optimizers = step.choose(layout or [], device), list(step.entrants(optimizer or []))
+    print("; ".join(step.remarks(device)))
+    shown = step.has_targets(device)
+    missed = []
+    for name in names:
+        rows = step.measure(name, rounds=rounds, device=device, optimizers=optimizers)
+        Console(width=max(200, Console().width)).print(_step_table(rows, shown), highlight=False)
+        goals = [(row, *goal) for row in rows for goal in row.goals.items()]
+        missed += [f"{row.name} on {name}, {what}" for row, what, (_, met) in goals if not met]
+    if shown:
+        print(f"targets missed: {'; '.join(missed) or 'none'}")
+
+
+def _step_table(rows: "Iterable[StepRow]", shown: bool) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in (
+        *("parameters", "optimizer", "ms", "peer", "ratio (quartiles)", "target"),
+        *("bytes/\nelement", "GB/s", "share\nof copy", "target", "state bytes/\nelement"),
+        "allocated",
+    ):
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        goals = row.goals if shown else {}
+        table.add_row(
+            row.layout,
+            row.name,
+            f"{row.milliseconds:.3f}",
+            row.peer,
+            row.ratio and "{1:.3f} ({0:.3f}-{2:.3f})".format(*row.ratio),
+            _goal("<=", goals.get("ratio")),
+            f"{row.moved:.4g}",
+            f"{row.bandwidth:.1f}",
+            row.share and f"{row.share.median:.2f}",
+            _goal(">=", goals.get("share")),
+            None if row.state is None else f"{row.state:.2f}",
+            None if row.allocated is None else f"{row.allocated / 1e3:.0f} kB",
+        )
+    return table
+
+
+def _goal(relation: str, goal: tuple[float, bool] | None) -> str:
+    return "" if goal is None else f"{relation} {goal[0]:.2f} {'met' if goal[1] else 'missed'}"
+
+
+@bench.command("verdict")
+def bench_verdict(
+    studies: Annotated[int, typer.Option(min=1, help="Studies of every scenario.")] = 200,
+    seeds: Annotated[
+        list[int] | None, typer.Option(min=2, help="Final runs, n; may be given again.")
+    ] = None,
+    cost: Annotated[
+        list[float] | None,
+        typer.Option(min=0, help="Points that half a decade of step size costs; again for more."),
+    ] = None,
+    scenario: Annotated[
+        list[str] | None, typer.Option(help="One of the scenarios; may be given again.")
+    ] = None,
+    protocol: Annotated[
+        Literal["tuned", "paper"], typer.Option(help="As in `svag compare`.")
+    ] = "tuned",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Simulate whole studies of made-up methods: how often is a verdict wrong?
+
+    Shares of studies in per cent: any claim of an effect; "the sign counts"; "the sign decides";
+    "adaptation decides"; the sign "equal within" the default margin; all simultaneous intervals
+    hold the effects of tuned methods; single intervals that hold; studies with a divergence left;
+    and runs that a method took.
+    """
+    from svag.bench import verdict
+
+    for name in scenario or ():
+        if name not in verdict.WORLDS:
+            raise InvalidOption(f"--scenario {name!r}; known: {', '.join(verdict.WORLDS)}")
+    print("| " + " | ".join(verdict.COLUMNS) + " |")
+    print("|" + " --- |" * len(verdict.COLUMNS))
+    verdict.measure(
+        studies=studies,
+        seeds=seeds or verdict.SEEDS,
+        costs=cost or verdict.COSTS,
+        worlds=scenario or verdict.WORLDS,
+        protocol=protocol,
+        workers=workers,
+        observe=lambda row: print(row, flush=True),
+    )

@@ -1,0 +1,313 @@
+"""``svag compare``: the main job."""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from svag.anatomy import PAPER_METHODS
+from svag.cli.options import DataDir, Json, Problem, Steps
+from svag.cli.reporting import present, say
+from svag.errors import InvalidOption, RecordError
+
+if TYPE_CHECKING:
+    from svag.lab.pool import Executor
+    from svag.lab.records import Record
+    from svag.lab.studies import Study
+    from svag.problems import Data
+    from svag.problems import Problem as Task
+
+_SEEDS = {"quick": 5, "full": 10}
+
+
+def compare(
+    problem: Problem,
+    methods: Annotated[
+        str,
+        typer.Option(help="What to compare, separated by commas (see `svag methods`)."),
+    ] = ",".join(PAPER_METHODS),
+    lr: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METHOD=VALUE", help="A settled step size, not searched for."),
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METHOD=A,B,C", help="Step sizes to search among."),
+    ] = None,
+    budget: Annotated[
+        Literal["quick", "full"],
+        typer.Option(help="quick: shorter runs, 5 seeds; full: full length, 10 seeds."),
+    ] = "quick",
+    protocol: Annotated[
+        Literal["tuned", "paper"],
+        typer.Option(
+            help="tuned: several seeds choose the step size, and intervals include the choice; "
+            "paper: one seed chooses (its §6.1)."
+        ),
+    ] = "tuned",
+    steps: Steps = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Final runs of every method, n.")] = None,
+    selection_seeds: Annotated[
+        int, typer.Option(min=1, help="Seeds that choose among neighbouring step sizes.")
+    ] = 3,
+    select: Annotated[
+        Literal["test", "validation"] | None,
+        typer.Option(help="Choose step sizes on test data, as the paper, or on held-out ones."),
+    ] = None,
+    smallest_effect: Annotated[
+        float | None,
+        typer.Option(min=0, help="Difference of the metric that matters; fractions, not points."),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Examples a step.")] = None,
+    beta: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Decay of the averages of all methods.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(min=0, help="Instead of the problem's own.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    autocast: Annotated[
+        Literal["bfloat16", "float16", "off"] | None,
+        typer.Option(help="Precision of the forward pass; the problem's own by default."),
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Seconds after which a run ends in error.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes to run side by side; one a core by default."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of records and report; runs/PROBLEM by default.")
+    ] = None,
+    data_dir: DataDir = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many runs it takes and how long; stop.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Tune and train the methods on a problem, and report which half of Adam did the work.
+
+    For each method a step size is searched for on the grid 1, 3 x 10^k with one seed; several seeds
+    choose among the best neighbours, and fresh seeds give the figures. Runs are recorded as they
+    go: a second call, or one after Ctrl-C, goes on from what is there.
+
+    Exit codes: 0 done (a run that diverged is a result), 1 a run ended in error, 2 unusable
+    input, 130 Ctrl-C.
+    """
+    from svag import problems
+    from svag.entrants import entrant, split, with_options
+
+    task = problems.get(problem)
+    keys = [entrant(text).key for text in split(methods)]
+    if beta is not None:
+        keys = [with_options(key, beta=beta).key for key in keys]
+    data = problems.load(task, data_dir)
+    settings = _Settings(
+        methods=tuple(dict.fromkeys(keys)),
+        lrs=lr or [],
+        grids=grid or [],
+        steps=steps or (task.steps if budget == "full" else task.quick_steps),
+        seeds=seeds or _SEEDS[budget],
+        selection_seeds=selection_seeds,
+        protocol=protocol,
+        select=select or task.select,
+        smallest_effect=smallest_effect,
+        batch_size=batch_size or task.batch_size,
+        weight_decay=task.weight_decay if weight_decay is None else weight_decay,
+        device=device,
+        autocast=task.autocast if autocast is None else None if autocast == "off" else autocast,
+    )
+    study = _study(task, data, settings)
+    directory = out or Path("runs") / task.name
+    console = Console(stderr=True, quiet=quiet)
+    job = _Job(task, data, study, directory, problem, data_dir, timeout, workers)
+    if dry_run:
+        job.announce(Console(stderr=True))
+        return
+    carried_out = job.carry_out(console)
+    failed = [record for record in carried_out if record.status == "error"]
+    _present(job.study, directory, failed, as_json=as_json)
+    _explain(failed, len(carried_out))
+    if failed:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The command line's wishes."""
+
+    methods: tuple[str, ...]
+    lrs: list[str]
+    grids: list[str]
+    steps: int
+    seeds: int
+    selection_seeds: int
+    protocol: Literal["tuned", "paper"]
+    select: Literal["test", "validation"]
+    smallest_effect: float | None
+    batch_size: int
+    weight_decay: float
+    device: str
+    autocast: str | None
+
+
+def _study(task: "Task", data: "Data", wanted: _Settings) -> "Study":
+    from svag.entrants import entrant
+    from svag.lab import scale
+    from svag.lab.optimizers import check, code_version
+    from svag.lab.session import device_of
+    from svag.lab.studies import Study
+    from svag.lab.template import template
+
+    device_of(wanted.device)
+    for one in (entrant(key) for key in wanted.methods):
+        if one.outside:
+            check(one, task.model().parameters())
+    base = template(
+        task,
+        data,
+        steps=wanted.steps,
+        select=wanted.select,
+        batch_size=wanted.batch_size,
+        weight_decay=wanted.weight_decay,
+        device=wanted.device,
+        autocast=wanted.autocast,
+    )
+    lrs = {key: numbers[0] for key, numbers in _by_method(wanted.lrs, "--lr").items()}
+    grids = _by_method(wanted.grids, "--grid")
+    searched = [key for key in wanted.methods if key not in lrs and key not in grids]
+    code = {key: code_version(entrant(key)) for key in wanted.methods}
+    return Study(
+        base=base,
+        methods=wanted.methods,
+        seeds=wanted.seeds,
+        protocol=wanted.protocol,
+        selection_seeds=wanted.selection_seeds,
+        lrs=lrs,
+        grids={key: tuple(sorted(points)) for key, points in grids.items()},
+        starts=scale.starts(task, data, base, searched),
+        code={key: version for key, version in code.items() if version},
+        smallest_effect=wanted.smallest_effect,
+        source=task.source,
+    )
+
+
+class _Job:
+    """A study on its way: what carries it out, and what is said meanwhile."""
+
+    def __init__(
+        self,
+        task: "Task",
+        data: "Data",
+        study: "Study",
+        directory: Path,
+        spec: str,
+        data_dir: Path | None,
+        timeout: float | None,
+        workers: int | None,
+    ) -> None:
+        from svag.lab import pool
+
+        self.task, self.data, self.study = task, data, study
+        self.directory, self.timeout = directory, timeout
+        self.workers = workers or pool.cores()
+        self._place = pool.Place(spec, data_dir, directory, timeout)
+
+    def announce(self, console: Console) -> None:
+        """Say what is going to be done, and about how long it takes."""
+        from svag.entrants import entrant
+        from svag.lab import pool, protocol
+        from svag.lab.timing import seconds_a_run
+
+        study = self.study
+        names = ", ".join(entrant(key).name for key in study.methods)
+        runs = protocol.expected_runs(study)
+        threads = max(1, pool.cores() // self.workers)
+        a_run = seconds_a_run(self.task, self.data, study, threads)
+        seconds = a_run * runs / self.workers
+        text = (
+            f"about {seconds / 3600:.1f} h" if seconds > 5400 else f"about {seconds / 60:.0f} min"
+        )
+        say(
+            console,
+            f"{self.task.name}: {names}; {study.base.steps} steps a run, {study.seeds} seed"
+            f"{'s' * (study.seeds != 1)}, {self.workers} worker{'s' * (self.workers != 1)}; about "
+            f"{runs} runs, {text if seconds > 60 else 'about a minute'}; records in "
+            f"{self.directory}",
+        )
+
+    def carry_out(self, console: Console) -> "list[Record]":
+        """Carry the study out and return the records of its runs."""
+        from svag.lab import protocol, records, studies
+        from svag.lab.execution import carry_out
+        from svag.progress import RunProgress
+
+        with records.claim(self.directory):
+            self.study = studies.keep(self.directory, self.study)
+            self.announce(console)
+            executor = self._executor()
+            try:
+                with RunProgress(console, protocol.expected_runs(self.study)) as progress:
+                    plans = {
+                        key: protocol.plan(self.study, key, protocol.Outcome(key))
+                        for key in self.study.methods
+                    }
+                    return carry_out(plans, executor, self.directory, progress.observe)
+            except KeyboardInterrupt:
+                say(console, "interrupted; the same command goes on from here")
+                raise typer.Exit(130) from None
+            finally:
+                executor.close()
+
+    def _executor(self) -> "Executor":
+        from svag.lab import pool
+
+        if self.workers == 1:
+            return pool.Here(self.task, self.data, self.directory, self.timeout)
+        return pool.Pool(self._place, self.workers)
+
+
+def _present(study: "Study", directory: Path, failed: "Sequence[Record]", *, as_json: bool) -> None:
+    from svag.analysis.study import analyse
+
+    try:
+        present(analyse(directory, study.id), directory, directory, as_json=as_json)
+    except RecordError:  # nothing to report: what failed is said below
+        if not failed:
+            raise
+
+
+def _explain(failed: "Sequence[Record]", total: int) -> None:
+    """Say what went wrong in runs, once for each kind; with ``--debug`` where."""
+    console = Console(stderr=True)
+    messages = Counter(str((record.end or {}).get("message")) for record in failed)
+    for message, count in messages.items():
+        say(console, f"error in {count} of {total} runs: {message}")
+    if "--debug" in sys.argv:
+        for trace in {(record.end or {}).get("traceback") for record in failed} - {None}:
+            say(console, str(trace))
+
+
+def _by_method(options: list[str], flag: str) -> dict[str, list[float]]:
+    """Read ``METHOD=NUMBERS``; the method may have an ``=`` in its brackets."""
+    from svag.entrants import entrant
+
+    found = {}
+    for option in options:
+        key, _, values = option.rpartition("=")
+        try:
+            numbers = [float(value) for value in values.split(",")]
+        except ValueError:
+            numbers = []
+        if not key or not numbers or (flag == "--lr" and len(numbers) > 1):
+            example = "--lr adam=1e-3" if flag == "--lr" else "--grid adam=1e-4,1e-3,1e-2"
+            raise InvalidOption(f"{flag} {option}: give METHOD=VALUE with numbers, e.g. {example}")
+        found[entrant(key).key] = numbers
+    return found

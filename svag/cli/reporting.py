@@ -1,0 +1,130 @@
+"""``svag report`` and ``svag status``: what the records of a folder say."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from svag.cli.options import Json
+
+if TYPE_CHECKING:
+    from svag.analysis.study import Analysis
+
+Folder = Annotated[Path, typer.Argument(help="A folder that `svag compare` filled.")]
+WhichStudy = Annotated[
+    str | None, typer.Option("--study", help="Id of a study of the folder; the latest by default.")
+]
+
+
+def report(
+    directory: Folder,
+    study: WhichStudy = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of page and pictures; that of the records.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make the report again from the records of a folder; nothing is trained."""
+    from svag.analysis.study import analyse
+
+    present(analyse(directory, study), out or directory, directory, as_json=as_json)
+
+
+def status(directory: Folder, study: WhichStudy = None) -> None:
+    """Say how far a study has come."""
+    from svag.analysis.study import chosen_study
+    from svag.entrants import entrant
+    from svag.lab import records
+    from svag.lab.protocol import replay
+
+    which = chosen_study(directory, study)
+    found = records.load(directory)
+    print(f"study {which.id}: {which.base.problem}, {which.base.steps} steps, {which.seeds} seeds")
+    find = records.finder(found)
+    for key in which.methods:
+        outcome = replay(which, key, find)
+        stage = "done" if outcome.complete else f"{outcome.missing} runs missing"
+        lr = f"step size {outcome.lr:g}" if outcome.lr == outcome.lr else "no step size yet"
+        print(f"{entrant(key).name}: {stage}; {lr}; {len(outcome.final)} final runs")
+    counts = Counter(record.status for record in found)
+    print("records: " + ", ".join(f"{n} {what}" for what, n in counts.most_common()))
+
+
+def present(analysis: "Analysis", directory: Path, records: Path, *, as_json: bool) -> None:
+    """Write the report, and print the verdict and the methods' figures."""
+    from svag import report as reports
+    from svag.analysis.verdict import verdict
+
+    page = reports.write(analysis, directory, records)
+    console = Console(stderr=True)
+    if as_json:
+        print(json.dumps(_as_data(analysis), indent=1))
+    else:
+        print(verdict(analysis))
+        Console(width=max(100, Console().width)).print(_table(analysis), highlight=False)
+    for line in (*analysis.set_aside, *_other_studies(analysis)):
+        say(console, f"not in this study: {line}")
+    say(console, f"report: {page}")
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is."""
+    console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def _other_studies(analysis: "Analysis") -> list[str]:
+    others = ", ".join(analysis.other_studies)
+    return [f"the studies {others} (`svag report --study ID`)"] if others else []
+
+
+def _table(analysis: "Analysis") -> Table:
+    from svag.analysis.published import beside
+    from svag.report import tables
+
+    known = beside(analysis)
+    figures = (analysis.judged, analysis.figures[0])
+    columns = ("method", "step size", "n", *(figure.title for figure in figures))
+    table = Table(*columns, *("published",) * (known is not None), box=None, pad_edge=False)
+    for key, row in tables.rows(analysis).items():
+        cells = [row.name, row.lr, str(row.n), *(row.final[figure.name] for figure in figures)]
+        if known is not None:
+            published = known.test_accuracy.get(key)
+            cells.append("" if published is None else f"{100 * published:.1f} %")
+        table.add_row(*cells)
+    return table
+
+
+def _as_data(analysis: "Analysis") -> dict[str, Any]:
+    """Return what a script would want: verdict, effects, and methods with their figures."""
+    from svag.analysis.verdict import verdict
+
+    claims = analysis.claims
+    return {
+        "study": analysis.study.id,
+        "problem": analysis.study.base.problem,
+        "metric": analysis.quantity.name,
+        "verdict": verdict(analysis),
+        "finding": claims.finding if claims else None,
+        "effects": {
+            name: {"estimate": effect.estimate, "interval": effect.interval}
+            for name, effect in (claims.effects if claims else {}).items()
+        },
+        "smallest_effect": claims.margin if claims else None,
+        "methods": {
+            key: {
+                "lr": None if result.lr != result.lr else result.lr,
+                "runs": len(result.runs),
+                "diverged": result.diverged,
+                "final": {
+                    name: None if spread.mean != spread.mean else spread.mean
+                    for name, spread in result.final.items()
+                },
+            }
+            for key, result in analysis.methods.items()
+        },
+        "set_aside": list(analysis.set_aside),
+    }

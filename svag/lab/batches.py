@@ -1,0 +1,77 @@
+"""Where a run's batches come from: an order of examples for every epoch, without end."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from svag.errors import InvalidOption
+from svag.problems import Split
+from svag.problems.nested import Nested, mapped
+
+
+class Batches:
+    """Batches of a split, ``(inputs, targets)``; a last smaller one of an epoch is left out.
+
+    Args:
+        split: the examples.
+        size: examples in a batch.
+        seed: of the order of examples, and of the augmentation.
+        augment: changes the inputs of a batch, given a generator.
+        in_order: whether batches are consecutive rows, instead of in a new order every epoch.
+        at_epoch: called at the start of every epoch.
+
+    Raises:
+        InvalidOption: the split has fewer examples than a batch.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        size: int,
+        *,
+        seed: int,
+        augment: Callable[[Nested, torch.Generator], Nested] | None = None,
+        in_order: bool = False,
+        at_epoch: Callable[[], None] = lambda: None,
+    ) -> None:
+        if size > len(split):
+            raise InvalidOption(
+                f"a batch of {size} is more than the {len(split)} examples to train on; choose a "
+                "smaller batch size"
+            )
+        self._split, self._size, self._augment = split, size, augment
+        self._in_order, self._at_epoch = in_order, at_epoch
+        self._generator = torch.Generator().manual_seed(seed)
+        self._augmenting = torch.Generator().manual_seed(seed)
+        self._waiting: list[Tensor] = []
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> tuple[Any, Any]:
+        """Return the next batch."""
+        if not self._waiting:
+            self._begin_epoch()
+        chosen = self._waiting.pop()
+        inputs, targets = self._split.inputs, self._split.targets
+        inputs = inputs[chosen] if isinstance(inputs, Tensor) else _taken(inputs, chosen)
+        targets = targets[chosen] if isinstance(targets, Tensor) else _taken(targets, chosen)
+        if self._augment is not None:
+            inputs = self._augment(inputs, self._augmenting)
+        return inputs, targets
+
+    def _begin_epoch(self) -> None:
+        count = len(self._split)
+        if self._in_order:
+            order = torch.arange(count)
+        else:
+            order = torch.randperm(count, generator=self._generator)
+        whole = order[: count // self._size * self._size]
+        self._waiting = list(whole.split(self._size))[::-1]
+        self._at_epoch()
+
+
+def _taken(value: Nested, chosen: Tensor) -> Nested:
+    return mapped(lambda tensor: tensor[chosen], value)

@@ -1,0 +1,144 @@
+"""What a model achieves on the splits that it is evaluated on."""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from svag.errors import ProblemError
+from svag.lab.records import Run
+from svag.problems import Data, Metric, Problem, Split
+from svag.problems.nested import joined
+from svag.quantity import LOSS
+
+Figures: TypeAlias = dict[str, float]
+
+_EVAL_BATCH = 1000
+_HELD_OUT = 0.1
+_SLACK = 1e-6
+
+
+class Evaluation:
+    """Computes losses and the metric, a batch at a time.
+
+    Args:
+        problem: whose loss it is.
+        metric: what methods are judged by.
+        splits: by the names that their figures begin with.
+        batch_size: examples in a batch; None for as many as fit well. A last smaller batch is
+            left out where a size is given, because state is carried from batch to batch.
+        precision: makes the context of the forward pass.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        metric: Metric,
+        splits: Mapping[str, Split],
+        *,
+        batch_size: int | None,
+        precision: Callable[[], AbstractContextManager[object]],
+    ) -> None:
+        self._problem, self._metric, self._splits = problem, metric, splits
+        self._batch_size, self._precision = batch_size, precision
+
+    @torch.no_grad()
+    def figures(self, model: nn.Module, *, may_be_nan: bool = False) -> Figures:
+        """Return the loss and the metric on every split.
+
+        Args:
+            model: in evaluation mode.
+            may_be_nan: whether the metric may be NaN, because the model diverged.
+
+        Raises:
+            ProblemError: the metric is out of its bounds, or NaN while the loss is finite.
+        """
+        result: Figures = {}
+        for name, split in self._splits.items():
+            if self._problem.carry_state:
+                setattr(model, "carried_state", None)  # noqa: B010
+            loss, metric = self._on(model, split)
+            result[f"{name}_loss"] = loss
+            if self._metric.name != LOSS.name:
+                self._check(name, metric, may_be_nan or not math.isfinite(loss))
+                result[f"{name}_{self._metric.name}"] = metric
+        return result
+
+    def _on(self, model: nn.Module, split: Split) -> tuple[float, float]:
+        loss = metric = 0.0
+        outputs_of, count = [], 0
+        for part in self._parts(split):
+            with self._precision():
+                outputs = model(part.inputs)
+                value = self._problem.loss(outputs, part.targets)
+            loss += len(part) * float(value)
+            count += len(part)
+            if self._metric.over == "split":
+                outputs_of.append(outputs)
+            elif self._metric.name != LOSS.name:
+                metric += len(part) * float(self._metric.function(outputs, part.targets))
+        if self._metric.over == "split":
+            targets = split.take(slice(0, count)).targets
+            return loss / count, float(self._metric.function(joined(outputs_of), targets))
+        return loss / count, metric / count
+
+    def _parts(self, split: Split) -> list[Split]:
+        size = self._batch_size or _EVAL_BATCH
+        whole = len(split) // size * size if self._batch_size else len(split)
+        return [split.take(slice(at, at + size)) for at in range(0, whole, size)]
+
+    def _check(self, split: str, value: float, may_be_nan: bool) -> None:
+        quantity, name = self._metric.quantity, self._problem.name
+        if math.isnan(value):
+            if may_be_nan:
+                return
+            raise ProblemError(
+                f"the metric {quantity.name!r} of {name!r} is NaN on the {split} split while the "
+                "loss is finite; have it return a number for every outcome"
+            )
+        low = -math.inf if quantity.low is None else quantity.low
+        high = math.inf if quantity.high is None else quantity.high
+        slack = _SLACK * max(1.0, *(abs(b) for b in (low, high) if math.isfinite(b)), 1.0)
+        if not low - slack <= value <= high + slack:
+            raise ProblemError(
+                f"the metric {quantity.name!r} of {name!r} is {value:.6g} on the {split} split; it "
+                f"is said to lie in [{low:g}, {high:g}]"
+            )
+
+
+def splits_of(data: Data, run: Run, *, in_order: bool = False) -> tuple[Split, dict[str, Split]]:
+    """Return what is trained on, and what is evaluated on, by the names of the figures.
+
+    The part of the training data that is evaluated is the same in every run, and no larger than
+    the test data. With ``select="validation"`` a tenth of the training data is held out.
+
+    Args:
+        data: training and test data.
+        run: whose ``select`` says what is held out.
+        in_order: whether parts are to be consecutive rows, the held-out ones last.
+    """
+    training = data.train
+    evaluated = {"test": data.test}
+    if run.select == "validation":
+        held_out = max(1, round(_HELD_OUT * len(training)))
+        if held_out >= len(training):
+            raise ProblemError(
+                f"{len(training)} training example is too few to hold any out; choose step sizes "
+                "by --select test"
+            )
+        order = _order(len(training), in_order)
+        if in_order:
+            order = order.roll(held_out)
+        evaluated["validation"] = training.take(order[:held_out])
+        training = training.take(order[held_out:])
+    order = _order(len(training), in_order)
+    return training, {"train": training.take(order[: len(data.test)]), **evaluated}
+
+
+def _order(count: int, in_order: bool) -> Tensor:
+    if in_order:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,106 @@
+"""Carries out the plans of several methods at once, on any executor; recorded runs are kept."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from svag.lab import records
+from svag.lab.pool import Event, Executor
+from svag.lab.protocol import Plan
+from svag.lab.records import Record, Run
+from svag.lab.search import Request
+
+
+def carry_out(
+    plans: Mapping[str, Plan],
+    executor: Executor,
+    directory: Path,
+    observe: Callable[[Event, Record | None], None] = lambda event, record: None,
+) -> list[Record]:
+    """Carry out plans until each has come to its end.
+
+    What a plan is likely to need next is carried out ahead where a worker would be idle. It changes
+    nothing in what the plan decides.
+
+    Args:
+        plans: one for each method.
+        executor: carries out what is not yet recorded.
+        directory: where records are kept.
+        observe: told of every beginning, progress and end, and the record of what has ended.
+
+    Returns:
+        The records of all runs that the plans needed.
+    """
+    return _Conductor(plans, executor, directory, observe).conduct()
+
+
+class _Conductor:
+    """Which plan waits for which runs."""
+
+    def __init__(
+        self,
+        plans: Mapping[str, Plan],
+        executor: Executor,
+        directory: Path,
+        observe: Callable[[Event, Record | None], None],
+    ) -> None:
+        self._plans, self._executor = plans, executor
+        self._directory, self._observe = directory, observe
+        self._requests: dict[str, Request] = {}
+        self._submitted: dict[str, Run] = {}
+        self._known: dict[str, Record] = {}
+        self._needed: dict[str, Record] = {}
+
+    def conduct(self) -> list[Record]:
+        for key, plan in self._plans.items():
+            self._take(key, next(plan, None))
+        self._advance()
+        for event in self._executor.events():
+            if not event.ended:
+                self._observe(event, None)
+                continue
+            ended = records.find(self._directory, event.run)
+            assert ended is not None
+            self._known[event.run.id] = ended
+            self._submitted.pop(event.run.id, None)
+            self._observe(event, ended)
+            self._advance()
+            if not self._requests:  # what still runs was only carried out ahead
+                break
+        return list(self._needed.values())
+
+    def _advance(self) -> None:
+        """Let every plan go on for which all is there, then keep idle workers busy."""
+        for key in list(self._requests):
+            while (request := self._requests.get(key)) and self._answered(request):
+                answers = {run.id: self._known[run.id] for run in request.needed}
+                self._needed.update(answers)
+                try:
+                    self._take(key, self._plans[key].send(answers))
+                except StopIteration:
+                    del self._requests[key]
+        ahead = [run for request in self._requests.values() for run in request.ahead]
+        for run in ahead:
+            if self._executor.idle:
+                self._submit(run)
+
+    def _take(self, key: str, request: Request | None) -> None:
+        """Note what a plan waits for, and have it carried out."""
+        if request is None:
+            return
+        self._requests[key] = request
+        for run in request.needed:
+            self._submit(run)
+
+    def _answered(self, request: Request) -> bool:
+        return all(run.id in self._known for run in request.needed)
+
+    def _submit(self, run: Run) -> None:
+        if run.id in self._known or run.id in self._submitted:
+            return
+        record = records.find(self._directory, run)
+        if record is not None and record.finished:
+            self._known[run.id] = record
+            self._observe(Event(run, run.steps, ended=True, reused=True), record)
+        else:
+            self._submitted[run.id] = run
+            self._executor.submit(run)

@@ -1,0 +1,185 @@
+"""The search for a step size: one run a point of the grid 1, 3 x 10^k, upwards, then downwards.
+
+The paper looks for the largest stable step size and goes down from there. Networks with BatchNorm
+never diverge and some losses need a step size of a million, so that a walk ends by what it has
+found, not at a bound:
+
+* upwards when a run diverges;
+* either way when two runs in a row are clearly worse than the best (by more than a fiftieth of
+  what the best has gained since its start) or four in a row are no better, both only after
+  something was learnt;
+* at a bound only where nothing was learnt. Both walks are then carried on once, further out.
+
+Learnt is what gains over the metric's value before the first step: a tenth of the way to the best
+value that the metric can have, or anything where that has no bound, so that a loss may be scaled
+or shifted without another choice. Nothing here depends on how many runs go on at once.
+"""
+
+import math
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from svag.lab.records import Record, Run
+
+
+@dataclass(frozen=True)
+class Request:
+    """Runs that a plan needs before it can go on, and runs that it is likely to need next."""
+
+    needed: list[Run]
+    ahead: list[Run] = field(default_factory=list)
+
+
+Answers: TypeAlias = Mapping[str, Record]
+"""Records by the id of their run."""
+
+SEARCH_SEED = 0
+"""Seed of the runs that search for a step size."""
+
+_CLEARLY = 0.02
+_LEARNT = 0.1
+_WORSE, _NO_BETTER = 2, 4
+_NEAR_UP, _NEAR_DOWN, _FAR = 6, 12, 20
+_AHEAD = 3
+_OUTERMOST = 600
+
+
+class StepSizes:
+    """The step sizes that can be tried, numbered in ascending order.
+
+    Without ``given`` ones they are the grid ..., 0.01, 0.03, 0.1, 0.3, 1, 3, ...; 1 is number 0.
+    """
+
+    def __init__(self, given: tuple[float, ...] = ()) -> None:
+        self._given = sorted(given)
+
+    def __getitem__(self, index: int) -> float:
+        """Return step size number ``index``."""
+        if self._given:
+            return self._given[index]
+        return float(f"{3 if index % 2 else 1}e{index // 2}")
+
+    def __contains__(self, index: object) -> bool:
+        """Whether there is a step size of this number."""
+        if not isinstance(index, int):
+            return False
+        return 0 <= index < len(self._given) if self._given else abs(index) <= _OUTERMOST
+
+    def nearest(self, lr: float) -> int:
+        """Number of the step size of the grid that is nearest to ``lr`` in logarithm."""
+        guess = round(2 * math.log10(lr))
+        return min(range(guess - 1, guess + 2), key=lambda i: abs(math.log(self[i] / lr)))
+
+
+class Search:
+    """A walk over the grid and what it has found so far.
+
+    Attributes:
+        lrs: the step sizes by number.
+        trials: records by number of the step size.
+        failed: whether a run ended in error, which ends the search.
+    """
+
+    def __init__(self, run: Run, start: int, given: tuple[float, ...] = ()) -> None:
+        """Search for the method of ``run`` from ``start``, or among ``given`` step sizes alone."""
+        self._run, self._start, self._given = run, start, given
+        self.lrs = StepSizes(given)
+        self.trials: dict[int, Record] = {}
+        self.failed = False
+
+    def walk(self) -> Generator[Request, Answers, None]:
+        """Yield the runs that are needed and take their records, until the walk is over."""
+        if self._given:
+            yield from self._try(*range(len(self._given)))
+            return
+        start = self._start
+        yield from self._along(range(start, start + _NEAR_UP + 1), ahead_also=start - 1)
+        yield from self._along(range(start - 1, start - _NEAR_DOWN - 1, -1))
+        if not self.learnt and not self.failed:
+            if not self._diverged(max(self.trials)):
+                yield from self._along(range(max(self.trials) + 1, start + _FAR + 1))
+            lowest = min(self.trials)
+            yield from self._along(range(lowest - 1, start - _FAR - 1, -1))
+
+    @property
+    def best(self) -> int | None:
+        """Number of the best step size, of equals the largest; None where no run was stable."""
+        merits = {index: record.merit for index, record in self.trials.items()}
+        if max(merits.values(), default=-math.inf) == -math.inf:
+            return None
+        return max(merits, key=lambda index: (merits[index], index))
+
+    @property
+    def learnt(self) -> bool:
+        """Whether any run learnt something."""
+        best = self.best
+        if best is None:
+            return False
+        record = self.trials[best]
+        bound = self._run.quantity.best_merit
+        ceiling = _LEARNT * (bound - record.merit_at_start) if math.isfinite(bound) else 0.0
+        return self._gain(record) > ceiling
+
+    def _along(
+        self, indices: range, ahead_also: int | None = None
+    ) -> Generator[Request, Answers, None]:
+        worse, no_better = self._below_best() if indices.step < 0 else (0, 0)
+        position = 0
+        while not (self.failed or worse >= _WORSE or no_better >= _NO_BETTER):
+            if position < len(indices):
+                index = indices[position]
+            elif self.learnt:  # the bounds hold only where nothing was learnt
+                index = indices[0] + position * indices.step
+            else:
+                return
+            position += 1
+            before = self._best_merit()
+            following = [index + indices.step * n for n in range(1, _AHEAD)]
+            also = [] if ahead_also is None else [ahead_also]
+            yield from self._try(index, ahead=[following[0], *also, *following[1:]])
+            if self.failed or (indices.step > 0 and self._diverged(index)):
+                return
+            merit = self.trials[index].merit
+            worse = worse + 1 if self.learnt and self._clearly_worse(index) else 0
+            no_better = 0 if merit > before or not self.learnt else no_better + 1
+
+    def _below_best(self) -> tuple[int, int]:
+        """Count what the walk down has seen already: points below the best, and the last worse."""
+        best = self.best
+        if best is None or not self.learnt:
+            return 0, 0
+        below = range(min(self.trials), best)
+        worse = next((n for n, i in enumerate(below) if not self._clearly_worse(i)), len(below))
+        return worse, len(below)
+
+    def _clearly_worse(self, index: int) -> bool:
+        best = self._best_merit()
+        return self.trials[index].merit < best - _CLEARLY * self._gain_of_best()
+
+    def _try(
+        self, *indices: int, ahead: list[int] | None = None
+    ) -> Generator[Request, Answers, None]:
+        runs = {index: self._at(index) for index in indices}
+        answers = yield Request(list(runs.values()), [self._at(index) for index in ahead or ()])
+        for index, run in runs.items():
+            self.trials[index] = answers[run.id]
+        self.failed = any(record.status == "error" for record in self.trials.values())
+
+    def _at(self, index: int) -> Run:
+        return replace(self._run, lr=self.lrs[index], seed=SEARCH_SEED)
+
+    def _diverged(self, index: int) -> bool:
+        return self.trials[index].status == "diverged"
+
+    def _best_merit(self) -> float:
+        return max((record.merit for record in self.trials.values()), default=-math.inf)
+
+    def _gain(self, record: Record) -> float:
+        start = record.merit_at_start
+        return record.merit - start if math.isfinite(start) else math.inf
+
+    def _gain_of_best(self) -> float:
+        best = self.best
+        gain = 0.0 if best is None else self._gain(self.trials[best])
+        return gain if math.isfinite(gain) else 0.0

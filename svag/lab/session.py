@@ -1,0 +1,226 @@
+"""A model in training: the model, its optimizers, its batches, and how far it has come."""
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from svag.entrants import entrant
+from svag.errors import InvalidOption, ProblemError
+from svag.lab.agreement import Agreement
+from svag.lab.batches import Batches
+from svag.lab.evaluation import Evaluation, Figures, splits_of
+from svag.lab.optimizers import build
+from svag.lab.records import Run
+from svag.optim import Dissected
+from svag.problems import Data, Problem, supervised
+from svag.problems.nested import mapped, tensors
+from svag.problems.seeding import seed_everything
+from svag.problems.steps import Context, Step, micro_batched
+from svag.variance.per_example import within_batch_variance
+
+
+class Session:
+    """A model in training: iterate to train, a step count at a time, to the next evaluation.
+
+    Attributes:
+        step: steps taken so far.
+        diverged: whether a loss, or a parameter, is no longer a finite number.
+    """
+
+    def __init__(self, problem: Problem, data: Data, run: Run) -> None:
+        seed_everything(run.seed)
+        self.problem, self.run = problem, run
+        self.device = device_of(run.device)
+        self.model = problem.model().to(self.device)
+        self._entrant = entrant(run.method)
+        self._decay = run.weight_decay
+        self.optimizers = self._optimizers()
+        self._lrs = [[float(g["lr"]) for g in o.param_groups] for o in self.optimizers]
+        self._factor = 1.0
+        self.agreement = self._watch()
+        self.step, self.diverged = 0, False
+        training, evaluated = splits_of(data, run, in_order=problem.carry_state)
+        self._batches = Batches(
+            training.to(self.device),
+            run.batch_size,
+            seed=run.seed,
+            augment=problem.augment,
+            in_order=problem.carry_state,
+            at_epoch=self._forget,
+        )
+        self._evaluation = Evaluation(
+            problem,
+            problem.judged_by(data),
+            {name: split.to(self.device) for name, split in evaluated.items()},
+            batch_size=run.batch_size if problem.carry_state else None,
+            precision=self._precision,
+        )
+        self._take_step = self._step_function()
+
+    def __iter__(self) -> Iterator[int]:
+        """Train, and stop before the first step and at each evaluation with the step count."""
+        return self.stops()
+
+    def stops(self, due: Callable[[], None] = lambda: None) -> Iterator[int]:
+        """Do the same; ``due`` is called before every step."""
+        yield 0
+        while self.step < self.run.steps and not self.diverged:
+            stop = min(self.step + self.run.eval_every, self.run.steps)
+            self.diverged = not self.advance(stop, due)
+            if not self.diverged:
+                yield self.step
+
+    def advance(self, stop: int, due: Callable[[], None] = lambda: None) -> bool:
+        """Take steps until ``stop`` have been taken; False as soon as a loss is not finite.
+
+        Args:
+            stop: number of steps to have taken.
+            due: called before every step.
+        """
+        self.model.train()
+        schedule, steps = self.problem.schedule, self.run.steps
+        for step in range(self.step, stop):
+            due()
+            self._set_step_size(schedule(step, steps))
+            loss = self._take_step(self.model, self._batches, self.optimizers)
+            if not math.isfinite(self._number(loss)):
+                return False
+            if self.problem.carry_state:
+                self._detach()
+            if self.agreement:
+                self.agreement.observe()
+            self.step = step + 1
+        return True
+
+    def evaluate(self) -> Figures:
+        """Return the figures of the evaluated splits; the state that is carried stays as it is."""
+        if not self._finite():
+            self.diverged = True
+        carried = getattr(self.model, "carried_state", None)
+        self._forget()
+        self.model.eval()
+        figures = self._evaluation.figures(self.model, may_be_nan=self.diverged)
+        if self.problem.carry_state:
+            setattr(self.model, "carried_state", carried)  # noqa: B010
+        self.diverged = self.diverged or not all(
+            math.isfinite(value) for name, value in figures.items() if name.endswith("_loss")
+        )
+        return figures
+
+    def _finite(self) -> bool:
+        params = [p for p in self.model.parameters() if p.is_floating_point() or p.is_complex()]
+        return all(p.isfinite().all().item() for p in params)
+
+    def _optimizers(self) -> list[Optimizer]:
+        """Build the problem's optimizers, or the usual one."""
+        if self.problem.optimizers is None:
+            return [self._make(self._groups())]
+        built = list(self.problem.optimizers(self.model, self._make))
+        if not built or not all(isinstance(one, Optimizer) for one in built):
+            raise ProblemError(
+                f"optimizers of {self.problem.name!r} returned {built!r}; return a list of what "
+                "make() built"
+            )
+        return built
+
+    def _make(self, params: Any, *, lr_factor: float = 1.0) -> Optimizer:
+        return build(self._entrant, params, lr=self.run.lr * lr_factor)
+
+    def _groups(self) -> Any:
+        """Return the model's parameters; with weight decay, those of weights apart from others.
+
+        A method's own ``weight_decay`` takes the place of the problem's, on the same parameters.
+        """
+        given = self._entrant.options.get("weight_decay")
+        decay = self._decay if given is None else float(given)  # type: ignore[arg-type]
+        if decay == 0 or (given is not None and self._entrant.outside):
+            return self.model.parameters()
+        weights = [p for p in self.model.parameters() if p.ndim >= 2]
+        others = [p for p in self.model.parameters() if p.ndim < 2]
+        groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": decay}]
+        if others:
+            groups.append({"params": others, "weight_decay": 0.0})
+        return groups
+
+    def _set_step_size(self, factor: float) -> None:
+        if factor == self._factor:
+            return
+        self._factor = factor
+        for optimizer, lrs in zip(self.optimizers, self._lrs, strict=True):
+            for group, lr in zip(optimizer.param_groups, lrs, strict=True):
+                group["lr"] = lr * factor
+
+    def _watch(self) -> Agreement | None:
+        """Return what compares the estimates of the variance, where the method keeps its own."""
+        optimizer = self.optimizers[0]
+        if isinstance(optimizer, Dissected) and "exp_avg_var" in optimizer.anatomy.buffers:
+            return Agreement(self.model, optimizer)
+        return None
+
+    def _step_function(self) -> Step:
+        """Return the problem's own step, or the usual one in the form that the method needs."""
+        if self.problem.step is not None:
+            return self._own_step(copy.deepcopy(self.problem.step))
+        if not self._entrant.within_batch:
+            return supervised(self.problem.loss, self._precision)
+        if any(isinstance(module, _BatchNorm) for module in self.model.modules()):
+            return micro_batched(self.problem.loss, self._precision)
+        return supervised(self.problem.loss, self._precision, self._recording)
+
+    def _own_step(self, own: Step) -> Step:
+        def step(model: nn.Module, batches: Any, optimizers: Sequence[Optimizer]) -> Tensor | float:
+            with self._precision():
+                return own(model, batches, optimizers)
+
+        return own if self.run.autocast is None else step
+
+    def _recording(self) -> contextlib.AbstractContextManager[object]:
+        return within_batch_variance(self.model, check=self.step == 0)
+
+    @property
+    def _precision(self) -> Context:
+        if self.run.autocast is None:
+            return contextlib.nullcontext
+        dtype = getattr(torch, self.run.autocast)
+        return lambda: torch.autocast(self.device.type, dtype=dtype)
+
+    def _number(self, loss: Tensor | float) -> float:
+        try:
+            return loss.item() if isinstance(loss, Tensor) else float(loss)
+        except (TypeError, ValueError, RuntimeError):
+            raise ProblemError(
+                f"the step of {self.problem.name!r} returned {type(loss).__name__}; return the "
+                "loss, a number or a tensor of one element"
+            ) from None
+
+    def _forget(self) -> None:
+        if self.problem.carry_state:
+            setattr(self.model, "carried_state", None)  # noqa: B010
+
+    def _detach(self) -> None:
+        carried = getattr(self.model, "carried_state", None)
+        if any(isinstance(t, Tensor) and t.requires_grad for _, t in tensors(carried)):
+            setattr(self.model, "carried_state", mapped(Tensor.detach, carried))  # noqa: B010
+
+
+def device_of(name: str) -> torch.device:
+    """Return a device that is there.
+
+    Raises:
+        InvalidOption: it is none, or this machine has none of its kind.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InvalidOption(
+            f"device {name!r} is not to be had on this machine; choose cpu"
+        ) from None
+    return device

@@ -1,0 +1,193 @@
+"""A study: what is compared, how often and by which protocol. Kept as a file beside its records.
+
+``DIR/studies/<id>.json`` has all that a plan follows from, so that the report can follow it again
+through the records, and so that a study that is continued begins its searches where it did.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from svag.entrants import entrant
+from svag.errors import InvalidOption, RecordError, SvagError
+from svag.lab.records import STUDY, Run
+from svag.lab.search import StepSizes
+
+Protocol = Literal["tuned", "paper"]
+
+MOST_SEEDS = 999
+SELECTION_SEEDS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A comparison of methods on one problem.
+
+    Attributes:
+        base: the run that all its runs are variations of.
+        methods: keys.
+        seeds: final runs of every method, n.
+        protocol: ``tuned``: several seeds decide among the best neighbours of the search, n fresh
+            ones give the figures; ``paper``: the search of one seed decides (§6.1).
+        selection_seeds: seeds that decide, at first, among the neighbours.
+        lrs: step sizes that are settled and not searched for, by method.
+        grids: step sizes to search among, by method, instead of a walk.
+        starts: numbers of the step sizes that the walks begin at, by method.
+        code: versions of the code of optimizers from outside svag, by method.
+        smallest_effect: difference of the metric that matters; None for the default.
+        source: what the problem was asked for by.
+    """
+
+    base: Run
+    methods: tuple[str, ...]
+    seeds: int
+    protocol: Protocol = "tuned"
+    selection_seeds: int = SELECTION_SEEDS
+    lrs: Mapping[str, float] = field(default_factory=dict)
+    grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    starts: Mapping[str, int] = field(default_factory=dict)
+    code: Mapping[str, str] = field(default_factory=dict)
+    smallest_effect: float | None = None
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("seeds", self.seeds), ("selection_seeds", self.selection_seeds)):
+            if not 1 <= value <= MOST_SEEDS:
+                raise InvalidOption(f"{name}={value}: give a number from 1 to {MOST_SEEDS}")
+        if self.base.steps < 1:
+            raise InvalidOption(f"steps={self.base.steps}: a run needs at least 1")
+        if self.protocol not in get_args(Protocol):
+            raise InvalidOption(f"protocol={self.protocol!r}: choose tuned or paper")
+        for key in self.methods:
+            if entrant(key).key != key:
+                raise InvalidOption(f"method {key!r}: name it by its key, {entrant(key).key!r}")
+        self._check_step_sizes()
+        least = self.smallest_effect
+        if least is not None and not 0 < least < math.inf:
+            raise InvalidOption(f"smallest effect {least}: give a finite number above 0")
+
+    def _check_step_sizes(self) -> None:
+        for key in (*self.lrs, *self.grids):
+            if key not in self.methods:
+                raise InvalidOption(
+                    f"a step size is given for {key!r}, which is not compared; "
+                    f"compared are {', '.join(self.methods)}"
+                )
+        settled = [(key, lr) for key, lr in self.lrs.items()]
+        for key, lr in settled + [(key, lr) for key, grid in self.grids.items() for lr in grid]:
+            if not 0 < lr < math.inf:
+                raise InvalidOption(f"step size {lr} for {key!r}: give a finite number above 0")
+        for key, points in self.grids.items():
+            if not points or len(set(points)) != len(points):
+                raise InvalidOption(f"grid {points} for {key!r}: give step sizes, each once")
+            if key in self.lrs:
+                raise InvalidOption(f"{key!r} has a step size and a grid of them; give one of both")
+
+    @property
+    def id(self) -> str:
+        """Name of the study: a hash of all but the places where searches begin and its source."""
+        canonical = json.dumps(self._settled(), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all its runs share."""
+        return {key: getattr(self.base, key) for key in STUDY}
+
+    def run(self, key: str) -> Run:
+        """Return the run that all runs of a method are variations of."""
+        row = entrant(key)
+        beta, beta2 = (*row.betas, None, None)[:2]
+        symbols = "" if row.anatomy is None else str(row.anatomy)
+        return replace(
+            self.base,
+            method=key,
+            anatomy=symbols,
+            optimizer=self.code.get(key, ""),
+            beta=beta,
+            beta2=beta2,
+        )
+
+    def _settled(self) -> dict[str, Any]:
+        return {k: v for k, v in asdict(self).items() if k not in ("starts", "source")}
+
+
+@dataclass(frozen=True)
+class Filed:
+    """A study as it lies in a folder, and when it was last begun or gone on with."""
+
+    study: Study
+    when: str
+
+
+def keep(directory: Path, study: Study) -> Study:
+    """Write a study's file, or note in it that the study goes on.
+
+    Returns:
+        The study, its searches beginning where they began the first time.
+
+    Raises:
+        RecordError: the file cannot be read or written.
+    """
+    path = directory / "studies" / f"{study.id}.json"
+    if path.exists():
+        study = replace(study, starts=_read(path).study.starts)
+    content = {"when": datetime.now(UTC).isoformat(timespec="seconds"), **asdict(study)}
+    scratch = path.with_suffix(".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        scratch.replace(path)
+    except OSError as error:
+        raise RecordError(
+            f"cannot write {path}: {error.strerror}; choose another folder with --out"
+        ) from error
+    return study
+
+
+def filed(directory: Path) -> list[Filed]:
+    """Return the studies of a folder, the latest first.
+
+    Raises:
+        RecordError: a file there is not a study's.
+    """
+    found = [_read(path) for path in sorted((directory / "studies").glob("*.json"))]
+    return sorted(found, key=lambda one: (one.when, one.study.id), reverse=True)
+
+
+def _read(path: Path) -> Filed:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        when, base = str(content.pop("when")), content.pop("base")
+        content["methods"] = tuple(content["methods"])
+        content["grids"] = {key: tuple(points) for key, points in content["grids"].items()}
+        known = {f.name for f in fields(Run)}
+        study = Study(base=Run(**{k: base[k] for k in known}), **content)
+        _check(study)
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, SvagError) as error:
+        raise RecordError(
+            f"{path} is not the file of a study ({' '.join(str(error).split())}); move it away and "
+            "run `svag compare` again, which repeats no run"
+        ) from error
+    if study.id != path.stem:
+        raise RecordError(
+            f"{path} holds the study {study.id}; name it {study.id}.json, or move it away and run "
+            "`svag compare` again"
+        )
+    return Filed(study, when)
+
+
+def _check(study: Study) -> None:
+    """Raise where a value has the wrong type, which dataclasses do not notice."""
+    if not all(type(number) is int and number in StepSizes() for number in study.starts.values()):
+        raise ValueError(f"starts={study.starts}: they are numbers of step sizes of the grid")
+    if not all(isinstance(key, str) for key in (*study.starts, *study.grids, *study.lrs)):
+        raise ValueError("methods are named by their keys")
+    study.base.quantity  # noqa: B018 - raises where the metric is none

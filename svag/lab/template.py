@@ -1,0 +1,56 @@
+"""The run that all runs of a study are variations of."""
+
+from svag.errors import InvalidOption
+from svag.lab.record_format import Select
+from svag.lab.records import Run
+from svag.problems import Data, Problem
+
+_EVALUATIONS = 20
+
+
+def template(
+    problem: Problem,
+    data: Data,
+    *,
+    steps: int,
+    select: Select | None = None,
+    batch_size: int | None = None,
+    weight_decay: float | None = None,
+    device: str = "cpu",
+    autocast: str | None = None,
+) -> Run:
+    """Return it; what is None is the problem's own.
+
+    Raises:
+        InvalidOption: there are fewer examples to train on than a batch has.
+    """
+    size = problem.batch_size if batch_size is None else batch_size
+    if size > len(data.train):
+        raise InvalidOption(
+            f"a batch of {size} is more than the {len(data.train)} examples of {problem.name!r} to "
+            "train on; choose a smaller --batch-size"
+        )
+    metric = problem.judged_by(data).quantity
+    return Run(
+        problem=problem.name,
+        version=problem.version,
+        data=data.fingerprint,
+        method="",
+        anatomy="",
+        beta=None,
+        beta2=None,
+        lr=0.0,
+        seed=0,
+        steps=steps,
+        batch_size=size,
+        weight_decay=float(problem.weight_decay if weight_decay is None else weight_decay),
+        eval_every=max(1, steps // _EVALUATIONS),
+        select=select or problem.select,
+        device=device,
+        autocast=autocast,
+        metric=metric.name,
+        metric_better="larger" if metric.larger_is_better else "smaller",
+        metric_unit=metric.unit,
+        metric_low=None if metric.low is None else float(metric.low),
+        metric_high=None if metric.high is None else float(metric.high),
+    )

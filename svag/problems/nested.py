@@ -1,0 +1,49 @@
+"""Tensors in any nesting of tuples, named tuples, lists and dictionaries."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+Nested: TypeAlias = Any
+"""A tensor, or a tuple, list or dictionary of such."""
+
+
+def mapped(function: Callable[[Tensor], Any], value: Nested) -> Nested:
+    """Apply a function to every tensor; what is neither tensor nor nesting stays as it is."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: mapped(function, part) for key, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(mapped(function, part) for part in value))
+    if isinstance(value, tuple | list):
+        return type(value)(mapped(function, part) for part in value)
+    return value
+
+
+def tensors(value: Nested, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what is at the ends of a nesting, with where that is, such as ``['mask'][0]``."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from tensors(part, f"{name}[{key!r}]")
+    elif isinstance(value, tuple | list):
+        for index, part in enumerate(value):
+            yield from tensors(part, f"{name}[{index}]")
+    else:
+        yield name, value
+
+
+def joined(parts: Sequence[Nested]) -> Nested:
+    """Concatenate nestings of one form along their first dimension."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    if isinstance(first, dict):
+        return {key: joined([part[key] for part in parts]) for key in first}
+    if isinstance(first, tuple) and hasattr(first, "_fields"):
+        return type(first)(*(joined(list(column)) for column in zip(*parts, strict=True)))
+    if isinstance(first, tuple | list):
+        return type(first)(joined(list(column)) for column in zip(*parts, strict=True))
+    return first

@@ -1,0 +1,91 @@
+"""Training steps: the one that a problem has unless it brings its own, and its variants.
+
+A step draws as many batches as it wants, does all that a loop would do between two of them, and
+returns the loss:
+
+    step(model, batches, optimizers) -> loss
+
+Copy :func:`supervised` to write your own; ``batches`` yields ``(inputs, targets)`` without end.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from operator import itemgetter
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from svag.problems.nested import mapped, tensors
+from svag.variance.micro_batches import micro_batch_variance
+
+Loss: TypeAlias = Callable[[Any, Any], Tensor]
+Batches: TypeAlias = Iterator[tuple[Any, Any]]
+Step: TypeAlias = Callable[[nn.Module, Batches, Sequence[Optimizer]], Tensor | float]
+Context: TypeAlias = Callable[[], AbstractContextManager[object]]
+
+MICRO_BATCHES = 8
+
+
+def plain() -> AbstractContextManager[object]:
+    """Return a context that changes nothing."""
+    return nullcontext()
+
+
+def supervised(loss: Loss, precision: Context = plain, variance: Context = plain) -> Step:
+    """Return the usual step: one batch, one backward pass, one step of one optimizer.
+
+    Args:
+        loss: of the model's outputs and the targets.
+        precision: makes the context of the forward pass, such as autocast.
+        variance: makes the context of the forward and the backward pass, which may observe them.
+    """
+
+    def step(model: nn.Module, batches: Batches, optimizers: Sequence[Optimizer]) -> Tensor:
+        inputs, targets = next(batches)
+        (optimizer,) = optimizers
+        optimizer.zero_grad()
+        with variance():
+            with precision():
+                value = loss(model(inputs), targets)
+            value.backward()
+        optimizer.step()
+        return value.detach()
+
+    return step
+
+
+def micro_batched(loss: Loss, precision: Context = plain) -> Step:
+    """Return the usual step with the variance of the gradient estimated from micro-batches.
+
+    It is for models whose examples have no gradients of their own, as with BatchNorm in training
+    mode: a batch is cut into :data:`MICRO_BATCHES` parts of at least two examples each.
+    """
+
+    def step(model: nn.Module, batches: Batches, optimizers: Sequence[Optimizer]) -> Tensor:
+        inputs, targets = next(batches)
+        (optimizer,) = optimizers
+        optimizer.zero_grad()
+        size = len(next(tensors(inputs))[1])
+        total: Any = 0.0
+        with micro_batch_variance(model.parameters()) as micro_batches:
+            for part in _cut(size):
+                with precision():
+                    outputs = model(mapped(itemgetter(part), inputs))
+                    value = loss(outputs, mapped(itemgetter(part), targets))
+                share = (part.stop - part.start) / size
+                (value * share).backward()
+                micro_batches.micro_step()
+                total = total + share * value.detach()
+        optimizer.step()
+        return total  # type: ignore[no-any-return]
+
+    return step
+
+
+def _cut(size: int) -> list[slice]:
+    """Cut a batch into parts that differ by one example at most."""
+    count = max(2, min(MICRO_BATCHES, size // 2))
+    bounds = [round(size * n / count) for n in range(count + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(bounds)]
