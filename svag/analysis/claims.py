@@ -7,8 +7,8 @@ finding follows from them under one condition each, in this order:
 =================  =================================================================
 finding            condition
 =================  =================================================================
-``one seed``       a method has a single final run that did not diverge
 ``diverged``       a final run diverged although the choice had moved down twice
+``one seed``       a method has a single final run
 ``sign decides``   S - A and S + A exclude 0 on the same side: then |S| > |A|
 ``adaptation d.``  S - A and S + A exclude 0 on opposite sides: then |A| > |S|
 ``both count``     S and A exclude 0
@@ -47,8 +47,8 @@ from svag.analysis.contrasts import (
 from svag.quantity import Quantity
 
 Finding = Literal[
-    "one seed",
     "diverged",
+    "one seed",
     "sign decides",
     "adaptation decides",
     "both count",
@@ -60,7 +60,7 @@ Finding = Literal[
     "open",
 ]
 
-UNDECIDED: tuple[Finding, ...] = ("one seed", "diverged", "equal", "open")
+UNDECIDED: tuple[Finding, ...] = ("diverged", "one seed", "equal", "open")
 """Findings that claim no effect."""
 
 _POINTS = 0.005
@@ -126,10 +126,10 @@ def default_margin(samples: Sequence[Sample], quantity: Quantity) -> float:
 
 
 def _finding(effects: Mapping[str, Effect], equal: Sequence[str], *, diverged: bool) -> Finding:
-    if any(effect.interval is None for effect in effects.values()):
-        return "one seed"
     if diverged:
         return "diverged"
+    if any(effect.interval is None for effect in effects.values()):
+        return "one seed"
     less, more = (effects[name].direction for name in (SIGN_OR_ADAPTATION, BOTH_OR_NEITHER))
     sign, adaptation = (effects[half].direction != 0 for half in (SIGN, ADAPTATION))
     conditions: tuple[tuple[bool, Finding], ...] = (

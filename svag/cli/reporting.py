@@ -68,6 +68,10 @@ def present(analysis: "Analysis", directory: Path, records: Path, *, as_json: bo
         Console(width=max(100, Console().width)).print(_table(analysis), highlight=False)
     for line in (*analysis.set_aside, *_other_studies(analysis)):
         say(console, f"not in this study: {line}")
+    for name in ("torch", "svag"):
+        found = analysis.versions[name]
+        if len(found) > 1:
+            say(console, f"note: this study's runs are of {name} {' and '.join(found)}")
     say(console, f"report: {page}")
 
 

@@ -1,13 +1,17 @@
 """What each line of a record has to hold, so that one changed by hand or by a bug is refused."""
 
+import codecs
 import json
 import math
+import os
+import stat
 from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_args
 
-from svag.errors import InvalidOption
+from svag.errors import InvalidOption, RecordError
 from svag.quantity import LOSS, Quantity
 
 Status = Literal["done", "diverged", "interrupted", "error"]
@@ -16,6 +20,8 @@ Better = Literal["larger", "smaller"]
 
 FINISHED: Final[tuple[Status, ...]] = ("done", "diverged")
 """Statuses of runs that are not run again."""
+
+REMEDY = "move it away to have its run repeated"
 
 _LARGEST = 2**53
 _MOST = 1e308
@@ -37,6 +43,38 @@ class Expected(NamedTuple):
     bounded: tuple[str, ...]
     low: float
     high: float
+
+
+def lines_of(path: Path) -> list[str]:
+    """Return a file's lines; one that is not UTF-8 is spoilt, so that it counts as torn.
+
+    Raises:
+        RecordError: it cannot be read, or begins with what no run writes.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
+            raise RecordError(f"cannot read {path}: it is no regular file; {REMEDY}")
+        content = path.read_bytes()
+    except OSError as error:
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError(f"cannot read {path}: {error.strerror}; {REMEDY}") from error
+    if content.startswith(codecs.BOM_UTF8):
+        raise RecordError(f"{path}, line 1: begins with a byte order mark; {REMEDY}")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        text = content.decode(errors="replace").replace("\ufffd", "\0")
+    return text.removesuffix("\n").split("\n")
+
+
+def ends_a_line(path: Path) -> bool:
+    """Whether what is appended begins a line."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
 
 
 def parse(text: str) -> dict[str, Any] | None:

@@ -8,14 +8,12 @@ machines merge by copying: equal names hold runs that differ by rounding at most
 threads changes the order of sums).
 """
 
-import codecs
 import fcntl
 import hashlib
 import json
 import math
 import os
 import platform
-import stat
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +28,7 @@ from typing import Any, Self
 from svag.errors import RecordError
 from svag.lab.record_format import (
     FINISHED,
+    REMEDY,
     Better,
     Select,
     Status,
@@ -38,6 +37,8 @@ from svag.lab.record_format import (
     check_end,
     check_eval,
     check_run,
+    ends_a_line,
+    lines_of,
     parse,
 )
 from svag.quantity import Quantity
@@ -49,7 +50,6 @@ STUDY = (
 """Fields of a run that are alike throughout a study."""
 
 _DESCRIBED = {"identity": False}
-_AWAY = "move it away to have its run repeated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class Run:
     device: str = "cpu"
     autocast: str | None = None
     metric: str = "accuracy"
-    metric_better: Better = field(default="larger", metadata=_DESCRIBED)
+    metric_better: Better = "larger"
     metric_unit: str = field(default="%", metadata=_DESCRIBED)
     metric_low: float | None = field(default=0.0, metadata=_DESCRIBED)
     metric_high: float | None = field(default=1.0, metadata=_DESCRIBED)
@@ -192,7 +192,7 @@ class Recorder:
         path = path_of(directory, run)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torn = path.exists() and not _ends_a_line(path)
+            torn = path.exists() and not ends_a_line(path)
             self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise RecordError(
@@ -285,7 +285,7 @@ def find(directory: Path, run: Run) -> Record | None:
     try:
         there = path.exists()
     except OSError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror}; {_AWAY}") from error
+        raise RecordError(f"cannot read {path}: {error.strerror}; {REMEDY}") from error
     return read(path) if there else None
 
 
@@ -315,7 +315,7 @@ def read(path: Path) -> Record | None:
     record: Record | None = None
     torn: int | None = None
     name = path.stem
-    for number, text in enumerate(_lines(path), 1):
+    for number, text in enumerate(lines_of(path), 1):
         try:
             line = parse(text)
             if line is None:
@@ -325,36 +325,8 @@ def read(path: Path) -> Record | None:
                 raise WrongLine(f"follows line {torn}, which is torn")
             record, torn = _taken(record, line, name), None
         except WrongLine as wrong:
-            raise RecordError(f"{path}, line {number}: {wrong}; {_AWAY}") from None
+            raise RecordError(f"{path}, line {number}: {wrong}; {REMEDY}") from None
     return record
-
-
-def _lines(path: Path) -> list[str]:
-    """Return a file's lines; one that is not UTF-8 is spoilt, so that it counts as torn."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
-            raise RecordError(f"cannot read {path}: it is no regular file; {_AWAY}")
-        content = path.read_bytes()
-    except OSError as error:
-        if isinstance(error, RecordError):
-            raise
-        raise RecordError(f"cannot read {path}: {error.strerror}; {_AWAY}") from error
-    if content.startswith(codecs.BOM_UTF8):
-        raise RecordError(f"{path}, line 1: begins with a byte order mark; {_AWAY}")
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        text = content.decode(errors="replace").replace("\ufffd", "\0")
-    return text.removesuffix("\n").split("\n")
-
-
-def _ends_a_line(path: Path) -> bool:
-    """Whether what is appended begins a line."""
-    with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) == 0:
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
 
 
 def _taken(record: Record | None, line: dict[str, Any], name: str) -> Record:

@@ -109,9 +109,7 @@ class Session:
         figures = self._evaluation.figures(self.model, may_be_nan=self.diverged)
         if self.problem.carry_state:
             setattr(self.model, "carried_state", carried)  # noqa: B010
-        self.diverged = self.diverged or not all(
-            math.isfinite(value) for name, value in figures.items() if name.endswith("_loss")
-        )
+        self.diverged = self.diverged or not all(math.isfinite(value) for value in figures.values())
         return figures
 
     def _finite(self) -> bool:

@@ -67,6 +67,8 @@ def test_one_run_a_method_decides_nothing():
 def test_divergence_decides_nothing():
     found = claims(cells(0.8, 0.8, 0.9, 0.9), ACCURACY, diverged=True)
     assert found.finding == "diverged"
+    alone = [*cells(0.8, 0.8, 0.9), Sample(np.array([0.9]))]
+    assert claims(alone, ACCURACY, diverged=True).finding == "diverged"
 
 
 def test_what_claims_nothing():

@@ -159,6 +159,9 @@ def test_a_killed_worker_takes_one_run_with_it(crew):
     assert ended(carry_out(pooled, runs)) == [1, 2, 3, 4]
     assert task.statuses(runs) == ["done", "error", "done", "done"]
     record = task.record(runs[1])
+    written = path_of(task.folder / "out", runs[1]).read_text()
+    assert written.count("the worker process died") == 2
+    assert written.count('"kind": "run"') == 4  # each attempt's own, and that of the note
     assert record.end["message"] == f"the worker process died (exit code {-signal.SIGKILL})"
     order.unlink()
     carry_out(pooled, runs[1:2])
@@ -243,3 +246,13 @@ def test_ctrl_c_here(task):
     order.unlink()
     assert ended(carry_out(task.here(), runs)) == [1, 2]
     assert task.statuses(runs) == ["done", "done"]
+
+
+def test_an_edit_during_a_study_is_an_error_of_the_runs_that_follow(task):
+    (run,) = task.runs(62)
+    pooled = task.pool(1)
+    source = task.folder / "task.py"
+    source.write_text(source.read_text().replace("/ 2", "/ 3"))
+    carry_out(pooled, [run])
+    assert task.record(run).status == "error"
+    assert "has changed since the study began" in task.record(run).end["message"]
