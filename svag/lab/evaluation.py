@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from svag.errors import ProblemError
+from svag.errors import InvalidOption, ProblemError
 from svag.lab.records import Run
 from svag.problems import Data, Metric, Problem, Split
 from svag.problems.nested import joined
@@ -44,60 +44,78 @@ class Evaluation:
     ) -> None:
         self._problem, self._metric, self._splits = problem, metric, splits
         self._batch_size, self._precision = batch_size, precision
+        for name, split in splits.items():
+            if batch_size and len(split) < batch_size:
+                raise InvalidOption(
+                    f"the {name} split of {problem.name!r} has {len(split)} rows, fewer than a "
+                    f"batch of {batch_size} that state is carried through; choose a smaller batch "
+                    "size" + (", or --select test" if name == "validation" else "")
+                )
 
     @torch.no_grad()
-    def figures(self, model: nn.Module, *, may_be_nan: bool = False) -> Figures:
-        """Return the loss and the metric on every split.
+    def figures(self, model: nn.Module) -> Figures:
+        """Return the loss and the metric on every split; where the loss is not finite, NaN.
 
         Args:
             model: in evaluation mode.
-            may_be_nan: whether the metric may be NaN, because the model diverged.
 
         Raises:
-            ProblemError: the metric is out of its bounds, or NaN while the loss is finite.
+            ProblemError: the metric is out of its bounds, or not finite while the loss is.
         """
         result: Figures = {}
         for name, split in self._splits.items():
             if self._problem.carry_state:
                 setattr(model, "carried_state", None)  # noqa: B010
-            loss, metric = self._on(model, split)
+            loss, metric = self._on(model, name, split)
             result[f"{name}_loss"] = loss
-            if self._metric.name != LOSS.name:
-                self._check(name, metric, may_be_nan or not math.isfinite(loss))
+            if not self._is_loss:
                 result[f"{name}_{self._metric.name}"] = metric
         return result
 
-    def _on(self, model: nn.Module, split: Split) -> tuple[float, float]:
+    def nothing(self) -> Figures:
+        """Return NaN for every figure, which a model without finite parameters has."""
+        measured = [LOSS.name] if self._is_loss else [LOSS.name, self._metric.name]
+        return {f"{name}_{each}": math.nan for name in self._splits for each in measured}
+
+    @property
+    def _is_loss(self) -> bool:
+        return self._metric.name == LOSS.name
+
+    def _on(self, model: nn.Module, name: str, split: Split) -> tuple[float, float]:
+        """Return the loss and the metric; a metric may raise where the model has diverged."""
         loss = metric = 0.0
         outputs_of, count = [], 0
         for part in self._parts(split):
             with self._precision():
                 outputs = model(part.inputs)
-                value = self._problem.loss(outputs, part.targets)
-            loss += len(part) * float(value)
+                value = float(self._problem.loss(outputs, part.targets))
+            loss += len(part) * value
             count += len(part)
             if self._metric.over == "split":
                 outputs_of.append(outputs)
-            elif self._metric.name != LOSS.name:
+            elif not self._is_loss and math.isfinite(value):
                 metric += len(part) * float(self._metric.function(outputs, part.targets))
+        if self._is_loss or not math.isfinite(loss):
+            return loss / count, math.nan
+        metric = metric / count
         if self._metric.over == "split":
             targets = split.take(slice(0, count)).targets
-            return loss / count, float(self._metric.function(joined(outputs_of), targets))
-        return loss / count, metric / count
+            metric = float(self._metric.function(joined(outputs_of), targets))
+        self._check(name, metric)
+        return loss / count, metric
 
     def _parts(self, split: Split) -> list[Split]:
         size = self._batch_size or _EVAL_BATCH
         whole = len(split) // size * size if self._batch_size else len(split)
         return [split.take(slice(at, at + size)) for at in range(0, whole, size)]
 
-    def _check(self, split: str, value: float, may_be_nan: bool) -> None:
+    def _check(self, split: str, value: float) -> None:
         quantity, name = self._metric.quantity, self._problem.name
-        if math.isnan(value):
-            if may_be_nan:
-                return
+        if not math.isfinite(value):
+            shown = "NaN" if math.isnan(value) else "infinite"
             raise ProblemError(
-                f"the metric {quantity.name!r} of {name!r} is NaN on the {split} split while the "
-                "loss is finite; have it return a number for every outcome"
+                f"the metric {quantity.name!r} of {name!r} is {shown} on the {split} split while "
+                "the loss is finite; have it return a finite number for every outcome"
             )
         low = -math.inf if quantity.low is None else quantity.low
         high = math.inf if quantity.high is None else quantity.high

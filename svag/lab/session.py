@@ -1,7 +1,6 @@
 """A model in training: the model, its optimizers, its batches, and how far it has come."""
 
 import contextlib
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from svag.optim import Dissected
 from svag.problems import Data, Problem, supervised
 from svag.problems.nested import mapped, tensors
 from svag.problems.seeding import seed_everything
-from svag.problems.steps import Context, Step, micro_batched
+from svag.problems.steps import Context, Step, afresh, micro_batched
 from svag.variance.per_example import within_batch_variance
 
 
@@ -40,7 +39,6 @@ class Session:
         self.device = device_of(run.device)
         self.model = problem.model().to(self.device)
         self._entrant = entrant(run.method)
-        self._decay = run.weight_decay
         self.optimizers = self._optimizers()
         self._lrs = [[float(g["lr"]) for g in o.param_groups] for o in self.optimizers]
         self._factor = 1.0
@@ -103,10 +101,13 @@ class Session:
         """Return the figures of the evaluated splits; the state that is carried stays as it is."""
         if not self._finite():
             self.diverged = True
+            return self._evaluation.nothing()
         carried = getattr(self.model, "carried_state", None)
-        self._forget()
         self.model.eval()
-        figures = self._evaluation.figures(self.model, may_be_nan=self.diverged)
+        # What is drawn at random in an evaluation is the same each time, and leaves no trace.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(0)
+            figures = self._evaluation.figures(self.model)
         if self.problem.carry_state:
             setattr(self.model, "carried_state", carried)  # noqa: B010
         self.diverged = self.diverged or not all(math.isfinite(value) for value in figures.values())
@@ -119,7 +120,7 @@ class Session:
     def _optimizers(self) -> list[Optimizer]:
         """Build the problem's optimizers, or the usual one."""
         if self.problem.optimizers is None:
-            return [self._make(self._groups())]
+            return [self._make(self.model.parameters())]
         built = list(self.problem.optimizers(self.model, self._make))
         if not built or not all(isinstance(one, Optimizer) for one in built):
             raise ProblemError(
@@ -129,23 +130,21 @@ class Session:
         return built
 
     def _make(self, params: Any, *, lr_factor: float = 1.0) -> Optimizer:
-        return build(self._entrant, params, lr=self.run.lr * lr_factor)
+        return build(self._entrant, self._groups(params), lr=self.run.lr * lr_factor)
 
-    def _groups(self) -> Any:
-        """Return the model's parameters; with weight decay, those of weights apart from others.
+    def _groups(self, params: Any) -> Any:
+        """Return parameters, or groups of them; with weight decay, weights apart from others.
 
         A method's own ``weight_decay`` takes the place of the problem's, on the same parameters.
+        A group that states one keeps it.
         """
         given = self._entrant.options.get("weight_decay")
-        decay = self._decay if given is None else float(given)  # type: ignore[arg-type]
+        decay = self.run.weight_decay if given is None else float(given)  # type: ignore[arg-type]
         if decay == 0 or (given is not None and self._entrant.outside):
-            return self.model.parameters()
-        weights = [p for p in self.model.parameters() if p.ndim >= 2]
-        others = [p for p in self.model.parameters() if p.ndim < 2]
-        groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": decay}]
-        if others:
-            groups.append({"params": others, "weight_decay": 0.0})
-        return groups
+            return params
+        params = [params] if isinstance(params, Tensor) else list(params)
+        groups = params if params and isinstance(params[0], dict) else [{"params": params}]
+        return [part for group in groups for part in _parted(group, decay)]
 
     def _set_step_size(self, factor: float) -> None:
         if factor == self._factor:
@@ -165,10 +164,11 @@ class Session:
     def _step_function(self) -> Step:
         """Return the problem's own step, or the usual one in the form that the method needs."""
         if self.problem.step is not None:
-            return self._own_step(copy.deepcopy(self.problem.step))
+            return self._own_step(afresh(self.problem.step))
         if not self._entrant.within_batch:
             return supervised(self.problem.loss, self._precision)
-        if any(isinstance(module, _BatchNorm) for module in self.model.modules()):
+        self.model.train()  # a frozen BatchNorm stays in evaluation mode
+        if any(isinstance(m, _BatchNorm) and m.training for m in self.model.modules()):
             return micro_batched(self.problem.loss, self._precision)
         return supervised(self.problem.loss, self._precision, self._recording)
 
@@ -222,3 +222,15 @@ def device_of(name: str) -> torch.device:
             f"device {name!r} is not to be had on this machine; choose cpu"
         ) from None
     return device
+
+
+def _parted(group: dict[str, Any], decay: float) -> list[dict[str, Any]]:
+    """Part a group of parameters into weights, which decay, and others."""
+    if "weight_decay" in group:
+        return [group]
+    params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+    parts = (
+        {**group, "params": [p for p in params if (p.ndim >= 2) == decays], "weight_decay": factor}
+        for decays, factor in ((True, decay), (False, 0.0))
+    )
+    return [part for part in parts if part["params"]]

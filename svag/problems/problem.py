@@ -5,9 +5,9 @@ problem gets everything that the built-in ones get.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, default_collate
 
 from svag.errors import InvalidOption
-from svag.problems.metric import Metric, accuracy_metric, cross_entropy, loss_metric
+from svag.problems.metric import IGNORED, Metric, accuracy_metric, cross_entropy, loss_metric
 from svag.problems.names import check_name
 from svag.problems.nested import Nested, mapped, tensors
 from svag.problems.steps import Loss, Step
@@ -67,21 +67,28 @@ class Split:
         """Hold a map-style data set of (input, target) pairs in memory, collated.
 
         Raises:
-            InvalidOption: it answers differently when asked again; random transforms of a batch
-                belong into ``Problem.augment``.
+            InvalidOption: it has no length, no examples or no pairs; or it answers differently
+                when asked again: random transforms of a batch belong into ``Problem.augment``.
         """
-        count = len(dataset)  # type: ignore[arg-type]
-        if not count:
+        if not isinstance(dataset, Sized):
+            raise InvalidOption(
+                f"the data set is {type(dataset).__name__}, which has no length; give a map-style "
+                "one, with __len__ and __getitem__"
+            )
+        if not len(dataset):
             raise InvalidOption("the data set is empty; give at least one example")
-        once, again = (default_collate([dataset[0]]) for _ in range(2))
-        pairs = zip(tensors(once), tensors(again), strict=True)
-        if not all(torch.equal(a, b) for (_, a), (_, b) in pairs):
+        if _bits(dataset[0]) != _bits(dataset[0]):
             raise InvalidOption(
                 "the data set answers differently when asked for its first example again; leave "
                 "random transforms to Problem.augment, which changes a batch at a time"
             )
-        inputs, targets = default_collate([dataset[index] for index in range(count)])
-        return cls(inputs, targets)
+        examples = default_collate([dataset[index] for index in range(len(dataset))])
+        if not (isinstance(examples, tuple | list) and len(examples) == 2):
+            raise InvalidOption(
+                "the examples of the data set are no pairs; have it return (input, target), each "
+                "a tensor or any nesting of them"
+            )
+        return cls(*examples)
 
     def take(self, chosen: Tensor | slice) -> "Split":
         """Return some of the examples."""
@@ -110,11 +117,19 @@ class Data:
         digest = hashlib.sha256()
         for split in (self.train, self.test):
             for part in (split.inputs, split.targets):
+                if not isinstance(part, Tensor):
+                    digest.update(repr(mapped(lambda tensor: ..., part)).encode())
                 for where, tensor in tensors(part):
                     digest.update(f"{where}{tensor.dtype}{tuple(tensor.shape)}".encode())
                     flat = tensor.detach().cpu().contiguous().view(-1)
                     digest.update(flat.view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
+
+
+def _bits(example: Any) -> list[tuple[str, Any]]:
+    """Return an example's values in a form in which NaN equals NaN."""
+    collated = tensors(default_collate([example]))
+    return [(at, t.numpy().tobytes() if isinstance(t, Tensor) else t) for at, t in collated]
 
 
 def constant(step: int, steps: int) -> float:
@@ -149,11 +164,12 @@ class Problem:
         schedule: factor on the step size, from the step (0-based) and the number of steps.
         weight_decay: lambda of the L2 term ``lambda/2 |w|^2`` on parameters of two or more
             dimensions (weights, not biases or normalisation).
-        augment: changes the inputs of a batch, given a generator of the run's own.
+        augment: changes the inputs of a batch, given a generator of the run's own (on the CPU).
         step: a training step of one's own, see :mod:`svag.problems.steps`. One with state (a
             scaler) is copied for every run.
         optimizers: builds the optimizers from the model and ``make``, where one is not enough:
-            ``lambda model, make: [make(model.g.parameters()), make(model.d.parameters())]``.
+            ``lambda model, make: [make(model.g.parameters()), make(model.d.parameters())]``. What
+            ``make`` is given has the problem's weight decay; groups may state their own.
         carry_state: whether ``model.carried_state`` goes from batch to batch (truncated BPTT).
             Batches are then consecutive rows of the split, and it is None at the start of every
             epoch and of every evaluation.
@@ -203,6 +219,11 @@ class Problem:
                 raise InvalidOption(f"{field}={value!r}: give a function, or None")
         if not (isinstance(self.metric, Metric) or self.metric is None):
             raise InvalidOption(f"metric={self.metric!r}: give a svag.problems.Metric, or None")
+        if self.metric and self.metric.name == "loss" and self.metric.function is not self.loss:
+            raise InvalidOption(
+                "a metric called 'loss' is not the problem's loss; give it another name, or "
+                "metric=loss_metric(loss)"
+            )
         if self.select not in get_args(Select):
             raise InvalidOption(f"select={self.select!r}: choose 'validation' or 'test'")
         decay = self.weight_decay
@@ -210,7 +231,8 @@ class Problem:
             raise InvalidOption(f"weight_decay={decay!r}: give a finite number of at least 0")
         if self.autocast not in (None, *AUTOCAST):
             raise InvalidOption(f"autocast={self.autocast!r}: choose one of {AUTOCAST}, or None")
-        if isinstance(self.depends_on, str | Path):
+        paths = self.depends_on
+        if not (isinstance(paths, tuple | list) and all(isinstance(p, str | Path) for p in paths)):
             raise InvalidOption(f"depends_on={self.depends_on!r}: give a tuple of paths")
 
     def judged_by(self, data: Data) -> Metric:
@@ -219,19 +241,20 @@ class Problem:
             return self.metric
         targets = data.train.targets
         indices = isinstance(targets, Tensor) and not targets.is_floating_point()
-        if indices and self.loss is cross_entropy:
+        whole = partial(self.loss)  # a partial of a partial is one
+        if indices and whole.func is cross_entropy:
             return accuracy_metric()
-        if indices and self.loss is functional.cross_entropy:
-            return accuracy_metric(dim=1)
-        if indices and isinstance(self.loss, nn.CrossEntropyLoss):
-            return accuracy_metric(dim=1, ignored=self.loss.ignore_index)
+        if indices and whole.func is functional.cross_entropy:
+            return accuracy_metric(dim=1, ignored=whole.keywords.get("ignore_index", IGNORED))
+        if indices and isinstance(whole.func, nn.CrossEntropyLoss):
+            return accuracy_metric(dim=1, ignored=whole.func.ignore_index)
         return loss_metric(self.loss)
 
     def check(self, data: Data) -> None:
         """Refuse data that cannot be trained on.
 
         Raises:
-            InvalidOption: values that are not finite, or fewer examples than a batch has.
+            InvalidOption: there are values that are not finite.
         """
         for split_name in ("train", "test"):
             split: Split = getattr(data, split_name)

@@ -8,15 +8,18 @@ returns the loss:
 Copy :func:`supervised` to write your own; ``batches`` yields ``(inputs, targets)`` without end.
 """
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from operator import itemgetter
+from types import CellType, FunctionType
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from svag.errors import ProblemError
 from svag.problems.nested import mapped, tensors
 from svag.variance.micro_batches import micro_batch_variance
 
@@ -60,7 +63,7 @@ def micro_batched(loss: Loss, precision: Context = plain) -> Step:
     """Return the usual step with the variance of the gradient estimated from micro-batches.
 
     It is for models whose examples have no gradients of their own, as with BatchNorm in training
-    mode: a batch is cut into :data:`MICRO_BATCHES` parts of at least two examples each.
+    mode: a batch is cut into :data:`MICRO_BATCHES` parts, or fewer of two examples each.
     """
 
     def step(model: nn.Module, batches: Batches, optimizers: Sequence[Optimizer]) -> Tensor:
@@ -82,6 +85,31 @@ def micro_batched(loss: Loss, precision: Context = plain) -> Step:
         return total  # type: ignore[no-any-return]
 
     return step
+
+
+def afresh(step: Step) -> Step:
+    """Return a step with a copy of all its state, so that nothing goes from run to run.
+
+    State is what an object or a bound method holds, and what a function has from around it.
+
+    Raises:
+        ProblemError: something of it cannot be copied.
+    """
+    try:
+        if not (isinstance(step, FunctionType) and step.__closure__):
+            return copy.deepcopy(step)
+        memo: dict[int, Any] = {}
+        cells = (CellType(copy.deepcopy(cell.cell_contents, memo)) for cell in step.__closure__)
+        fresh = FunctionType(
+            step.__code__, step.__globals__, step.__name__, step.__defaults__, tuple(cells)
+        )
+    except Exception as error:  # whatever a __deepcopy__ raises
+        raise ProblemError(
+            f"the state of the step {getattr(step, '__name__', step)!r} cannot be copied for a run "
+            f"({type(error).__name__}: {error}); keep in it what copy.deepcopy can copy"
+        ) from error
+    fresh.__kwdefaults__ = step.__kwdefaults__
+    return fresh
 
 
 def _cut(size: int) -> list[slice]:
