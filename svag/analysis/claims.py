@@ -7,6 +7,7 @@ finding follows from them under one condition each, in this order:
 =================  =================================================================
 finding            condition
 =================  =================================================================
+``unfinished``     runs of a method in the four cells have not finished
 ``diverged``       a final run diverged although the choice had moved down twice
 ``one seed``       a method has a single final run
 ``sign decides``   S - A and S + A exclude 0 on the same side: then |S| > |A|
@@ -22,7 +23,8 @@ finding            condition
 
 "Not decided" and "no effect" are different findings: the second is two one-sided tests at 5 %
 against the smallest effect of interest. That is an option; by default the larger of one seed's
-standard deviation and half a point (of percentages) or 2 % of the figure (of others).
+standard deviation and half a point (of percentages) or 2 % (of other figures, or of what they have
+gained since the start where that is less).
 """
 
 import math
@@ -47,6 +49,7 @@ from svag.analysis.contrasts import (
 from svag.quantity import Quantity
 
 Finding = Literal[
+    "unfinished",
     "diverged",
     "one seed",
     "sign decides",
@@ -60,7 +63,7 @@ Finding = Literal[
     "open",
 ]
 
-UNDECIDED: tuple[Finding, ...] = ("diverged", "one seed", "equal", "open")
+UNDECIDED: tuple[Finding, ...] = ("unfinished", "diverged", "one seed", "equal", "open")
 """Findings that claim no effect."""
 
 _POINTS = 0.005
@@ -94,6 +97,7 @@ def claims(
     *,
     smallest_effect: float | None = None,
     diverged: bool = False,
+    unfinished: bool = False,
 ) -> Claims:
     """Draw the conclusions of a study.
 
@@ -103,13 +107,14 @@ def claims(
         quantity: the metric.
         smallest_effect: difference that matters, in the metric's own units; None for the default.
         diverged: whether final runs diverged at the step size that was settled on.
+        unfinished: whether runs are missing.
     """
     effects = contrasts.simultaneous(samples, {name: WEIGHTS[name] for name in CLAIMED})
     margin = smallest_effect or default_margin(samples, quantity)
     equal = tuple(half for half in (SIGN, ADAPTATION) if effects[half].within(margin))
     return Claims(
         effects=effects,
-        finding=_finding(effects, equal, diverged=diverged),
+        finding="unfinished" if unfinished else _finding(effects, equal, diverged=diverged),
         margin=margin,
         margin_given=smallest_effect is not None,
         equal=equal,
@@ -118,11 +123,21 @@ def claims(
 
 
 def default_margin(samples: Sequence[Sample], quantity: Quantity) -> float:
-    """Return the larger of one seed's standard deviation and half a point or 2 % of the figure."""
+    """Return the larger of one seed's standard deviation and half a point or 2 % of the figure.
+
+    Where a figure has gained less since the start than its size, 2 % of the gain, so that a shifted
+    loss has the same margin.
+    """
     values = np.concatenate([sample.values for sample in samples])
-    share = _POINTS if quantity.percent else _SHARE * abs(float(values.mean()))
+    size = abs(float(values.mean()))
+    gains = [abs(float(s.values.mean()) - s.start) for s in samples if not math.isnan(s.start)]
+    share = _POINTS if quantity.percent else _SHARE * min([size, *_mean(gains)])
     deviation = contrasts.seed_deviation(samples)
     return share if math.isnan(deviation) else max(deviation, share)
+
+
+def _mean(values: Sequence[float]) -> list[float]:
+    return [float(np.mean(values))] if values else []
 
 
 def _finding(effects: Mapping[str, Effect], equal: Sequence[str], *, diverged: bool) -> Finding:

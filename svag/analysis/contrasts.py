@@ -79,11 +79,13 @@ class Sample:
         values: the figure, one for each final run.
         candidates: step sizes with selection runs; empty where the step size was given.
         chosen: which of them was chosen.
+        start: the figure before the first step; NaN where it is not known.
     """
 
     values: Array
     candidates: Sequence[Candidate] = ()
     chosen: int = 0
+    start: float = math.nan
 
     @property
     def at_choice(self) -> list[Array]:

@@ -155,11 +155,19 @@ def sample(outcome: Outcome, figure: str) -> Sample:
         tried = [*selected, *(outcome.lost.get(lr, ()))]
         if any(record.status == "done" for record in selected):
             candidates[lr] = _candidate(selected, tried, figure)
+    start = _start(outcome.survivors, figure)
     if outcome.lr not in candidates:
-        return Sample(values)
+        return Sample(values, start=start)
     chosen = replace(candidates[outcome.lr], survival=1.0)
     candidates[outcome.lr] = chosen
-    return Sample(values, list(candidates.values()), list(candidates).index(outcome.lr))
+    return Sample(values, list(candidates.values()), list(candidates).index(outcome.lr), start)
+
+
+def _start(records: Sequence[Record], figure: str) -> float:
+    """Return the mean of a figure before the first step."""
+    first = [record.evals[0] for record in records if record.evals]
+    values = [value(line, figure) for line in first if line.get("step") == 0]
+    return float(np.mean(values)) if values else math.nan
 
 
 def _candidate(selected: Sequence[Record], tried: Sequence[Record], figure: str) -> Candidate:

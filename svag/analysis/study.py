@@ -149,6 +149,7 @@ def of_records(
     if not any(result.many or result.in_vain for result in methods.values()):
         raise RecordError(
             "no run has finished with a step size that was chosen; run `svag compare` to its end"
+            + _first_error(methods)
         )
     _check_varies(study, methods)
     own, set_aside = _apart(study, methods, records)
@@ -169,6 +170,11 @@ def of_records(
     )
 
 
+def _first_error(methods: Mapping[str, MethodResult]) -> str:
+    errors = [result.outcome.error for result in methods.values() if result.outcome.error]
+    return f". Runs of {len(errors)} methods ended in an error: {errors[0]}" if errors else ""
+
+
 def _claims(study: Study, results: Sequence[MethodResult], figure: Figure) -> Claims | None:
     if not results:
         return None
@@ -177,6 +183,7 @@ def _claims(study: Study, results: Sequence[MethodResult], figure: Figure) -> Cl
         figure.quantity,
         smallest_effect=study.smallest_effect,
         diverged=any(result.diverged for result in results),
+        unfinished=any(not result.outcome.complete for result in results),
     )
 
 
@@ -197,19 +204,21 @@ def _effects(
 def _cells(methods: Mapping[str, MethodResult]) -> dict[Cell, str]:
     """Choose a method for each cell, the paper's where it is among them.
 
-    All four follow the momentum, or all four the gradient, which is no matter of the two halves.
+    All four follow the momentum, or all four the gradient, and have the same weight decay and beta:
+    neither is a matter of the two halves.
     """
-    for direction in ("momentum", "gradient"):
-        cells: dict[Cell, str] = {}
-        for key in sorted(methods, key=lambda key: key not in PAPER_METHODS):
-            anatomy = methods[key].entrant.anatomy
-            if anatomy is None or anatomy.within_batch:  # another estimate, not another half
-                continue
-            if anatomy.direction == direction and methods[key].runs:
-                cells.setdefault((anatomy.sign, anatomy.adapted), key)
-        if len(cells) == 4:
-            return cells
-    return {}
+    groups: dict[tuple[object, ...], dict[Cell, str]] = {}
+    for key in sorted(methods, key=lambda key: key not in PAPER_METHODS):
+        one = methods[key].entrant
+        if one.anatomy is None or one.within_batch:  # another estimate, not another half
+            continue
+        if methods[key].runs:
+            decay = [one.options.get(name) for name in ("weight_decay", "decoupled_weight_decay")]
+            beta = one.betas[:1] if one.anatomy.direction == "momentum" else ()
+            group = (one.anatomy.direction, *decay, beta)
+            groups.setdefault(group, {}).setdefault((one.sign, one.adapted), key)
+    whole = [cells for cells in groups.values() if len(cells) == 4]
+    return whole[0] if whole else {}
 
 
 def _check_varies(study: Study, methods: Mapping[str, MethodResult]) -> None:
@@ -240,6 +249,7 @@ def _apart(
         for record in [
             *result.outcome.search.values(),
             *(r for several in result.outcome.selection.values() for r in several),
+            *(r for several in result.outcome.lost.values() for r in several),
             *result.outcome.final,
         ]
     }

@@ -32,6 +32,7 @@ _SAID: dict[Finding, str] = {
     "larger": "the methods differ, and which half of Adam does it is not decided",
     "equal": "neither half of Adam makes a difference that matters",
     "open": "it is not decided whether either half of Adam makes a difference",
+    "unfinished": "nothing is decided yet, because runs have not finished",
     "one seed": "nothing is decided, because intervals take two seeds or more",
     "diverged": "nothing is decided, because the figures are of the runs that survived",
 }
@@ -59,9 +60,10 @@ def obstacles(analysis: Analysis) -> list[str]:
     for result in analysis.methods.values():
         lrs = [trial.lr for trial in result.trials]
         if lrs and not result.outcome.learnt and not result.in_vain:
+            given = result.entrant.key in analysis.study.grids
+            where = "of those given" if given else f"from {min(lrs):g} to {max(lrs):g}"
             sentences.append(
-                f"{result.entrant.name} learnt nothing at any step size from {min(lrs):g} to "
-                f"{max(lrs):g}, where its search was given up."
+                f"{result.entrant.name} learnt next to nothing at any step size {where}."
             )
     return sentences
 
@@ -83,7 +85,7 @@ def _findings(analysis: Analysis) -> list[str]:
         return [
             f"On {problem} {_ranking(analysis)}.",
             "Which half of Adam does it takes four methods to tell: with and without the sign, "
-            "each with and without variance adaptation.",
+            "each with and without variance adaptation, and all else alike.",
         ]
     said = f"On {problem} {_SAID[claims.finding]}: {_numbers(analysis, claims)}."
     return [said, _equivalence(analysis, claims)]
@@ -101,8 +103,9 @@ def _numbers(analysis: Analysis, claims: Claims) -> str:
     if claims.finding.startswith("adaptation"):
         halves.reverse()
     first, second = halves
+    less = "" if quantity.larger_is_better else " (less is better)"
     text = (
-        f"{_HALVES[first]} changes the final {analysis.judged.title} by "
+        f"{_HALVES[first]} changes the final {analysis.judged.title}{less} by "
         f"{amount(effects[first], quantity)}, {_HALVES[second]} by "
         f"{amount(effects[second], quantity)}"
     )
@@ -128,7 +131,7 @@ def _pairs(analysis: Analysis, claims: Claims) -> str:
 
 def _equivalence(analysis: Analysis, claims: Claims) -> str:
     """Say which halves are equal within the margin, and how likely that was to be found."""
-    if claims.finding in ("one seed", "diverged"):
+    if claims.finding in ("unfinished", "one seed", "diverged", "together", "larger"):
         return ""
     margin = difference(claims.margin, analysis.quantity, signed=False)
     counting = [half for half in _HALVES if claims.effects[half].direction]
@@ -144,7 +147,7 @@ def _equivalence(analysis: Analysis, claims: Claims) -> str:
             f"a study of this size finds a half without any effect equal within {margin} in "
             f"{100 * claims.power:.0f} % of cases"
         )
-        known = f"whether {names} makes a difference is not decided; "
+        known = f"whether {names} make{'s' * (len(undecided) == 1)} a difference is not decided; "
         parts.append(power if claims.finding == "open" else known + power)
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
@@ -172,12 +175,15 @@ def _left_out(analysis: Analysis) -> list[str]:
         name = result.entrant.name
         if result.in_vain:
             absent.append(f"{name}, for which no stable step size was found")
+        elif result.outcome.error and not result.outcome.complete:
+            absent.append(f"{name}, of which a run ended in an error")
         elif not result.many:
             absent.append(f"{name}, whose runs have not finished")
         elif not result.runs:
             absent.append(f"{name}, of which every final run diverged")
         elif result.outcome.missing:
-            absent.append(f"{result.outcome.missing} runs of {name} that have not finished")
+            many = result.outcome.missing
+            absent.append(f"{many} run{'s' * (many != 1)} of {name} not finished")
     sentences = [f"Not in these figures: {'; '.join(absent)}."] if absent else []
     searched = any(result.outcome.search for result in analysis.methods.values())
     if analysis.claims and not searched:

@@ -1,5 +1,6 @@
 """``svag compare``: the main job."""
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -282,6 +283,9 @@ def _present(study: "Study", directory: Path, failed: "Sequence[Record]", *, as_
     except RecordError:  # nothing to report: what failed is said below
         if not failed:
             raise
+        if as_json:
+            messages = {str((record.end or {}).get("message")) for record in failed}
+            print(json.dumps({"errors": sorted(messages)}, indent=1))
 
 
 def _explain(failed: "Sequence[Record]", total: int) -> None:

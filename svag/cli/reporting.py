@@ -47,7 +47,8 @@ def status(directory: Folder, study: WhichStudy = None) -> None:
     find = records.finder(found)
     for key in which.methods:
         outcome = replay(which, key, find)
-        stage = "done" if outcome.complete else f"{outcome.missing} runs missing"
+        many = f"{outcome.missing} run{'s' * (outcome.missing != 1)} missing"
+        stage = "done" if outcome.complete else many + f" ({outcome.error})" * bool(outcome.error)
         lr = f"step size {outcome.lr:g}" if outcome.lr == outcome.lr else "no step size yet"
         print(f"{entrant(key).name}: {stage}; {lr}; {len(outcome.final)} final runs")
     counts = Counter(record.status for record in found)

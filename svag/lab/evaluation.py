@@ -141,19 +141,24 @@ def splits_of(data: Data, run: Run, *, in_order: bool = False) -> tuple[Split, d
     training = data.train
     evaluated = {"test": data.test}
     if run.select == "validation":
-        held_out = max(1, round(_HELD_OUT * len(training)))
-        if held_out >= len(training):
+        count = held_out(len(training))
+        if count >= len(training):
             raise ProblemError(
                 f"{len(training)} training example is too few to hold any out; choose step sizes "
                 "by --select test"
             )
         order = _order(len(training), in_order)
         if in_order:
-            order = order.roll(held_out)
-        evaluated["validation"] = training.take(order[:held_out])
-        training = training.take(order[held_out:])
+            order = order.roll(count)
+        evaluated["validation"] = training.take(order[:count])
+        training = training.take(order[count:])
     order = _order(len(training), in_order)
     return training, {"train": training.take(order[: len(data.test)]), **evaluated}
+
+
+def held_out(count: int) -> int:
+    """Return how many of the training examples are held out to choose step sizes by."""
+    return max(1, round(_HELD_OUT * count))
 
 
 def _order(count: int, in_order: bool) -> Tensor:

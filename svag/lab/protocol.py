@@ -51,6 +51,7 @@ class Outcome:
         lost: final runs at step sizes that a divergence moved the choice away from.
         moves: how often that was.
         missing: runs that are not finished.
+        error: what one of them ended with, if it was an error.
         complete: whether the plan has come to its end.
     """
 
@@ -64,6 +65,7 @@ class Outcome:
     lost: dict[float, list[Record]] = field(default_factory=dict)
     moves: int = 0
     missing: int = 0
+    error: str = ""
     complete: bool = False
 
     @property
@@ -93,7 +95,7 @@ def plan(study: Study, key: str, outcome: Outcome) -> Plan:
     if search.failed:
         return
     if best is not None:
-        if study.protocol == "paper" or not search.learnt:
+        if study.protocol == "paper":
             outcome.lr = search.lrs[best]
             yield from _repeat(study, run, outcome, first_seed=1)
         else:
@@ -108,21 +110,31 @@ def replay(study: Study, key: str, find: Callable[[Run], Record | None]) -> Outc
     """Follow a method's plan through records that are there, as far as they go."""
     outcome = Outcome(key)
     steps = plan(study, key, outcome)
-    request = next(steps, None)
+    request, wrong = next(steps, None), list[Record]()
     while request is not None:
         found = {run.id: find(run) for run in request.needed}
-        answers = {
-            name: record for name, record in found.items() if record is not None and record.finished
+        ended = {
+            name: record
+            for name, record in found.items()
+            if record is not None and record.status != "interrupted"
         }
-        if len(answers) < len(found):
-            outcome.missing = len(found) - len(answers)
-            if all(run.lr == outcome.lr for run in request.needed):
-                outcome.final = list(answers.values())
+        wrong = [record for record in ended.values() if record.status == "error"]
+        if wrong:
+            outcome.error = str((wrong[0].end or {}).get("message", "an error"))
+        final = all(run.lr == outcome.lr for run in request.needed)
+        if len(ended) < len(found) or (wrong and final):
+            outcome.missing = len(found) - len(ended) + len(wrong)
+            if final:
+                outcome.final = [record for record in ended.values() if record.finished]
             return outcome
         try:
-            request = steps.send(answers)
+            request = steps.send(ended)
         except StopIteration:
             request = None
+    if not outcome.complete:
+        outcome.missing = max(1, len(wrong))
+    elif not wrong:
+        outcome.error = ""
     return outcome
 
 

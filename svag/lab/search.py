@@ -7,12 +7,14 @@ found, not at a bound:
 * upwards when a run diverges;
 * either way when two runs in a row are clearly worse than the best (by more than a fiftieth of
   what the best has gained since its start) or four in a row are no better, both only after
-  something was learnt;
+  something was learnt, and only if the training loss says the same: of a metric on few examples
+  a single run is noise;
 * at a bound only where nothing was learnt. Both walks are then carried on once, further out.
 
 Learnt is what gains over the metric's value before the first step: a tenth of the way to the best
 value that the metric can have, or anything where that has no bound, so that a loss may be scaled
-or shifted without another choice. Nothing here depends on how many runs go on at once.
+or shifted without another choice. A run in error above a step size that went well ends a walk as
+divergence does. Nothing here depends on how many runs go on at once.
 """
 
 import math
@@ -78,7 +80,7 @@ class Search:
     Attributes:
         lrs: the step sizes by number.
         trials: records by number of the step size.
-        failed: whether a run ended in error, which ends the search.
+        failed: whether a run ended in error where no smaller step size went well.
     """
 
     def __init__(self, run: Run, start: int, given: tuple[float, ...] = ()) -> None:
@@ -134,7 +136,7 @@ class Search:
             else:
                 return
             position += 1
-            before = self._best_merit()
+            before, least = self._best_merit(), self._least_loss()
             following = [index + indices.step * n for n in range(1, _AHEAD)]
             also = [] if ahead_also is None else [ahead_also]
             yield from self._try(index, ahead=[following[0], *also, *following[1:]])
@@ -142,7 +144,8 @@ class Search:
                 return
             merit = self.trials[index].merit
             worse = worse + 1 if self.learnt and self._clearly_worse(index) else 0
-            no_better = 0 if merit > before or not self.learnt else no_better + 1
+            better = merit > before or _loss(self.trials[index]) < least
+            no_better = 0 if better or not self.learnt else no_better + 1
 
     def _below_best(self) -> tuple[int, int]:
         """Count what the walk down has seen already: points below the best, and the last worse."""
@@ -154,8 +157,12 @@ class Search:
         return worse, len(below)
 
     def _clearly_worse(self, index: int) -> bool:
-        best = self._best_merit()
-        return self.trials[index].merit < best - _CLEARLY * self._gain_of_best()
+        best = self.best
+        if best is None:
+            return False
+        record, leading = self.trials[index], self.trials[best]
+        slack = _CLEARLY * self._gain_of_best()
+        return record.merit < leading.merit - slack and not _loss(record) < _loss(leading)
 
     def _try(
         self, *indices: int, ahead: list[int] | None = None
@@ -164,13 +171,20 @@ class Search:
         answers = yield Request(list(runs.values()), [self._at(index) for index in ahead or ()])
         for index, run in runs.items():
             self.trials[index] = answers[run.id]
-        self.failed = any(record.status == "error" for record in self.trials.values())
+        well = [index for index, record in self.trials.items() if record.status == "done"]
+        self.failed = any(
+            record.status == "error" and not any(other < index for other in well)
+            for index, record in self.trials.items()
+        )
 
     def _at(self, index: int) -> Run:
         return replace(self._run, lr=self.lrs[index], seed=SEARCH_SEED)
 
     def _diverged(self, index: int) -> bool:
-        return self.trials[index].status == "diverged"
+        return self.trials[index].status in ("diverged", "error")
+
+    def _least_loss(self) -> float:
+        return min((_loss(record) for record in self.trials.values()), default=math.inf)
 
     def _best_merit(self) -> float:
         return max((record.merit for record in self.trials.values()), default=-math.inf)
@@ -183,3 +197,9 @@ class Search:
         best = self.best
         gain = 0.0 if best is None else self._gain(self.trials[best])
         return gain if math.isfinite(gain) else 0.0
+
+
+def _loss(record: Record) -> float:
+    """Return the training loss at the end; infinite where there is none."""
+    value = (record.end or {}).get("train_loss")
+    return math.inf if value is None else float(value)

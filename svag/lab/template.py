@@ -1,6 +1,7 @@
 """The run that all runs of a study are variations of."""
 
 from svag.errors import InvalidOption
+from svag.lab.evaluation import held_out
 from svag.lab.record_format import Select
 from svag.lab.records import Run
 from svag.problems import Data, Problem
@@ -25,10 +26,13 @@ def template(
         InvalidOption: there are fewer examples to train on than a batch has.
     """
     size = problem.batch_size if batch_size is None else batch_size
-    if size > len(data.train):
+    select = select or problem.select
+    left = len(data.train) - (held_out(len(data.train)) if select == "validation" else 0)
+    if size > left:
         raise InvalidOption(
-            f"a batch of {size} is more than the {len(data.train)} examples of {problem.name!r} to "
-            "train on; choose a smaller --batch-size"
+            f"a batch of {size} is more than the {left} examples of {problem.name!r} to train on"
+            + (", a tenth being held out" if select == "validation" else "")
+            + "; choose a smaller --batch-size"
         )
     metric = problem.judged_by(data).quantity
     return Run(
@@ -45,7 +49,7 @@ def template(
         batch_size=size,
         weight_decay=float(problem.weight_decay if weight_decay is None else weight_decay),
         eval_every=max(1, steps // _EVALUATIONS),
-        select=select or problem.select,
+        select=select,
         device=device,
         autocast=autocast,
         metric=metric.name,

@@ -72,7 +72,7 @@ def test_divergence_decides_nothing():
 
 
 def test_what_claims_nothing():
-    assert set(UNDECIDED) == {"one seed", "diverged", "equal", "open"}
+    assert set(UNDECIDED) == {"unfinished", "one seed", "diverged", "equal", "open"}
 
 
 class TestMargin:
@@ -85,6 +85,13 @@ class TestMargin:
         quantity = Quantity("error", larger_is_better=False)
         assert default_margin(cells(2.0, 2.0, 2.0, 2.0), quantity) == pytest.approx(0.04)
         assert default_margin(cells(-2.0, -2.0, -2.0, -2.0), quantity) == pytest.approx(0.04)
+
+    def test_a_shifted_loss_has_the_margin_of_its_gain(self):
+        def shifted(shift):
+            return [Sample(np.full(3, 0.1) + shift, start=2.1 + shift)] * 4
+
+        assert default_margin(shifted(0.0), LOSS) == pytest.approx(0.002)
+        assert default_margin(shifted(-1000.0), LOSS) == pytest.approx(0.04)
 
     def test_single_runs(self):
         assert default_margin([Sample(np.array([0.9]))] * 4, ACCURACY) == 0.005

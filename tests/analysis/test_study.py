@@ -7,6 +7,7 @@ import pytest
 from lab.synthetic import RUN, all_records, follow, record, study_of
 
 from svag.analysis.study import analyse, of_records
+from svag.analysis.verdict import verdict
 from svag.anatomy import PAPER_METHODS
 from svag.errors import RecordError
 from svag.lab.records import Recorder
@@ -61,7 +62,42 @@ def test_a_variant_is_in_no_cell_that_its_method_is_in():
     analysis = of_records(*made(*PAPER_METHODS, "m-svag(beta=0.5)", "m-svag@within-batch"))
     assert analysis.cells[False, True] == "m-svag"
     alone = of_records(*made("m-sgd", "m-ssd", "adam", "m-svag(beta=0.5)"))
-    assert alone.cells[False, True] == "m-svag(beta=0.5)"
+    assert alone.cells == {}  # another beta than the others'
+
+
+def test_cells_that_differ_in_more_than_the_halves_are_no_design():
+    analysis = of_records(*made("m-sgd", "m-ssd", "m-svag", "adam(decoupled, weight_decay=0.1)"))
+    assert analysis.cells == {}
+    assert analysis.claims is None
+    alike = [f"{key}(beta=0.5)" for key in PAPER_METHODS]
+    assert len(of_records(*made(*alike)).cells) == 4
+
+
+def test_a_choice_that_moved_away_is_part_of_the_study():
+    study = study_of(*PAPER_METHODS, seeds=3)
+    merits = dict(MERITS)
+    merits["adam"] = lambda lr, seed: None if seed == 1002 else MERITS["adam"](lr, seed)
+    analysis = of_records(study, all_records(study, merits))
+    assert analysis.methods["adam"].outcome.moves == 1
+    assert analysis.set_aside == []
+
+
+def test_nothing_is_claimed_of_a_study_on_its_way():
+    study, records = made()
+    last = [r for r in records if r.run["method"] == "adam" and r.run["seed"] == 1003]
+    analysis = of_records(study, [r for r in records if r not in last])
+    assert analysis.claims.finding == "unfinished"
+    assert "nothing is decided yet" in verdict(analysis)
+
+
+def test_a_run_in_error_is_named():
+    study, records = made()
+    for one in records:
+        if one.run["method"] == "adam" and one.run["seed"] == 2:
+            one.end.update(status="error", message="RuntimeError: out of memory")
+    analysis = of_records(study, records)
+    assert analysis.methods["adam"].outcome.error == "RuntimeError: out of memory"
+    assert "Adam, of which a run ended in an error" in verdict(analysis)
 
 
 def test_all_four_follow_the_gradient_or_all_four_the_momentum():

@@ -158,6 +158,46 @@ def test_an_error_ends_the_search():
     assert search.failed
 
 
+def test_an_error_above_a_step_size_that_went_well_ends_the_walk_up():
+    """As where a loss cannot take what a large step size makes of the outputs."""
+    search = Search(RUN, 0)
+    steps = search.walk()
+    request = next(steps)
+    while True:
+        answers = {}
+        for run in request.needed:
+            answers[run.id] = record(run, 0.9 - 0.2 * math.log10(run.lr) ** 2)
+            if run.lr > 5:
+                answers[run.id].end["status"] = "error"
+        try:
+            request = steps.send(answers)
+        except StopIteration:
+            break
+    assert not search.failed
+    assert max(search.trials) == LRS.nearest(10.0)
+    assert LRS[search.best] == 1.0
+
+
+def test_a_metric_on_few_examples_does_not_end_a_walk_while_the_training_loss_falls():
+    """Thirty examples: steps of 3.3 points. The loss still falls at each step size upwards."""
+    accuracies = {-4: 0.57, -3: 0.57, -2: 0.70, -1: 0.57, 0: 0.60, 1: 0.83, 2: 0.90, 3: 0.2, 4: 0.1}
+    search = Search(RUN, -4)
+    steps = search.walk()
+    request = next(steps)
+    while True:
+        answers = {}
+        for run in request.needed:
+            index = LRS.nearest(run.lr)
+            accuracy = accuracies.get(index, 0.1)
+            loss = 2.0 - 0.2 * (index + 8) if index <= 2 else 5.0
+            answers[run.id] = record(run, accuracy, train_loss=loss)
+        try:
+            request = steps.send(answers)
+        except StopIteration:
+            break
+    assert search.best == 2
+
+
 def test_what_is_likely_to_be_needed_next_is_named():
     """For workers that would be idle; none of it is among what is needed."""
     search = Search(RUN, 0)
