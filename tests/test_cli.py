@@ -424,19 +424,38 @@ def test_one_method_that_fails_leaves_the_report_of_the_others(svag, tmp_path):
     assert (tmp_path / "out" / "report.html").is_file()
 
 
-def test_a_search_that_ends_in_an_error(svag, tmp_path):
-    """After a step size that went well; two models were made before, to measure and to time."""
+def counted(tmp_path, condition: str) -> str:
+    """Write the task so that a model cannot be made where a condition on their number fails.
+
+    Two models are made before the first run, to measure where a search begins and to time steps.
+    """
     spec = write_task(tmp_path)
     task = tmp_path / "task.py"
-    counted = (
-        "MADE.append(self)\n        assert len(MADE) != 4, 'the second run'\n        self.linear ="
+    line = (
+        f"MADE.append(self)\n        assert len(MADE) {condition}, 'no more'\n        self.linear ="
     )
-    task.write_text(task.read_text().replace("self.linear =", counted, 1) + "\nMADE = []\n")
+    task.write_text(task.read_text().replace("self.linear =", line, 1) + "\nMADE = []\n")
+    return spec
+
+
+def test_a_search_that_ends_in_an_error(svag, tmp_path):
+    spec = counted(tmp_path, "< 3")
     code, out, err = svag("compare", spec, "--methods", "m-sgd", "--workers", 1)
-    assert statuses(tmp_path / "runs" / "task") == {"done": 1, "error": 1}
+    assert statuses(tmp_path / "runs" / "task") == {"error": 1}
     assert (code, out) == (1, "")
-    assert "error in 1 of 2 runs: AssertionError: the second run" in err
+    assert "error in 1 of 1 runs: AssertionError: no more" in err
     assert "Traceback" not in err
+
+
+def test_an_error_at_a_larger_step_size_does_not_cost_the_method(svag, tmp_path):
+    """It ends the walk up; the study goes on, is reported, and ends with 1."""
+    spec = counted(tmp_path, "!= 4")
+    code, out, err = svag(
+        "compare", spec, "--methods", "m-sgd", "--seeds", 2, "--workers", 1, "--json"
+    )
+    assert code == 1
+    assert json.loads(out)["methods"]["m-sgd"]["runs"] == 2
+    assert "runs: AssertionError: no more" in err
 
 
 @pytest.mark.parametrize(
