@@ -114,7 +114,7 @@ def test_compare_from_beginning_to_end(svag, tmp_path):
     head, *rows = verdict.splitlines()[1:]
     assert head.split() == ["method", "step", "size", "n", "test", "accuracy", "training", "loss"]
     assert [row.split()[0] for row in rows] == ["M-SGD", "M-SSD", "M-SVAG", "Adam"]
-    assert "2 workers; about 40 runs, about a minute; " in messages
+    assert "2 workers; about 40 runs, a minute or less; " in messages
     assert f"; records in {out}" in messages
     assert f"report: {out / 'report.html'}" in messages
     assert "Traceback" not in messages
@@ -690,8 +690,16 @@ def test_what_it_would_take(svag, tmp_path):
     spec = write_task(tmp_path)
     code, _, err = svag("compare", spec, "--dry-run", "--seeds", 4)
     assert code == 0
-    assert "about 84 runs, about a minute" in err
+    assert "about 84 runs, a minute or less" in err
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_trial_of_a_problem_that_cannot_take_a_step(svag, tmp_path):
+    spec = write_task(tmp_path)
+    task = tmp_path / "task.py"
+    task.write_text(task.read_text().replace("nn.Linear(3, 3)", "nn.Linear(4, 3)"))
+    line = unusable(svag("compare", spec, "--dry-run"))
+    assert "the first steps of 'task' failed: RuntimeError: mat1 and mat2 shapes" in line
 
 
 def test_how_far_a_study_is(svag, tmp_path):

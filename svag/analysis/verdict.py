@@ -144,8 +144,8 @@ def _equivalence(analysis: Analysis, claims: Claims) -> str:
     if undecided and claims.finding not in ("sign decides", "adaptation decides"):
         names = " and ".join(_HALVES[half] for half in undecided)
         power = (
-            f"a study of this size finds a half without any effect equal within {margin} in "
-            f"{100 * claims.power:.0f} % of cases"
+            f"had a half no effect at all, this many seeds would show it (equal within {margin}) "
+            f"in {100 * claims.power:.0f} % of studies"
         )
         known = f"whether {names} make{'s' * (len(undecided) == 1)} a difference is not decided; "
         parts.append(power if claims.finding == "open" else known + power)

@@ -14,7 +14,7 @@ from rich.console import Console
 from svag.anatomy import PAPER_METHODS
 from svag.cli.options import DataDir, Json, Problem, Steps
 from svag.cli.reporting import present, say
-from svag.errors import InvalidOption, RecordError
+from svag.errors import InvalidOption, ProblemError, RecordError, in_one_line
 
 if TYPE_CHECKING:
     from svag.lab.pool import Executor
@@ -130,7 +130,7 @@ def compare(
     console = Console(stderr=True, quiet=quiet)
     job = _Job(task, data, study, directory, problem, data_dir, timeout, workers)
     if dry_run:
-        job.announce(Console(stderr=True))
+        job.announce(Console(stderr=True), trial=True)
         return
     carried_out = job.carry_out(console)
     failed = [record for record in carried_out if record.status == "error"]
@@ -221,8 +221,12 @@ class _Job:
         self.workers = workers or pool.cores()
         self._place = pool.Place(spec, data_dir, directory, timeout)
 
-    def announce(self, console: Console) -> None:
-        """Say what is going to be done, and about how long it takes."""
+    def announce(self, console: Console, *, trial: bool = False) -> None:
+        """Say what is going to be done, and about how long it takes.
+
+        Raises:
+            ProblemError: in a trial, a step of the problem raises; otherwise its runs will say so.
+        """
         from svag.entrants import entrant
         from svag.lab import pool, protocol
         from svag.lab.timing import seconds_a_run
@@ -231,7 +235,13 @@ class _Job:
         names = ", ".join(entrant(key).name for key in study.methods)
         runs = protocol.expected_runs(study)
         threads = max(1, pool.cores() // self.workers)
-        a_run = seconds_a_run(self.task, self.data, study, threads)
+        try:
+            a_run = seconds_a_run(self.task, self.data, study, threads)
+        except Exception as error:
+            if trial:
+                what = f"the first steps of {self.task.name!r} failed"
+                raise ProblemError(f"{what}: {in_one_line(error)}") from error
+            a_run = 0.0
         seconds = a_run * runs / self.workers
         text = (
             f"about {seconds / 3600:.1f} h" if seconds > 5400 else f"about {seconds / 60:.0f} min"
@@ -240,7 +250,7 @@ class _Job:
             console,
             f"{self.task.name}: {names}; {study.base.steps} steps a run, {study.seeds} seed"
             f"{'s' * (study.seeds != 1)}, {self.workers} worker{'s' * (self.workers != 1)}; about "
-            f"{runs} runs, {text if seconds > 60 else 'about a minute'}; records in "
+            f"{runs} runs, {text if seconds > 60 else 'a minute or less'}; records in "
             f"{self.directory}",
         )
 

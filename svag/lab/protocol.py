@@ -22,7 +22,7 @@ from typing import TypeAlias
 
 from svag.entrants import entrant
 from svag.lab.records import Record, Run
-from svag.lab.search import Answers, Request, Search, StepSizes
+from svag.lab.search import Answers, Request, Search, StepSizes, standing
 from svag.lab.studies import Study
 
 Plan: TypeAlias = Generator[Request, Answers, None]
@@ -249,8 +249,8 @@ class _Selection:
         ]
 
     def _best(self) -> int | None:
-        means = {i: statistics.fmean(self._merits(i)) for i in self._records if self._stable(i)}
-        return max(means, key=lambda index: (means[index], index), default=None)
+        stable = [index for index in self._records if self._stable(index)]
+        return max(stable, key=lambda i: (*standing(self._records[i]), i), default=None)
 
     def _stable(self, index: int) -> bool:
         return all(record.status == "done" for record in self._records[index])

@@ -18,7 +18,8 @@ divergence does. Nothing here depends on how many runs go on at once.
 """
 
 import math
-from collections.abc import Generator, Mapping
+import statistics
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -106,11 +107,12 @@ class Search:
 
     @property
     def best(self) -> int | None:
-        """Number of the best step size, of equals the largest; None where no run was stable."""
-        merits = {index: record.merit for index, record in self.trials.items()}
-        if max(merits.values(), default=-math.inf) == -math.inf:
-            return None
-        return max(merits, key=lambda index: (merits[index], index))
+        """Number of the best step size; None where no run was stable.
+
+        Of equals the one with the least training loss, of equals again the largest.
+        """
+        stable = [index for index, record in self.trials.items() if record.merit > -math.inf]
+        return max(stable, key=lambda i: (*standing([self.trials[i]]), i), default=None)
 
     @property
     def learnt(self) -> bool:
@@ -197,6 +199,15 @@ class Search:
         best = self.best
         gain = 0.0 if best is None else self._gain(self.trials[best])
         return gain if math.isfinite(gain) else 0.0
+
+
+def standing(records: Sequence[Record]) -> tuple[float, float]:
+    """Rank a step size's runs: by their mean merit, and of equals by the training loss.
+
+    A metric on few held-out examples has the same value over decades of step sizes.
+    """
+    merit = statistics.fmean(record.merit for record in records)
+    return merit, -statistics.fmean(_loss(record) for record in records)
 
 
 def _loss(record: Record) -> float:

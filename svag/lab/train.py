@@ -7,6 +7,7 @@ rise and fall again, and may end above where they began; the metric judges that.
 
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from svag.lab.record_format import Status
 from svag.lab.records import Recorder, Run
 from svag.lab.session import Session
 from svag.problems import Data, Problem
+
+_BROADCAST = "Using a target size .* that is different to the input size"
+"""What torch warns of where a loss compares (n, 1) with (n,), that is each with every other."""
 
 
 class TimedOut(SvagError):
@@ -49,7 +53,8 @@ def train(
     """
     noted = {"source": problem.source, "threads": torch.get_num_threads()}
     started = time.perf_counter()
-    with Recorder(directory, run, **noted) as recorder:
+    with Recorder(directory, run, **noted) as recorder, warnings.catch_warnings():
+        warnings.filterwarnings("error", _BROADCAST)
         try:
             session, figures = _run(problem, data, run, recorder, progress, timeout)
         except KeyboardInterrupt:

@@ -96,6 +96,23 @@ def test_equal_merits_choose_the_largest_step_size():
     assert LRS[search.best] == 1.0
 
 
+def test_equal_merits_choose_the_least_training_loss():
+    """A metric on a dozen examples is perfect over decades; the training loss is not."""
+    search = Search(RUN, -2)
+    steps = search.walk()
+    request = next(steps)
+    while True:
+        answers = {
+            run.id: record(run, 1.0, train_loss=abs(math.log10(run.lr) + 0.5))
+            for run in request.needed
+        }
+        try:
+            request = steps.send(answers)
+        except StopIteration:
+            break
+    assert LRS[search.best] == 0.3
+
+
 def test_one_chance_dip_does_not_end_a_walk():
     def merit(decades):
         return 0.5 if abs(decades - 0.5) < 0.1 else max(0.1, 0.9 - 0.2 * abs(decades - 1))

@@ -349,6 +349,16 @@ def test_a_metric_that_is_nan_is_an_error_and_no_divergence(tmp_path):
     )
 
 
+def test_targets_of_another_shape_are_an_error_and_no_broadcast(tmp_path):
+    """(n, 1) against (n,) compares each with every other; torch only warns."""
+    data = points()
+    column = Data(*(Split(s.inputs, s.inputs[:, 0]) for s in (data.train, data.test)))
+    problem = classification(lambda: nn.Linear(3, 1), column, loss=nn.functional.mse_loss)
+    record = trained(tmp_path, problem, column)
+    assert record.status == "error"
+    assert "different to the input size" in record.end["message"]
+
+
 def test_a_run_that_takes_too_long_is_an_error(tmp_path):
     data = points()
     problem = classification(lambda: nn.Linear(3, 3), data, steps=10**6)
