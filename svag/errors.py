@@ -72,9 +72,10 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Say what was raised and where.
+    """Say what was raised, and in which line of the user's own code if any was running.
 
-    Frames of Python's own and of installed packages are passed over where there are others.
+    Lines of Python, of svag and of installed packages say nothing to the user; ``svag --debug``
+    shows them.
     """
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if not _installed(frame.filename)]
@@ -82,9 +83,8 @@ def in_one_line(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         place = f" ({error.filename}:{error.lineno})"
         error = type(error)(error.msg)
-    elif frames:
-        last = (users or list(frames))[-1]
-        place = f" ({last.filename}:{last.lineno})"
+    elif users:
+        place = f" ({users[-1].filename}:{users[-1].lineno})"
     return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from svag.analysis import contrasts
 from svag.analysis.claims import Claims, claims
 from svag.analysis.contrasts import WEIGHTS, Effect
@@ -132,6 +134,7 @@ def _named(one: Filed) -> str:
     return f"{one.study.id} ({one.study.base.problem}, {one.study.base.steps} steps, {one.when})"
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a deviation of values like 1e200 is infinite
 def of_records(
     study: Study, records: Sequence[Record], other_studies: Sequence[str] = ()
 ) -> Analysis:

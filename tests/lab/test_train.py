@@ -374,6 +374,7 @@ def test_a_model_that_does_not_fit_the_data_is_a_status(tmp_path):
     record = trained(tmp_path, classification(lambda: nn.Linear(4, 3), data), data)
     assert record.status == "error"
     assert "shapes cannot be multiplied" in record.end["message"]
+    assert ".py:" not in record.end["message"]  # no line of torch's, which says nothing to a user
 
 
 def test_ctrl_c_closes_the_record_and_is_passed_on(tmp_path):
