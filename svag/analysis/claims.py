@@ -131,13 +131,10 @@ def default_margin(samples: Sequence[Sample], quantity: Quantity) -> float:
     values = np.concatenate([sample.values for sample in samples])
     size = abs(float(values.mean()))
     gains = [abs(float(s.values.mean()) - s.start) for s in samples if not math.isnan(s.start)]
-    share = _POINTS if quantity.percent else _SHARE * min([size, *_mean(gains)])
+    gain = float(np.mean(gains)) if gains else math.inf
+    share = _POINTS if quantity.percent else _SHARE * min(size, gain)
     deviation = contrasts.seed_deviation(samples)
     return share if math.isnan(deviation) else max(deviation, share)
-
-
-def _mean(values: Sequence[float]) -> list[float]:
-    return [float(np.mean(values))] if values else []
 
 
 def _finding(effects: Mapping[str, Effect], equal: Sequence[str], *, diverged: bool) -> Finding:

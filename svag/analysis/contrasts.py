@@ -119,12 +119,6 @@ class Effect:
             return False
         return abs(self.estimate) + self._quantile(level) * self.error < margin
 
-    def above(self, bound: float, level: float = 0.05) -> bool:
-        """Whether a one-sided test at ``level`` says that it is greater than ``bound``."""
-        if self.interval is None:
-            return False
-        return self.estimate - self._quantile(level) * self.error > bound
-
     def power_within(self, margin: float, level: float = 0.05) -> float:
         """How often :meth:`within` would be found if there were no effect at all."""
         room = margin - self._quantile(level) * self.error

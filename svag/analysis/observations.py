@@ -63,8 +63,12 @@ class _Family:
 
     def better(self, name: str) -> tuple[Effect, Effect]:
         """Return an effect on the loss and on the metric, positive where it is an improvement."""
-        turned = self.metric[name] if self.figure.quantity.larger_is_better else None
-        return _turned(self.loss[name]), turned or _turned(self.metric[name])
+        return _turned(self.loss[name]), self.better_metric(name)
+
+    def better_metric(self, name: str) -> Effect:
+        """Return an effect on the metric, positive where it is an improvement."""
+        effect = self.metric[name]
+        return effect if self.figure.quantity.larger_is_better else _turned(effect)
 
     def spoken(self, name: str) -> str:
         """Give an effect on the training loss, and on the metric."""
@@ -96,19 +100,21 @@ def observations(
         ),
         names=tuple(result.entrant.name for result in results),
     )
-    diverged = any(result.diverged for result in results)
     found = [
         _sign_dominates(family),
         _sign_depends_on_the_problem(family),
         _adaptation_helps(family),
         _sign_harms_generalization(family),
     ]
-    if not diverged:
-        return found
-    return [
-        Observation(one.claim, "not decided", f"Of runs that survived: {one.detail}")
-        for one in found
-    ]
+    if any(result.diverged for result in results):
+        return _undecided(found, "Of runs that survived: ")
+    if any(not result.outcome.complete for result in results):
+        return _undecided(found, "Of the runs that have finished: ")
+    return found
+
+
+def _undecided(found: Sequence[Observation], of: str) -> list[Observation]:
+    return [Observation(one.claim, "not decided", of + one.detail) for one in found]
 
 
 def _on_the_loss() -> dict[str, Array]:
@@ -177,8 +183,7 @@ def _adaptation_helps(family: _Family) -> Observation:
 
 def _sign_harms_generalization(family: _Family) -> Observation:
     (loss, metric), (loss_margin, margin) = family.better(SIGN), family.margins
-    adapted = family.metric[ADAPTATION]
-    adaptation = adapted if family.figure.quantity.larger_is_better else _turned(adapted)
+    adaptation = family.better_metric(ADAPTATION)
     outcome: Outcome = "not decided"
     if loss.direction == 1 and metric.direction == -1:
         if adaptation.direction == -1:
@@ -191,7 +196,7 @@ def _sign_harms_generalization(family: _Family) -> Observation:
         "Adverse effects on generalization (better in training, worse in test) come from the sign.",
         outcome,
         f"The sign makes {family.spoken(SIGN)}; variance adaptation makes "
-        f"{amount(adapted, family.figure.quantity)} of the latter.",
+        f"{amount(family.metric[ADAPTATION], family.figure.quantity)} of the latter.",
     )
 
 

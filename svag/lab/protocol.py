@@ -131,10 +131,10 @@ def replay(study: Study, key: str, find: Callable[[Run], Record | None]) -> Outc
             request = steps.send(ended)
         except StopIteration:
             request = None
-    if not outcome.complete:
-        outcome.missing = max(1, len(wrong))
-    elif not wrong:
+    if outcome.complete:  # whatever ended in an error only ended the walk up
         outcome.error = ""
+    else:
+        outcome.missing = max(1, len(wrong))
     return outcome
 
 
@@ -214,7 +214,8 @@ class _Selection:
             below -= 1
             if not self._allowed({below}) or len(self._records) >= 2 * _MOST_CANDIDATES:
                 return
-            yield from self._ensure({below}, self._least)
+            tried = len(self._records.get(below, ()))  # none of these runs is forgotten
+            yield from self._ensure({below}, max(self._least, tried))
             if self._stable(below):
                 self.chosen = below
 

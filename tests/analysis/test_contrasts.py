@@ -175,7 +175,6 @@ class TestEquality:
 
     def test_without_an_interval_nothing_is_equal(self):
         assert not Effect(0.0, None).within(1.0)
-        assert not Effect(1.0, None).above(0.0)
 
 
 @pytest.mark.parametrize("n", [3, 10])

@@ -88,6 +88,8 @@ def test_nothing_is_claimed_of_a_study_on_its_way():
     analysis = of_records(study, [r for r in records if r not in last])
     assert analysis.claims.finding == "unfinished"
     assert "nothing is decided yet" in verdict(analysis)
+    assert {one.outcome for one in analysis.observations} == {"not decided"}
+    assert analysis.observations[0].detail.startswith("Of the runs that have finished: ")
 
 
 def test_a_run_in_error_is_named():

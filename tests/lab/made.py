@@ -1,7 +1,7 @@
 """Made-up inputs of the lab's tests: data, runs of a problem, a task that obeys."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from svag.lab.records import Run
+from svag.lab.records import Record, Run, find
+from svag.lab.session import Session
 from svag.lab.studies import Study
 from svag.lab.template import template
+from svag.lab.train import train
 from svag.problems import Data, Problem, Split
 
 
@@ -36,6 +38,28 @@ def run_of(problem: Problem, data: Data, method: str = "m-sgd", **changes: Any) 
     base = template(problem, data, steps=problem.steps)
     run = Study(base=base, methods=(method,), seeds=1).run(method)
     return replace(run, **{"lr": 0.1, "seed": 1, **changes})
+
+
+def trained(directory: Path, problem: Problem, data: Data, **changes: Any) -> Record:
+    """Train once; return the record."""
+    run = run_of(problem, data, **changes)
+    train(problem, data, run, directory)
+    record = find(directory, run)
+    assert record is not None
+    return record
+
+
+def after(problem: Problem, data: Data, **changes: Any) -> list[torch.Tensor]:
+    """Train in a session of its own; return the model's parameters at the end."""
+    session = Session(problem, data, run_of(problem, data, **changes))
+    for _ in session:
+        session.evaluate()
+    assert not session.diverged
+    return [p.detach().clone() for p in session.model.parameters()]
+
+
+def equal(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 TASK = '''

@@ -5,36 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lab import made
-from lab.made import points, run_of
-from svag.lab.records import find
-from svag.lab.session import Session
-from svag.lab.train import train
+from lab.made import after, classification, equal, points, trained
 from svag.problems import Data, Metric, Split
-
-
-def classification(model, data, **changes):
-    return made.classification(model, data, **{"select": "test", **changes})
-
-
-def trained(directory, problem, data, **changes):
-    """Train once; return the record."""
-    run = run_of(problem, data, **changes)
-    train(problem, data, run, directory)
-    return find(directory, run)
-
-
-def after(problem, data, **changes):
-    """Train in a session of its own; return the model's parameters at the end."""
-    session = Session(problem, data, run_of(problem, data, **changes))
-    for _ in session:
-        session.evaluate()
-    assert not session.diverged
-    return [p.detach().clone() for p in session.model.parameters()]
-
-
-def equal(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def linear():

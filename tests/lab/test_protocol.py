@@ -93,6 +93,20 @@ def test_a_divergence_among_the_final_runs_moves_the_choice_down_with_fresh_seed
     assert [r.status for r in outcome.lost[1.0]] == ["done", "diverged", "done"]
 
 
+def test_moving_down_forgets_no_run_that_diverged():
+    """0.3 had eight seeds, of which the seventh diverged; the choice moves past it from 1."""
+
+    def merit(lr, seed):
+        if (lr, seed) in ((0.3, 7), (1.0, FRESH + 1)):
+            return None
+        return 0.9 - (0.0 if lr in (0.3, 1.0) else 0.01) + 0.001 * (seed % 3)
+
+    outcome, _ = follow(study_of("m-sgd", seeds=8), "m-sgd", merit)
+    assert len(outcome.selection[0.3]) == 8
+    assert outcome.set_aside == [0.3, 1.0]
+    assert outcome.lr == 0.1
+
+
 def test_twice_at_most():
     def merit(lr, seed):
         return None if seed > FRESH and seed % FRESH == 1 else hill(lr)

@@ -8,19 +8,12 @@ from torch import nn
 from torch.nn import functional
 
 import svag
-from lab.made import classification, points, run_of
+from lab.made import classification, points, run_of, trained
 from svag.errors import InvalidOption, ProblemError
 from svag.lab.records import find
 from svag.lab.session import Session, device_of
 from svag.lab.train import train
 from svag.problems import Data, Metric, Split, r_squared_metric, supervised
-
-
-def trained(directory, problem, data, **changes):
-    run = run_of(problem, data, **changes)
-    train(problem, data, run, directory)
-    return find(directory, run)
-
 
 # --- nested inputs
 
