@@ -144,8 +144,8 @@ def _equivalence(analysis: Analysis, claims: Claims) -> str:
     if undecided and claims.finding not in ("sign decides", "adaptation decides"):
         names = " and ".join(_HALVES[half] for half in undecided)
         power = (
-            f"had a half no effect at all, this many seeds would show it (equal within {margin}) "
-            f"in {100 * claims.power:.0f} % of studies"
+            f"had a half no effect at all, {100 * claims.power:.0f} % of studies with errors as "
+            f"large as here would show it (equal within {margin})"
         )
         known = f"whether {names} make{'s' * (len(undecided) == 1)} a difference is not decided; "
         parts.append(power if claims.finding == "open" else known + power)

@@ -185,7 +185,7 @@ def bench_verdict(
 
     for name in scenario or ():
         if name not in verdict.WORLDS:
-            raise InvalidOption(f"--scenario {name!r}; known: {', '.join(verdict.WORLDS)}")
+            raise InvalidOption(f"--scenario {name!r}; known: {'; '.join(verdict.WORLDS)}")
     print("| " + " | ".join(verdict.COLUMNS) + " |")
     print("|" + " --- |" * len(verdict.COLUMNS))
     verdict.measure(
