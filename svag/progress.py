@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from svag.analysis.wording import amount_of
 from svag.entrants import entrant
-from svag.lab.pool import Event
+from svag.lab.executors.contract import Event
 from svag.lab.records import Record, Run
 
 

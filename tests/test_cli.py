@@ -658,7 +658,7 @@ def test_problems_are_listed(svag):
                 "--protocol", "--dry-run", "--json", "--grid", "--beta", "--smallest-effect",
             ],
         ),
-        (["report", "-h"], ["directory", "--study", "--out"]),
+        (["report", "-h"], ["directories", "--study", "--out", "--target"]),
         (["status", "-h"], ["directory", "--study"]),
         (["bench", "--help"], ["runner", "verdict"]),
     ],

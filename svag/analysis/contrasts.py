@@ -113,6 +113,17 @@ class Effect:
         low, high = self.interval
         return int(low > 0) - int(high < 0)
 
+    @property
+    def turned(self) -> "Effect":
+        """The same with its sign turned."""
+        interval = self.interval and (-self.interval[1], -self.interval[0])
+        return Effect(-self.estimate, interval, self.error, self.freedom)
+
+    def scaled(self, factor: float) -> "Effect":
+        """The same in other units, ``factor`` (above 0) times as many."""
+        interval = self.interval and (factor * self.interval[0], factor * self.interval[1])
+        return Effect(factor * self.estimate, interval, factor * self.error, self.freedom)
+
     def within(self, margin: float, level: float = 0.05) -> bool:
         """Whether two one-sided tests at ``level`` both say that it is less than ``margin``."""
         if self.interval is None:

@@ -1,9 +1,15 @@
-"""Figures that others have published for a problem, to show ours beside."""
+"""What others have published on a problem, to show ours beside: figures, and what is said of them.
+
+The paper: L. Balles and P. Hennig, *Dissecting Adam* (ICML 2018). Its lengths are those of its
+appendix where that has them, else those of the benchmark suite DeepOBS, which took its problems
+from there.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from svag.analysis.observations import Outcome
 from svag.analysis.study import Analysis
 
 
@@ -22,6 +28,38 @@ class Published:
     test_accuracy: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Said:
+    """What the paper says in one of its observations of a problem, and what outcome that is."""
+
+    outcome: Outcome
+    words: str
+
+
+@dataclass(frozen=True)
+class OfThePaper:
+    """A problem of the paper.
+
+    Attributes:
+        name: P1 to P4.
+        steps: length of the paper's runs.
+        source: where the length stands.
+        batch_size: examples a step.
+        said: what the four observations say of it; None where they do not speak of it.
+        least: runs of fewer steps show that they run, and are not held against the observations.
+    """
+
+    name: str
+    steps: int
+    source: str
+    batch_size: int
+    said: tuple[Said | None, ...]
+    least: int = 0
+
+
+SEEDS: Final = 10
+"""Replications of every method in the paper."""
+
 PUBLISHED: Final[Mapping[str, Published]] = {
     "fmnist-2c2d": Published(
         source="Balles and Hennig (2018), read off Figure 5, ten seeds",
@@ -30,6 +68,73 @@ PUBLISHED: Final[Mapping[str, Published]] = {
     ),
 }
 
+_DOMINATES = Said("holds", "the methods cluster into sign-based and others")
+_AT_LEAST_AS_GOOD = Said("holds", "adapted variants perform at least as well as their base methods")
+
+PAPER: Final[Mapping[str, OfThePaper]] = {
+    "fmnist-2c2d": OfThePaper(
+        name="P1",
+        steps=6000,
+        source="the paper's appendix",
+        batch_size=64,
+        said=(
+            _DOMINATES,
+            Said("helps", "sign-based methods clearly outperform the others in training loss"),
+            _AT_LEAST_AS_GOOD,
+            None,
+        ),
+    ),
+    "cifar10-3c3d": OfThePaper(
+        name="P2",
+        steps=40_000,
+        source="believed; DeepOBS",
+        batch_size=128,
+        said=(
+            _DOMINATES,
+            Said(
+                "hurts",
+                "Adam and M-SSD are fast at first, plateau later and are undercut by M-SGD and "
+                "M-SVAG",
+            ),
+            _AT_LEAST_AS_GOOD,
+            None,
+        ),
+    ),
+    "cifar100-wrn404": OfThePaper(
+        name="P3",
+        steps=78_200,
+        source="DeepOBS: 200 epochs",
+        batch_size=128,
+        said=(
+            _DOMINATES,
+            Said("helps", "sign-based methods clearly outperform the others in training loss"),
+            Said(
+                "holds",
+                "Adam and M-SSD perform identically, M-SVAG significantly outperforms M-SGD",
+            ),
+            Said(
+                "holds",
+                "Adam and M-SSD are far better than M-SGD in training loss and significantly worse "
+                "on test data, M-SVAG is not",
+            ),
+        ),
+        least=5_000,
+    ),
+    "tolstoi-char-lstm": OfThePaper(
+        name="P4",
+        steps=200 * 1022,
+        source="DeepOBS: 200 epochs",
+        batch_size=50,
+        said=(
+            Said("does not hold", "the exception: methods do not cluster by the sign"),
+            Said("hurts", "methods without the sign show superior performance"),
+            Said("holds", "M-SVAG significantly outperforms M-SGD"),
+            None,
+        ),
+    ),
+}
+"""The paper's problems, by their names here."""
+
 
 def beside(analysis: Analysis) -> Published | None:
     """Return what is published for a study's problem at its length, if anything is."""
@@ -37,6 +142,12 @@ def beside(analysis: Analysis) -> Published | None:
     if published is None or published.steps != analysis.study.base.steps:
         return None
     return published
+
+
+def place(problem: str) -> tuple[int, str]:
+    """Return a key that sorts the paper's problems first, in its order, then others by name."""
+    names = list(PAPER)
+    return (names.index(problem) if problem in names else len(names), problem)
 
 
 def order(accuracies: Mapping[str, float]) -> list[str]:

@@ -99,6 +99,7 @@ class MethodResult:
         runs: the final runs that did not diverge.
         final: figures at the end of the runs, by name.
         best: the best value that each run's figure took at any evaluation.
+        gap: the final figure on the test data minus that on the training data, by quantity.
         curves: figures over training.
         trials: what was tried before, by ascending step size.
     """
@@ -108,6 +109,7 @@ class MethodResult:
     runs: Sequence[Record]
     final: Mapping[str, Spread]
     best: Mapping[str, Spread]
+    gap: Mapping[str, Spread]
     curves: Mapping[str, Curve]
     trials: Sequence[Trial]
 
@@ -142,6 +144,7 @@ def method_result(key: str, outcome: Outcome, figures: Sequence[Figure]) -> Meth
         runs=runs,
         final={f.name: spread([value(end, f.name) for end in ends]) for f in figures},
         best={f.name: spread([_best(record, f) for record in runs]) for f in figures},
+        gap={name: spread(_gaps(name, ends)) for name in {f.quantity.name: 0 for f in figures}},
         curves={f.name: _curve(f.name, runs) for f in figures},
         trials=_trials(outcome),
     )
@@ -228,6 +231,11 @@ def _best(record: Record, figure: Figure) -> float:
     values = [value(line, figure.name) for line in lines]
     choose = max if figure.quantity.larger_is_better else min
     return choose(values, default=math.nan)
+
+
+def _gaps(quantity: str, ends: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return test minus training, run by run; NaN where the latter is not recorded."""
+    return [value(end, f"test_{quantity}") - value(end, f"train_{quantity}") for end in ends]
 
 
 def _curve(figure: str, records: Sequence[Record]) -> Curve:

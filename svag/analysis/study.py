@@ -11,7 +11,7 @@ import numpy as np
 from svag.analysis import contrasts
 from svag.analysis.claims import Claims, claims
 from svag.analysis.contrasts import WEIGHTS, Effect
-from svag.analysis.observations import Observation, observations
+from svag.analysis.observations import Observation, family, observations
 from svag.analysis.results import (
     Figure,
     MethodResult,
@@ -46,10 +46,16 @@ _REASONS = {
     "batch_size": "with another batch size",
     "weight_decay": "with another weight decay",
     "eval_every": "with other evaluations",
+    "eval_examples": "evaluated on other examples",
+    "channels_last": "with another layout of images",
     "select": "that held out other data",
     "device": "on another device",
     "autocast": "with another autocast",
 }
+
+
+class NothingFinished(RecordError):
+    """A study has no final run yet, so that there is nothing to analyse."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,8 @@ def of_records(
     """Analyse a study from records, which may be of others too.
 
     Raises:
-        RecordError: no method has a step size yet, or the metric never varies.
+        NothingFinished: no method has a step size yet.
+        RecordError: the metric never varies.
     """
     find = finder(records)
     figures = figures_of(study.base.quantity)
@@ -150,7 +157,7 @@ def of_records(
         for key in in_order(study.methods)
     }
     if not any(result.many or result.in_vain for result in methods.values()):
-        raise RecordError(
+        raise NothingFinished(
             "no run has finished with a step size that was chosen; run `svag compare` to its end"
             + _first_error(methods)
         )
@@ -165,7 +172,7 @@ def of_records(
         cells=cells,
         effects=_effects(results, figures),
         claims=_claims(study, results, figures[-1]),
-        observations=observations(results, figures[-1], study.smallest_effect) if cells else [],
+        observations=_observations(study, results, figures[-1]),
         versions=_versions(own),
         set_aside=set_aside,
         other_studies=list(other_studies),
@@ -188,6 +195,14 @@ def _claims(study: Study, results: Sequence[MethodResult], figure: Figure) -> Cl
         diverged=any(result.diverged for result in results),
         unfinished=any(not result.outcome.complete for result in results),
     )
+
+
+def _observations(
+    study: Study, results: Sequence[MethodResult], figure: Figure
+) -> list[Observation]:
+    if not results:
+        return []
+    return observations(family(results, figure, study.smallest_effect), results)
 
 
 def _effects(

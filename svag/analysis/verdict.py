@@ -14,7 +14,6 @@ from svag.analysis.contrasts import (
     INTERACTION,
     SIGN,
     SIGN_OR_ADAPTATION,
-    Effect,
 )
 from svag.analysis.results import MethodResult
 from svag.analysis.study import CELLS, Analysis
@@ -95,9 +94,10 @@ def _numbers(analysis: Analysis, claims: Claims) -> str:
     """Give the effects that the finding rests on, then the rest of the halves'."""
     effects, quantity = claims.effects, analysis.quantity
     if claims.finding == "together":
+        # the interaction is half a difference of differences
         return (
             f"the effect of variance adaptation on the final {analysis.judged.title} with the sign "
-            f"and that without it differ by {amount(_doubled(effects[INTERACTION]), quantity)}"
+            f"and that without it differ by {amount(effects[INTERACTION].scaled(2), quantity)}"
         )
     halves = [SIGN, ADAPTATION]
     if claims.finding.startswith("adaptation"):
@@ -112,12 +112,6 @@ def _numbers(analysis: Analysis, claims: Claims) -> str:
     if claims.finding in ("sign decides", "adaptation decides", "larger"):
         text += f" ({_pairs(analysis, claims)})"
     return text
-
-
-def _doubled(effect: Effect) -> Effect:
-    """Turn the interaction, half a difference of differences, into that difference."""
-    interval = effect.interval and (2 * effect.interval[0], 2 * effect.interval[1])
-    return Effect(2 * effect.estimate, interval, 2 * effect.error, effect.freedom)
 
 
 def _pairs(analysis: Analysis, claims: Claims) -> str:

@@ -1,5 +1,7 @@
 """How values and effects are written in sentences: fractions as percentages and points."""
 
+from collections.abc import Iterable
+
 from svag.analysis.contrasts import Effect
 from svag.quantity import Quantity
 
@@ -27,3 +29,9 @@ def amount_of(value: float, quantity: Quantity) -> str:
     if quantity.percent:
         return f"{100 * value:.2f} %"
     return f"{value:.4g}" + (f" {quantity.unit}" if quantity.unit else "")
+
+
+def listed(names: Iterable[str], word: str = "and") -> str:
+    """Write ``a``, ``a and b``, ``a, b and c``."""
+    *most, last = names
+    return f"{', '.join(most)} {word} {last}" if most else last

@@ -86,6 +86,7 @@ def workloads() -> dict[str, Callable[[], Workload]]:
 
 def _images(name: str, model: nn.Module, batch: int, shape: tuple[int, ...]) -> Workload:
     targets = torch.randint(10, (batch,))
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Workload(name, model, torch.randn(batch, *shape), targets, functional.cross_entropy)
 
 

@@ -12,12 +12,15 @@ import typer
 from rich.console import Console
 
 from svag.anatomy import PAPER_METHODS
+from svag.cli import cluster as clusters
 from svag.cli.options import DataDir, Json, Problem, Steps
 from svag.cli.reporting import present, say
 from svag.errors import InvalidOption, ProblemError, RecordError, in_one_line
 
 if TYPE_CHECKING:
-    from svag.lab.pool import Executor
+    from svag.lab.executors.cluster import Cluster
+    from svag.lab.executors.contract import Place
+    from svag.lab.executors.threads import Layout
     from svag.lab.records import Record
     from svag.lab.studies import Study
     from svag.problems import Data
@@ -71,11 +74,27 @@ def compare(
     weight_decay: Annotated[
         float | None, typer.Option(min=0, help="Instead of the problem's own.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda or auto, which is cuda where there is one.")
+    ] = "auto",
     autocast: Annotated[
         Literal["bfloat16", "float16", "off"] | None,
         typer.Option(help="Precision of the forward pass; the problem's own by default."),
     ] = None,
+    channels_last: Annotated[
+        bool | None,
+        typer.Option(help="Lay images and filters out so; the problem's own by default."),
+    ] = None,
+    eval_examples: Annotated[
+        str,
+        typer.Option(
+            metavar="N|all",
+            help="Examples of each split that are evaluated during a run; all are at its end.",
+        ),
+    ] = "1000",
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0, help="Seconds between two checkpoints of a run.")
+    ] = 60.0,
     timeout: Annotated[
         float | None, typer.Option(min=0, help="Seconds after which a run ends in error.")
     ] = None,
@@ -83,6 +102,8 @@ def compare(
         int | None,
         typer.Option(min=1, help="Processes to run side by side; one a core by default."),
     ] = None,
+    cluster: clusters.ClusterOption = None,
+    detach: clusters.Detach = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder of records and report; runs/PROBLEM by default.")
     ] = None,
@@ -104,7 +125,9 @@ def compare(
     """
     from svag import problems
     from svag.entrants import entrant, split, with_options
+    from svag.lab.executors.contract import Place
 
+    carried_out_on = clusters.cluster_of(cluster, workers)
     task = problems.get(problem)
     keys = [entrant(text).key for text in split(methods)]
     if beta is not None:
@@ -122,15 +145,22 @@ def compare(
         smallest_effect=smallest_effect,
         batch_size=batch_size or task.batch_size,
         weight_decay=task.weight_decay if weight_decay is None else weight_decay,
-        device=device,
+        eval_examples=_eval_examples(eval_examples),
+        device=clusters.device_on(carried_out_on, device),
+        channels_last=task.channels_last if channels_last is None else channels_last,
         autocast=task.autocast if autocast is None else None if autocast == "off" else autocast,
     )
     study = _study(task, data, settings)
     directory = out or Path("runs") / task.name
     console = Console(stderr=True, quiet=quiet)
-    job = _Job(task, data, study, directory, problem, data_dir, timeout, workers)
+    place = Place(problem, data_dir, directory, timeout, checkpoint_every)
+    job = _Job(task, data, study, place, carried_out_on)
     if dry_run:
-        job.announce(Console(stderr=True), trial=True)
+        job.announce(Console(stderr=True), job.layout(trial=True))
+        return
+    clusters.attach(directory, study, lambda line: say(console, line), detach=detach)
+    if detach:
+        say(console, clusters.detach(carried_out_on, task, study, place))
         return
     carried_out = job.carry_out(console)
     failed = [record for record in carried_out if record.status == "error"]
@@ -155,7 +185,9 @@ class _Settings:
     smallest_effect: float | None
     batch_size: int
     weight_decay: float
+    eval_examples: int | None
     device: str
+    channels_last: bool
     autocast: str | None
 
 
@@ -163,11 +195,9 @@ def _study(task: "Task", data: "Data", wanted: _Settings) -> "Study":
     from svag.entrants import entrant
     from svag.lab import scale
     from svag.lab.optimizers import check, code_version
-    from svag.lab.session import device_of
     from svag.lab.studies import Study
     from svag.lab.template import template
 
-    device_of(wanted.device)
     for one in (entrant(key) for key in wanted.methods):
         if one.outside:
             check(one, task.model().parameters())
@@ -178,7 +208,9 @@ def _study(task: "Task", data: "Data", wanted: _Settings) -> "Study":
         select=wanted.select,
         batch_size=wanted.batch_size,
         weight_decay=wanted.weight_decay,
+        eval_examples=wanted.eval_examples,
         device=wanted.device,
+        channels_last=wanted.channels_last,
         autocast=wanted.autocast,
     )
     lrs = {key: numbers[0] for key, numbers in _by_method(wanted.lrs, "--lr").items()}
@@ -208,81 +240,94 @@ class _Job:
         task: "Task",
         data: "Data",
         study: "Study",
-        directory: Path,
-        spec: str,
-        data_dir: Path | None,
-        timeout: float | None,
-        workers: int | None,
+        place: "Place",
+        cluster: "Cluster",
     ) -> None:
-        from svag.lab import pool
-
         self.task, self.data, self.study = task, data, study
-        self.directory, self.timeout = directory, timeout
-        self.workers = workers or pool.cores()
-        self._place = pool.Place(spec, data_dir, directory, timeout)
+        self.directory, self._place = place.directory, place
+        self._cluster = cluster
 
-    def announce(self, console: Console, *, trial: bool = False) -> None:
-        """Say what is going to be done, and about how long it takes.
+    def layout(self, *, trial: bool = False) -> "Layout":
+        """Measure how runs share the cores best, and how long one takes.
 
         Raises:
             ProblemError: in a trial, a step of the problem raises; otherwise its runs will say so.
         """
-        from svag.entrants import entrant
-        from svag.lab import pool, protocol
+        from svag.lab.executors import threads
         from svag.lab.timing import seconds_a_run
 
-        study = self.study
-        names = ", ".join(entrant(key).name for key in study.methods)
-        runs = protocol.expected_runs(study)
-        threads = max(1, pool.cores() // self.workers)
+        def seconds(count: int) -> float:
+            return seconds_a_run(self.task, self.data, self.study, count)
+
+        cluster = self._cluster
+        workers = cluster.workers if cluster.kind == "local" else None
         try:
-            a_run = seconds_a_run(self.task, self.data, study, threads)
+            if cluster.threads is not None:
+                count = workers or max(1, threads.cores() // cluster.threads)
+                return threads.Layout(count, cluster.threads, seconds(cluster.threads))
+            return threads.chosen(seconds, workers)
         except Exception as error:
             if trial:
                 what = f"the first steps of {self.task.name!r} failed"
                 raise ProblemError(f"{what}: {in_one_line(error)}") from error
-            a_run = 0.0
-        seconds = a_run * runs / self.workers
+            return threads.plain(workers)
+
+    def announce(self, console: Console, layout: "Layout") -> None:
+        """Say what is going to be done, and about how long it takes."""
+        from svag.entrants import entrant
+        from svag.lab import protocol
+
+        study = self.study
+        names = ", ".join(entrant(key).name for key in study.methods)
+        runs = protocol.expected_runs(study)
+        seconds = layout.seconds * runs / layout.workers
         text = (
             f"about {seconds / 3600:.1f} h" if seconds > 5400 else f"about {seconds / 60:.0f} min"
         )
         say(
             console,
             f"{self.task.name}: {names}; {study.base.steps} steps a run, {study.seeds} seed"
-            f"{'s' * (study.seeds != 1)}, {self.workers} worker{'s' * (self.workers != 1)}; about "
+            f"{'s' * (study.seeds != 1)}, {clusters.where(self._cluster, layout)}; about "
             f"{runs} runs, {text if seconds > 60 else 'a minute or less'}; records in "
             f"{self.directory}",
         )
 
     def carry_out(self, console: Console) -> "list[Record]":
         """Carry the study out and return the records of its runs."""
-        from svag.lab import protocol, records, studies
+        from svag.lab import claims, protocol, studies
         from svag.lab.execution import carry_out
+        from svag.lab.executors import threads
         from svag.progress import RunProgress
 
-        with records.claim(self.directory):
-            self.study = studies.keep(self.directory, self.study)
-            self.announce(console)
-            executor = self._executor()
+        with claims.claim(self.directory):
+            self.study = study = studies.keep(self.directory, self.study)
+            layout = threads.kept(
+                self.directory / "layout.json", self.layout, getattr(self._cluster, "workers", None)
+            )
+            self.announce(console, layout)
             try:
-                with RunProgress(console, protocol.expected_runs(self.study)) as progress:
+                with (
+                    clusters.executor_on(
+                        self._cluster, self.task, self.data, study, self._place, layout
+                    ) as executor,
+                    RunProgress(console, protocol.expected_runs(study)) as progress,
+                ):
                     plans = {
-                        key: protocol.plan(self.study, key, protocol.Outcome(key))
-                        for key in self.study.methods
+                        key: protocol.plan(study, key, protocol.Outcome(key))
+                        for key in study.methods
                     }
                     return carry_out(plans, executor, self.directory, progress.observe)
             except KeyboardInterrupt:
                 say(console, "interrupted; the same command goes on from here")
                 raise typer.Exit(130) from None
-            finally:
-                executor.close()
 
-    def _executor(self) -> "Executor":
-        from svag.lab import pool
 
-        if self.workers == 1:
-            return pool.Here(self.task, self.data, self.directory, self.timeout)
-        return pool.Pool(self._place, self.workers)
+def _eval_examples(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not (text.isdecimal() and int(text) > 0):
+        raise InvalidOption(f"--eval-examples {text}: give a number of at least 1, or all")
+    return int(text)
 
 
 def _present(study: "Study", directory: Path, failed: "Sequence[Record]", *, as_json: bool) -> None:

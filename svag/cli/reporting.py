@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from svag.cli import several
 from svag.cli.options import Json
 
 if TYPE_CHECKING:
@@ -21,17 +22,37 @@ WhichStudy = Annotated[
 
 
 def report(
-    directory: Folder,
+    directories: Annotated[
+        list[Path], typer.Argument(help="Folders that `svag compare` filled, one a problem.")
+    ],
     study: WhichStudy = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of page and pictures; that of the records.")
+        Path | None,
+        typer.Option(
+            help="Folder of page and pictures; that of the records, or what holds all of them."
+        ),
+    ] = None,
+    target: Annotated[
+        float | None,
+        typer.Option(
+            help="Value of the test metric, fractions for percentages: how soon is it reached?"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make the report again from the records of a folder; nothing is trained."""
+    """Make the report again from the records of a folder, or of several; nothing is trained.
+
+    Several folders make one page: an overview, the effects side by side, the paper's observations
+    over problems, and a section a problem. Folders without records are skipped with a note.
+    """
     from svag.analysis.study import analyse
 
-    present(analyse(directory, study), out or directory, directory, as_json=as_json)
+    if len(directories) > 1:
+        several.check_options(study, target)
+        _report_several(directories, out, as_json=as_json)
+        return
+    directory = directories[0]
+    present(analyse(directory, study), out or directory, directory, target, as_json=as_json)
 
 
 def status(directory: Folder, study: WhichStudy = None) -> None:
@@ -41,7 +62,12 @@ def status(directory: Folder, study: WhichStudy = None) -> None:
     from svag.lab import records
     from svag.lab.protocol import replay
 
+    driver = _driver(directory)  # first: what a driver on Ray has recorded is fetched
     which = chosen_study(directory, study)
+    print(driver, end="")
+    if driver and not any((directory / "records").glob("*.jsonl")):
+        print("no records yet")
+        return
     found = records.load(directory)
     print(f"study {which.id}: {which.base.problem}, {which.base.steps} steps, {which.seeds} seeds")
     find = records.finder(found)
@@ -55,12 +81,32 @@ def status(directory: Folder, study: WhichStudy = None) -> None:
     print("records: " + ", ".join(f"{n} {what}" for what, n in counts.most_common()))
 
 
-def present(analysis: "Analysis", directory: Path, records: Path, *, as_json: bool) -> None:
+def _driver(directory: Path) -> str:
+    """Return a line about the detached driver of a folder, or about who records in it now."""
+    from svag.lab import claims
+    from svag.lab.executors import detached, keeping
+
+    driver = detached.found(directory)
+    if driver is not None:
+        said = detached.state(directory, driver).said
+        return f"{said}; it prints to {directory / keeping.LOG}\n"
+    holder = claims.holder(directory)
+    return f"{holder} is at work\n" if holder else ""
+
+
+def present(
+    analysis: "Analysis",
+    directory: Path,
+    records: Path,
+    target: float | None = None,
+    *,
+    as_json: bool,
+) -> None:
     """Write the report, and print the verdict and the methods' figures."""
     from svag import report as reports
     from svag.analysis.verdict import verdict
 
-    page = reports.write(analysis, directory, records)
+    page = reports.write(analysis, directory, records, target)
     console = Console(stderr=True)
     if as_json:
         print(json.dumps(_as_data(analysis), indent=1))
@@ -73,6 +119,29 @@ def present(analysis: "Analysis", directory: Path, records: Path, *, as_json: bo
         found = analysis.versions[name]
         if len(found) > 1:
             say(console, f"note: this study's runs are of {name} {' and '.join(found)}")
+    say(console, f"report: {page}")
+
+
+def _report_several(directories: list[Path], out: Path | None, *, as_json: bool) -> None:
+    """Write the page on several problems, and print what they say together."""
+    from svag import report as reports
+    from svag.analysis.overview import overview
+
+    read = several.read(directories)
+    page = reports.write_several(
+        read.several, out or several.common_folder(read.folders), read.folders
+    )
+    console = Console(stderr=True)
+    if as_json:
+        problems = [_as_data(analysis) for analysis in read.several.analyses]
+        print(json.dumps({"problems": problems, **several.as_data(read.several)}, indent=1))
+    else:
+        for sentence in overview(read.several):
+            print(sentence)
+        for number, check in enumerate(read.several.checks, 1):
+            print(f"{number}. {check.claim} {check.outcome.capitalize()}. {check.because}")
+    for text in read.skipped:
+        say(console, f"skipped {text}")
     say(console, f"report: {page}")
 
 

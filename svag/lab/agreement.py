@@ -61,6 +61,15 @@ class Agreement:
                 result[self._names[param]] = _correlation(*factors)
         return result
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what has been averaged so far, by the names of the parameters."""
+        return {self._names[param]: square for param, square in self._squares.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from there."""
+        named = {name: param for param, name in self._names.items()}
+        self._squares = {named[name]: square for name, square in state.items()}
+
     def _factor(self, variance: Tensor, mean: Tensor) -> Tensor:
         spread = dispersion(ONE, variance.double(), mean.double(), torch.float64)
         factor: Tensor = FACTORS[self._optimizer.anatomy.factor](ONE, spread)

@@ -18,7 +18,8 @@ class Batches:
         split: the examples.
         size: examples in a batch.
         seed: of the order of examples, and of the augmentation.
-        augment: changes the inputs of a batch, given a generator.
+        augment: changes the inputs of a batch, given a generator on the device of the split.
+        prepare: turns inputs into what the model takes.
         in_order: whether batches are consecutive rows, instead of in a new order every epoch.
         at_epoch: called at the start of every epoch.
 
@@ -33,6 +34,7 @@ class Batches:
         *,
         seed: int,
         augment: Callable[[Nested, torch.Generator], Nested] | None = None,
+        prepare: Callable[[Nested], Nested] | None = None,
         in_order: bool = False,
         at_epoch: Callable[[], None] = lambda: None,
     ) -> None:
@@ -41,10 +43,11 @@ class Batches:
                 f"a batch of {size} is more than the {len(split)} examples to train on; choose a "
                 "smaller batch size"
             )
-        self._split, self._size, self._augment = split, size, augment
+        self._split, self._size = split, size
+        self._augment, self._prepare = augment, prepare
         self._in_order, self._at_epoch = in_order, at_epoch
         self._generator = torch.Generator().manual_seed(seed)
-        self._augmenting = torch.Generator().manual_seed(seed)
+        self._augmenting = torch.Generator(split.device).manual_seed(seed)
         self._waiting: list[Tensor] = []
 
     def __iter__(self) -> Self:
@@ -60,7 +63,24 @@ class Batches:
         targets = targets[chosen] if isinstance(targets, Tensor) else _taken(targets, chosen)
         if self._augment is not None:
             inputs = self._augment(inputs, self._augmenting)
+        if self._prepare is not None:
+            inputs = self._prepare(inputs)
         return inputs, targets
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the order of examples and the augmentation have come to."""
+        return {
+            "order": self._generator.get_state(),
+            "augmentation": self._augmenting.get_state(),
+            "waiting": torch.stack(self._waiting) if self._waiting else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._generator.set_state(state["order"])
+        self._augmenting.set_state(state["augmentation"])
+        waiting = state["waiting"]
+        self._waiting = [] if waiting is None else list(waiting.unbind())
 
     def _begin_epoch(self) -> None:
         count = len(self._split)

@@ -85,9 +85,11 @@ class Evaluation:
         """Return the loss and the metric; a metric may raise where the model has diverged."""
         loss = metric = 0.0
         outputs_of, count = [], 0
+        prepare = self._problem.prepare
         for part in self._parts(split):
+            inputs = part.inputs if prepare is None else prepare(part.inputs)
             with self._precision():
-                outputs = model(part.inputs)
+                outputs = model(inputs)
                 value = float(self._problem.loss(outputs, part.targets))
             loss += len(part) * value
             count += len(part)
@@ -128,10 +130,9 @@ class Evaluation:
 
 
 def splits_of(data: Data, run: Run, *, in_order: bool = False) -> tuple[Split, dict[str, Split]]:
-    """Return what is trained on, and what is evaluated on, by the names of the figures.
+    """Return what is trained on, and all that is evaluated on, by the names of the figures.
 
-    The part of the training data that is evaluated is the same in every run, and no larger than
-    the test data. With ``select="validation"`` a tenth of the training data is held out.
+    With ``select="validation"`` a tenth of the training data is held out.
 
     Args:
         data: training and test data.
@@ -152,8 +153,20 @@ def splits_of(data: Data, run: Run, *, in_order: bool = False) -> tuple[Split, d
             order = order.roll(count)
         evaluated["validation"] = training.take(order[:count])
         training = training.take(order[count:])
-    order = _order(len(training), in_order)
-    return training, {"train": training.take(order[: len(data.test)]), **evaluated}
+    return training, {"train": training, **evaluated}
+
+
+def subset(split: Split, count: int | None, *, in_order: bool = False) -> Split:
+    """Return ``count`` examples of a split, the same in every run; all of them for None.
+
+    Args:
+        split: the examples.
+        count: how many, at most.
+        in_order: whether they are to be the first rows.
+    """
+    if count is None or count >= len(split):
+        return split
+    return split.take(_order(len(split), in_order)[:count])
 
 
 def held_out(count: int) -> int:

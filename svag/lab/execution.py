@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from svag.lab import records
-from svag.lab.pool import Event, Executor
+from svag.lab.executors.contract import Event, Executor
 from svag.lab.protocol import Plan
 from svag.lab.records import Record, Run
 from svag.lab.search import Request

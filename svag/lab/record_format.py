@@ -136,6 +136,11 @@ def check_run(line: Mapping[str, Any]) -> None:
         _time(line, "started")
     if line.get("threads") is not None:
         _integer(line, "threads", 1)
+    _present(line, "eval_examples", "channels_last")
+    if line["eval_examples"] is not None:
+        _integer(line, "eval_examples", 1)
+    if type(line["channels_last"]) is not bool:
+        raise WrongLine(f"channels_last={_shown(line['channels_last'])}; it is true or false")
     if not _number(line, "lr") > 0:
         raise WrongLine(f"lr={line['lr']!r}; it is a number above 0")
     if not _number(line, "weight_decay") >= 0:
@@ -187,8 +192,11 @@ def check_end(
     _choice(line, "status", get_args(Status))
     if line.get("wall_time") is not None and not _number(line, "wall_time") >= 0:
         raise WrongLine(f"wall_time={line['wall_time']!r}; it is a number of at least 0")
-    if line.get("message") is not None:
-        _text(line, "message")
+    for name in ("message", "checkpoints"):
+        if line.get(name) is not None:
+            _text(line, name)
+    if line.get("resumed") is not None:
+        _integer(line, "resumed", 0)
     if line.get("step") is not None:
         _integer(line, "step", 0)
         if line["step"] > run["steps"]:
@@ -199,7 +207,8 @@ def check_end(
     _figures(line, run, demanded=done)
     if done:
         _complete(line, run)
-        _as_evaluated(line, last or {})
+        if run["eval_examples"] is None:
+            _as_evaluated(line, last or {})
 
 
 def quantity_of(run: Mapping[str, Any]) -> Quantity:
@@ -256,6 +265,8 @@ def _flat(line: Mapping[str, Any]) -> None:
         if type(value) is float and -_MOST <= value <= _MOST:
             continue
         if value is None or (type(value) is str and not name.startswith(_SPLITS)):
+            continue
+        if type(value) is bool and name == "channels_last":
             continue
         if type(value) is not int or not -_MOST <= value <= _MOST:
             allowed = "a finite number or null"

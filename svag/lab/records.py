@@ -3,20 +3,20 @@
 Every line is a flat JSON object with a ``"kind"``: first ``run``, then ``eval`` (and
 ``agreement``, for methods that take their variance from the mini-batch), last ``end``. A
 file can hold several attempts; the last ``run`` line starts the one that counts. A file without
-``end`` is of a run that was interrupted, and so is one whose last line is torn. Folders of two
+``end`` is of a run that was interrupted, and so is one whose last line is torn. An attempt that
+goes on from a checkpoint repeats what came before it. Evaluations during a run may be of some
+examples of each split; the ``end`` line has the figures of all. Folders of two
 machines merge by copying: equal names hold runs that differ by rounding at most (the number of
 threads changes the order of sums).
 """
 
-import fcntl
 import hashlib
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
@@ -45,11 +45,12 @@ from svag.quantity import Quantity
 
 STUDY = (
     *("problem", "version", "data", "metric", "steps", "batch_size", "weight_decay"),
-    *("eval_every", "select", "device", "autocast"),
+    *("eval_every", "eval_examples", "select", "device", "autocast", "channels_last"),
 )
 """Fields of a run that are alike throughout a study."""
 
 _DESCRIBED = {"identity": False}
+_OF_THE_ATTEMPT = ("wall_time", "resumed", "checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +72,12 @@ class Run:
         batch_size: examples a step.
         weight_decay: lambda of the L2 term ``lambda/2 |w|^2`` on weights.
         eval_every: steps between two evaluations.
+        eval_examples: examples of each split that are evaluated during the run; None for all. At
+            the end it is all in any case.
         select: what step sizes are chosen by; ``validation`` is a tenth of the training data.
         device: where it runs, ``cpu`` or ``cuda``.
         autocast: dtype of autocast, such as ``bfloat16``; None where it is off.
+        channels_last: whether images and filters are laid out with the channels last.
         metric: name of the figure that step sizes are chosen by and methods are compared by.
         metric_better: ``larger`` or ``smaller``.
         metric_unit: ``%`` for fractions shown as percentages; what stands behind values.
@@ -95,9 +99,11 @@ class Run:
     batch_size: int
     weight_decay: float = 0.0
     eval_every: int
+    eval_examples: int | None = None
     select: Select = "test"
     device: str = "cpu"
     autocast: str | None = None
+    channels_last: bool = False
     metric: str = "accuracy"
     metric_better: Better = "larger"
     metric_unit: str = field(default="%", metadata=_DESCRIBED)
@@ -152,6 +158,12 @@ class Record:
         return self.status in FINISHED
 
     @property
+    def findings(self) -> list[dict[str, Any]]:
+        """All that it found out, times and attempts aside: alike for two records of one run."""
+        lines = (*self.evals, *self.agreements, self.end or {})
+        return [{k: v for k, v in line.items() if k not in _OF_THE_ATTEMPT} for line in lines]
+
+    @property
     def merit(self) -> float:
         """What step sizes are chosen by at the end, turned so that larger is better.
 
@@ -199,12 +211,23 @@ class Recorder:
                 f"cannot write {path}: {error.strerror}; choose another folder with --out"
             ) from error
         self._path = path
+        self._lines: list[dict[str, Any]] = []
         started = datetime.now(UTC).isoformat(timespec="seconds")
         try:
             self._write("run", {**asdict(run), **environment(), "started": started, **noted}, torn)
         except RecordError:
             self._file.close()
             raise
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """What has been written after the ``run`` line."""
+        return list(self._lines)
+
+    def repeat(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Write lines of an earlier attempt, which this one goes on from."""
+        for line in lines:
+            self._write(line["kind"], {name: line[name] for name in line if name != "kind"})
 
     def eval(self, step: int, **figures: float) -> None:
         """Note the figures after ``step`` steps."""
@@ -244,34 +267,8 @@ class Recorder:
             raise RecordError(f"cannot write {self._path}: {error.strerror}") from error
         if written != len(text):
             raise RecordError(f"cannot write {self._path}: it took {written} of {len(text)} bytes")
-
-
-@contextmanager
-def claim(directory: Path) -> Iterator[None]:
-    """Make a folder ready to record in, and keep other processes from recording in it meanwhile.
-
-    The claim ends with the process, however that ends.
-
-    Raises:
-        RecordError: nothing can be written there, or another process has claimed it.
-    """
-    folder = directory / "records"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
-    except OSError as error:
-        raise RecordError(
-            f"cannot write to {folder}: {error.strerror}; choose another folder with --out"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RecordError(
-                f"another process is recording in {folder}; wait for it, or choose another folder "
-                "with --out (records of both can be copied together afterwards)"
-            ) from error
-        yield
+        if kind != "run":
+            self._lines.append(line)
 
 
 def path_of(directory: Path, run: Run) -> Path:

@@ -11,14 +11,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from svag.entrants import entrant
-from svag.errors import InvalidOption, ProblemError
+from svag.errors import ProblemError
 from svag.lab.agreement import Agreement
 from svag.lab.batches import Batches
-from svag.lab.evaluation import Evaluation, Figures, splits_of
+from svag.lab.devices import device_of
+from svag.lab.evaluation import Evaluation, Figures, splits_of, subset
 from svag.lab.optimizers import build
 from svag.lab.records import Run
+from svag.lab.resuming import Resumable, State, generators, set_generators
 from svag.optim import Dissected
-from svag.problems import Data, Problem, supervised
+from svag.problems import Data, Problem, Split, supervised
 from svag.problems.nested import mapped, tensors
 from svag.problems.seeding import seed_everything
 from svag.problems.steps import Context, Step, afresh, micro_batched
@@ -38,39 +40,46 @@ class Session:
         self.problem, self.run = problem, run
         self.device = device_of(run.device)
         self.model = problem.model().to(self.device)
+        if run.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._entrant = entrant(run.method)
         self.optimizers = self._optimizers()
         self._lrs = [[float(g["lr"]) for g in o.param_groups] for o in self.optimizers]
         self._factor = 1.0
         self.agreement = self._watch()
         self.step, self.diverged = 0, False
-        training, evaluated = splits_of(data, run, in_order=problem.carry_state)
+        in_order = problem.carry_state
+        training, evaluated = splits_of(data.to(self.device), run, in_order=in_order)
         self._batches = Batches(
-            training.to(self.device),
+            training,
             run.batch_size,
             seed=run.seed,
             augment=problem.augment,
-            in_order=problem.carry_state,
+            prepare=problem.prepare,
+            in_order=in_order,
             at_epoch=self._forget,
         )
-        self._evaluation = Evaluation(
-            problem,
-            problem.judged_by(data),
-            {name: split.to(self.device) for name, split in evaluated.items()},
-            batch_size=run.batch_size if problem.carry_state else None,
-            precision=self._precision,
-        )
+        count = run.eval_examples and max(run.eval_examples, run.batch_size if in_order else 1)
+        some = {name: subset(s, count, in_order=in_order) for name, s in evaluated.items()}
+        self._evaluation = self._evaluation_on(some, data)
+        self._evaluation_in_full = self._evaluation_on(evaluated, data)
+        self._own_step = None if problem.step is None else afresh(problem.step)
         self._take_step = self._step_function()
+        outside = self._entrant.outside or problem.optimizers is not None
+        self._resumable = Resumable(self.model, self.optimizers, self._own_step, outside=outside)
+        self._resumed = False
 
     def __iter__(self) -> Iterator[int]:
         """Train, and stop before the first step and at each evaluation with the step count."""
         return self.stops()
 
     def stops(self, due: Callable[[], None] = lambda: None) -> Iterator[int]:
-        """Do the same; ``due`` is called before every step."""
-        yield 0
+        """Do the same; ``due`` is called before every step, when the state can be taken."""
+        if not self._resumed:
+            yield 0
+        every = self.run.eval_every
         while self.step < self.run.steps and not self.diverged:
-            stop = min(self.step + self.run.eval_every, self.run.steps)
+            stop = min(self.step // every * every + every, self.run.steps)
             self.diverged = not self.advance(stop, due)
             if not self.diverged:
                 yield self.step
@@ -97,21 +106,60 @@ class Session:
             self.step = step + 1
         return True
 
-    def evaluate(self) -> Figures:
-        """Return the figures of the evaluated splits; the state that is carried stays as it is."""
+    def evaluate(self, *, full: bool = False) -> Figures:
+        """Return the figures of the evaluated splits; the state that is carried stays as it is.
+
+        Args:
+            full: whether on all examples, instead of as many as are evaluated during the run.
+        """
+        evaluation = self._evaluation_in_full if full else self._evaluation
         if not self._finite():
             self.diverged = True
-            return self._evaluation.nothing()
+            return evaluation.nothing()
         carried = getattr(self.model, "carried_state", None)
         self.model.eval()
         # What is drawn at random in an evaluation is the same each time, and leaves no trace.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
-            figures = self._evaluation.figures(self.model)
+            figures = evaluation.figures(self.model)
         if self.problem.carry_state:
             setattr(self.model, "carried_state", carried)  # noqa: B010
         self.diverged = self.diverged or not all(math.isfinite(value) for value in figures.values())
         return figures
+
+    def state_dict(self) -> State:
+        """Return all that the run goes on from.
+
+        Raises:
+            NotResumable: the model, an optimizer or the step has state that cannot be taken along.
+        """
+        return {
+            **self._resumable.state_dict(),
+            "taken": self.step,
+            "factor": self._factor,
+            "batches": self._batches.state_dict(),
+            "generators": generators(self.device),
+            "agreement": self.agreement.state_dict() if self.agreement else None,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on from there, in a session of the same run."""
+        self._resumable.load_state_dict(state)
+        self.step, self._factor, self._resumed = state["taken"], state["factor"], True
+        self._batches.load_state_dict(state["batches"])
+        if self.agreement:
+            self.agreement.load_state_dict(state["agreement"])
+        set_generators(state["generators"], self.device)
+
+    def _evaluation_on(self, splits: dict[str, Split], data: Data) -> Evaluation:
+        problem = self.problem
+        return Evaluation(
+            problem,
+            problem.judged_by(data),
+            splits,
+            batch_size=self.run.batch_size if problem.carry_state else None,
+            precision=self._precision,
+        )
 
     def _finite(self) -> bool:
         params = [p for p in self.model.parameters() if p.is_floating_point() or p.is_complex()]
@@ -163,8 +211,8 @@ class Session:
 
     def _step_function(self) -> Step:
         """Return the problem's own step, or the usual one in the form that the method needs."""
-        if self.problem.step is not None:
-            return self._own_step(afresh(self.problem.step))
+        if self._own_step is not None:
+            return self._with_precision(self._own_step)
         if not self._entrant.within_batch:
             return supervised(self.problem.loss, self._precision)
         self.model.train()  # a frozen BatchNorm stays in evaluation mode
@@ -172,7 +220,7 @@ class Session:
             return micro_batched(self.problem.loss, self._precision)
         return supervised(self.problem.loss, self._precision, self._recording)
 
-    def _own_step(self, own: Step) -> Step:
+    def _with_precision(self, own: Step) -> Step:
         def step(model: nn.Module, batches: Any, optimizers: Sequence[Optimizer]) -> Tensor | float:
             with self._precision():
                 return own(model, batches, optimizers)
@@ -206,22 +254,6 @@ class Session:
         carried = getattr(self.model, "carried_state", None)
         if any(isinstance(t, Tensor) and t.requires_grad for _, t in tensors(carried)):
             setattr(self.model, "carried_state", mapped(Tensor.detach, carried))  # noqa: B010
-
-
-def device_of(name: str) -> torch.device:
-    """Return a device that is there.
-
-    Raises:
-        InvalidOption: it is none, or this machine has none of its kind.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise InvalidOption(
-            f"device {name!r} is not to be had on this machine; choose cpu"
-        ) from None
-    return device
 
 
 def _parted(group: dict[str, Any], decay: float) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ from svag.lab.records import Run
 from svag.problems import Data, Problem
 
 _EVALUATIONS = 20
+EVAL_EXAMPLES = 1000
+"""Examples of each split that are evaluated during a run, unless another number is asked for."""
 
 
 def template(
@@ -17,15 +19,23 @@ def template(
     select: Select | None = None,
     batch_size: int | None = None,
     weight_decay: float | None = None,
+    eval_examples: int | None = EVAL_EXAMPLES,
     device: str = "cpu",
     autocast: str | None = None,
+    channels_last: bool | None = None,
 ) -> Run:
     """Return it; what is None is the problem's own.
 
     Raises:
-        InvalidOption: there are fewer examples to train on than a batch has.
+        InvalidOption: there are fewer examples to train on than a batch has, or the batch size of
+            a problem that carries state is another than its rows are laid out for.
     """
     size = problem.batch_size if batch_size is None else batch_size
+    if problem.carry_state and size != problem.batch_size:
+        raise InvalidOption(
+            f"a batch of {size}: the rows of {problem.name!r}, which carries state from batch to "
+            f"batch, are laid out for batches of {problem.batch_size}; leave --batch-size away"
+        )
     select = select or problem.select
     left = len(data.train) - (held_out(len(data.train)) if select == "validation" else 0)
     if size > left:
@@ -49,9 +59,11 @@ def template(
         batch_size=size,
         weight_decay=float(problem.weight_decay if weight_decay is None else weight_decay),
         eval_every=max(1, steps // _EVALUATIONS),
+        eval_examples=eval_examples,
         select=select,
         device=device,
         autocast=autocast,
+        channels_last=problem.channels_last if channels_last is None else channels_last,
         metric=metric.name,
         metric_better="larger" if metric.larger_is_better else "smaller",
         metric_unit=metric.unit,

@@ -34,5 +34,7 @@ def seconds_a_run(problem: Problem, data: Data, study: Study, threads: int) -> f
             times.append(time.perf_counter() - started)
     finally:
         torch.set_num_threads(before)
-    evaluated = (run.steps / run.eval_every + 1) * 2 * len(data.test) / run.batch_size
-    return min(times) * (run.steps + _EVALUATING * evaluated)
+    whole = (len(data.train), len(data.test))
+    some = [min(run.eval_examples or count, count) for count in whole]
+    evaluated = (run.steps / run.eval_every + 1) * sum(some) + sum(whole)
+    return min(times) * (run.steps + _EVALUATING * evaluated / run.batch_size)

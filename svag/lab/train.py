@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from svag.errors import RecordError, SvagError, in_one_line
+from svag.lab import checkpoints
 from svag.lab.evaluation import Figures
 from svag.lab.record_format import Status
 from svag.lab.records import Recorder, Run
@@ -36,66 +37,113 @@ def train(
     *,
     progress: Callable[[int], None] = lambda step: None,
     timeout: float | None = None,
+    checkpoint_every: float | None = checkpoints.EVERY,
 ) -> None:
     """Train once and record it; whatever ends the run is in the record as its status.
+
+    A run that was broken off goes on from its checkpoint. On a CPU it ends as one that was not, to
+    the bit; on a GPU within the determinism that torch offers there.
 
     Args:
         problem: the task.
         data: its data, as ``problem.load`` returned them.
         run: method, step size, seed and length.
-        directory: its folder ``records`` receives the record.
+        directory: its folder ``records`` receives the record, ``checkpoints`` the checkpoints.
         progress: called with the number of steps taken after each evaluation.
         timeout: seconds after which the run ends in error; None for as long as it takes.
+        checkpoint_every: seconds between two checkpoints; None for none.
 
     Raises:
         KeyboardInterrupt: passed on after the record has been closed as interrupted.
         RecordError: the record cannot be written.
     """
     noted = {"source": problem.source, "threads": torch.get_num_threads()}
-    started = time.perf_counter()
+    kept = checkpoints.Checkpoints(directory, run, checkpoint_every)
     with Recorder(directory, run, **noted) as recorder, warnings.catch_warnings():
         warnings.filterwarnings("error", _BROADCAST)
+        attempt = _Attempt(problem, data, run, recorder, kept, progress, timeout)
         try:
-            session, figures = _run(problem, data, run, recorder, progress, timeout)
+            status, figures = attempt.carry_out()
         except KeyboardInterrupt:
-            recorder.end("interrupted", wall_time=_since(started))
+            recorder.end("interrupted", **attempt.noted())
             raise
         except RecordError:
             raise
         except Exception as error:
             trace = "".join(traceback.format_exception(error))
-            recorder.end(
-                "error", message=in_one_line(error), traceback=trace, wall_time=_since(started)
-            )
+            message = in_one_line(error)
+            recorder.end("error", message=message, traceback=trace, **attempt.noted())
         else:
-            status: Status = "diverged" if session.diverged else "done"
-            recorder.end(status, step=session.step, **figures, wall_time=_since(started))
+            recorder.end(status, **figures, **attempt.noted())
+        kept.remove()
 
 
-def _run(
-    problem: Problem,
-    data: Data,
-    run: Run,
-    recorder: Recorder,
-    progress: Callable[[int], None],
-    timeout: float | None,
-) -> tuple[Session, Figures]:
-    """Train until the end or until the run diverges; return its last figures."""
-    limit = None if timeout is None else time.perf_counter() + timeout
+class _Attempt:
+    """One attempt at a run, from its beginning or from its checkpoint."""
 
-    def due() -> None:
-        if limit is not None and time.perf_counter() > limit:
-            raise TimedOut(f"timed out after {timeout:g} s (--timeout)")
+    def __init__(
+        self,
+        problem: Problem,
+        data: Data,
+        run: Run,
+        recorder: Recorder,
+        kept: checkpoints.Checkpoints,
+        progress: Callable[[int], None],
+        timeout: float | None,
+    ) -> None:
+        self._problem, self._data, self._run = problem, data, run
+        self._recorder, self._kept = recorder, kept
+        self._progress, self._timeout = progress, timeout
+        self._started, self._before = time.perf_counter(), 0.0
+        self._resumed: int | None = None
 
-    session, figures = Session(problem, data, run), Figures()
-    for step in session.stops(due):
-        figures = session.evaluate()
-        recorder.eval(step, **figures)
-        if session.agreement:
-            recorder.agreement(step, session.agreement.correlations())
-        progress(step)
-    return session, {} if session.step < run.steps else figures
+    def carry_out(self) -> tuple[Status, Figures]:
+        """Train until the end or until the run diverges; return its last figures."""
+        session = self._session()
+        for step in session.stops(lambda: self._between_steps(session)):
+            figures = session.evaluate()
+            self._recorder.eval(step, **figures, wall_time=self._seconds)
+            if session.agreement:
+                self._recorder.agreement(step, session.agreement.correlations())
+            self._progress(step)
+        if session.step < self._run.steps:
+            return "diverged", {"step": session.step}
+        figures = session.evaluate(full=True)
+        return "diverged" if session.diverged else "done", {"step": session.step, **figures}
 
+    def noted(self) -> dict[str, float | str]:
+        """Return what is noted about the attempt itself when it ends."""
+        noted: dict[str, float | str] = {"wall_time": self._seconds}
+        if self._resumed is not None:
+            noted["resumed"] = self._resumed
+        if self._kept.trouble:
+            noted["checkpoints"] = self._kept.trouble
+        return noted
 
-def _since(started: float) -> float:
-    return round(time.perf_counter() - started, 3)
+    def _session(self) -> Session:
+        """Return the session where its checkpoint left it, or a new one."""
+        found = self._kept.read()
+        session = Session(self._problem, self._data, self._run)
+        if found is None:
+            return session
+        try:
+            session.load_state_dict(found.state)
+        except Exception as error:  # whatever the load_state_dict of a user's model raises
+            self._kept.set_aside(f"does not fit ({in_one_line(error)[:200]})")
+            return Session(self._problem, self._data, self._run)
+        self._recorder.repeat(found.lines)
+        self._before, self._resumed = found.seconds, found.step
+        return session
+
+    def _between_steps(self, session: Session) -> None:
+        if self._timeout is not None and self._seconds > self._timeout:
+            raise TimedOut(f"timed out after {self._timeout:g} s (--timeout)")
+        self._kept.write_if_due(
+            lambda: checkpoints.Checkpoint(
+                session.step, self._seconds, self._recorder.lines, session.state_dict()
+            )
+        )
+
+    @property
+    def _seconds(self) -> float:
+        return round(self._before + time.perf_counter() - self._started, 3)

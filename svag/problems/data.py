@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,17 @@ from svag.errors import DataError
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file as its authors published it: name, size in bytes, hash."""
+    """A file as its authors published it.
+
+    Attributes:
+        name: without folders.
+        checksum: ``sha256:`` or ``md5:`` and the hexadecimal digits.
+        size: in bytes; None where the authors give none.
+    """
 
     name: str
-    size: int
-    sha256: str
+    checksum: str
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -27,15 +34,22 @@ class DataSet:
 
     Attributes:
         title: what messages call it.
-        address: URL of the folder that the files are published in, ending in a slash.
+        address: URL of the folder that the files are published in, ending in a slash; empty where
+            no address publishes them.
         folders: where the files may lie below a data directory.
         files: all of them, whether or not each is needed.
+        origin: how to get files that no address publishes.
     """
 
     title: str
     address: str
     folders: tuple[str, ...]
     files: tuple[DataFile, ...]
+    origin: str = ""
+
+    def remedy(self, name: str = "") -> str:
+        """Say where a file, or all of them, can be had."""
+        return f"from {self.address}{name}" if self.address else self.origin
 
 
 FASHION_MNIST = DataSet(
@@ -45,24 +59,42 @@ FASHION_MNIST = DataSet(
     files=(
         DataFile(
             "train-images-idx3-ubyte.gz",
+            "sha256:3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
             26421880,
-            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
         ),
         DataFile(
             "train-labels-idx1-ubyte.gz",
+            "sha256:a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
             29515,
-            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
         ),
         DataFile(
             "t10k-images-idx3-ubyte.gz",
+            "sha256:346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
             4422102,
-            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
         ),
         DataFile(
             "t10k-labels-idx1-ubyte.gz",
+            "sha256:67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
             5148,
-            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
         ),
+    ),
+)
+
+TOLSTOY = DataSet(
+    title="War and Peace",
+    address="",
+    folders=("", "tolstoy"),
+    files=(
+        DataFile(
+            "war_and_peace.txt",
+            "sha256:51da54e418dc36bbdba2ffcd1c63d6cf82057817ea4ec47525afd39ce3068a04",
+            3196229,
+        ),
+    ),
+    origin=(
+        "(no address publishes it: it is Tolstoy's novel as Project Gutenberg's EBook 2600 has it, "
+        "without header and contents; warpeace_input.txt of char-rnn with line feeds for CR LF, "
+        "without the byte order mark and the blank lines around it)"
     ),
 )
 
@@ -73,8 +105,8 @@ def locate(data_set: DataSet, data_dir: Path | None = None) -> dict[str, Path]:
     Args:
         data_set: what to look for.
         data_dir: folder that holds the files or one of ``data_set.folders``; if None,
-            ``$SVAG_DATA``; if that is unset or empty too, the files are downloaded once to the
-            cache folder of the operating system.
+            ``$SVAG_DATA``; if that is unset or empty too, the files are downloaded once to
+            ``cache_folder()``.
 
     Returns:
         The path of each file, by its name.
@@ -82,24 +114,124 @@ def locate(data_set: DataSet, data_dir: Path | None = None) -> dict[str, Path]:
     Raises:
         DataError: a folder or file is missing, cannot be fetched or read, or has other content.
     """
-    if data_dir is not None:
-        paths = _search(data_set, data_dir, "data directory")
-    elif os.environ.get("SVAG_DATA"):
-        paths = _search(data_set, Path(os.environ["SVAG_DATA"]), "$SVAG_DATA")
+    named = named_folder(data_set.title, data_dir)
+    if named is not None:
+        paths = _search(data_set, *named)
+    elif data_set.address:
+        paths = {file.name: download(data_set, file) for file in data_set.files}
     else:
-        paths = {file.name: _download(data_set, file) for file in data_set.files}
+        names = ", ".join(file.name for file in data_set.files)
+        raise DataError(
+            f"{data_set.title} is not to be downloaded: get {names} {data_set.origin} and name "
+            "its folder as data directory or $SVAG_DATA"
+        )
     for file in data_set.files:
-        _check(paths[file.name], file, data_set.address)
+        check(paths[file.name], file, f"get it again {data_set.remedy(file.name)}")
     return paths
 
 
-def _search(data_set: DataSet, root: Path, origin: str) -> dict[str, Path]:
+def named_folder(title: str, data_dir: Path | None) -> tuple[Path, str] | None:
+    """Return the folder that the user names for data, and what messages call it, if any.
+
+    Args:
+        title: what messages call the data set.
+        data_dir: the folder given as an argument; if None, ``$SVAG_DATA``.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    root, origin = data_dir, "data directory"
+    if root is None and os.environ.get("SVAG_DATA"):
+        root, origin = Path(os.environ["SVAG_DATA"]), "$SVAG_DATA"
+    if root is None:
+        return None
     if not root.is_dir():
         state = "is not a directory" if root.exists() else "does not exist"
         raise DataError(
-            f"{origin} {str(root)!r} {state}; name one that holds the files of "
-            f"{data_set.title}, or none to download them"
+            f"{origin} {str(root)!r} {state}; name one that holds the files of {title}, or none "
+            "to download them"
         )
+    return root, origin
+
+
+def cache_folder() -> Path:
+    """Return where downloaded and decoded files are kept.
+
+    ``$SVAG_CACHE``; if that is unset or empty, ``svag`` in the cache folder of the operating
+    system.
+
+    Raises:
+        DataError: the folder of the operating system is asked for, and pooch is not installed.
+    """
+    if os.environ.get("SVAG_CACHE"):
+        return Path(os.environ["SVAG_CACHE"])
+    try:
+        import pooch
+    except ImportError as error:
+        raise DataError(
+            "the cache folder of this system is found by pooch; pip install 'svag[lab]', or name "
+            "a folder as $SVAG_CACHE"
+        ) from error
+    return Path(pooch.os_cache("svag"))
+
+
+def download(data_set: DataSet, file: DataFile) -> Path:
+    """Return the path of a published file, fetched if it is not in the cache folder yet.
+
+    Raises:
+        DataError: it cannot be fetched, or is another file than was published.
+    """
+    try:
+        import pooch
+    except ImportError as error:
+        raise DataError(
+            f"downloading {data_set.title} needs pooch; pip install 'svag[lab]', or get "
+            f"{file.name} from {data_set.address} and name its folder as data directory or "
+            "$SVAG_DATA"
+        ) from error
+    cache = cache_folder() / data_set.title.lower()
+    try:
+        path = pooch.retrieve(data_set.address + file.name, file.checksum, file.name, cache)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{data_set.address}{file.name} could not be downloaded to {str(cache)!r} "
+            f"({type(error).__name__}: {reason}); get the files of {data_set.title} by other "
+            "means and name their folder as data directory or $SVAG_DATA"
+        ) from error
+    return Path(path)
+
+
+def check(path: Path, file: DataFile, remedy: str, known: Mapping[str, str] = {}) -> None:
+    """Compare a file with what its authors published.
+
+    Args:
+        path: where it is.
+        file: what it should be.
+        remedy: what to do if it is not, the end of the message.
+        known: what it may be instead, by checksum.
+
+    Raises:
+        DataError: it cannot be read, is too short, or has another hash.
+    """
+    algorithm, expected = file.checksum.split(":")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as opened:
+            found = hashlib.file_digest(opened, algorithm).hexdigest()
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read ({error.strerror}); {remedy}") from error
+    if file.size is not None and size < file.size:
+        raise DataError(f"{str(path)!r} has {size} of {file.size} bytes (truncated); {remedy}")
+    if (other := known.get(f"{algorithm}:{found}")) and found != expected:
+        raise DataError(f"{str(path)!r} is {other}; {remedy}")
+    if found != expected:
+        name = {"sha256": "SHA-256", "md5": "MD5"}[algorithm]
+        raise DataError(f"{str(path)!r} has {name} {found} instead of {expected}; {remedy}")
+
+
+def _search(data_set: DataSet, root: Path, origin: str) -> dict[str, Path]:
+    """Return the path of each file below the root, by its name."""
     found = {
         file.name: path
         for file in data_set.files
@@ -111,47 +243,9 @@ def _search(data_set: DataSet, root: Path, origin: str) -> dict[str, Path]:
         below = ", ".join(repr(folder) for folder in data_set.folders if folder)
         raise DataError(
             f"{origin} {str(root)!r} lacks {', '.join(missing)} of {data_set.title} (looked in it "
-            f"and in its subfolders {below}); get them from {data_set.address}"
+            f"and in its subfolders {below}); get them {data_set.remedy()}"
         )
     return found
-
-
-def _download(data_set: DataSet, file: DataFile) -> Path:
-    try:
-        import pooch
-    except ImportError as error:
-        raise DataError(
-            f"downloading {data_set.title} needs pooch; pip install 'svag[lab]', or get "
-            f"{file.name} from {data_set.address} and name its folder as data directory or "
-            "$SVAG_DATA"
-        ) from error
-    cache = pooch.os_cache("svag") / data_set.title.lower()
-    try:
-        path = pooch.retrieve(
-            data_set.address + file.name, f"sha256:{file.sha256}", file.name, cache
-        )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"{data_set.address}{file.name} could not be downloaded to {str(cache)!r} "
-            f"({type(error).__name__}: {reason}); get the files of {data_set.title} by other "
-            "means and name their folder as data directory or $SVAG_DATA"
-        ) from error
-    return Path(path)
-
-
-def _check(path: Path, file: DataFile, address: str) -> None:
-    remedy = f"get it again from {address}{file.name}"
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{str(path)!r} cannot be read ({error.strerror}); {remedy}") from error
-    if size < file.size:
-        raise DataError(f"{str(path)!r} has {size} of {file.size} bytes (truncated); {remedy}")
-    if digest != file.sha256:
-        raise DataError(f"{str(path)!r} has SHA-256 {digest} instead of {file.sha256}; {remedy}")
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:

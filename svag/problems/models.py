@@ -9,7 +9,6 @@ References:
 import math
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional, init
 
@@ -47,7 +46,7 @@ def conv_2c2d() -> nn.Sequential:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             init.trunc_normal_(layer.weight, std=0.05, a=-0.1, b=0.1)
             init.constant_(cast(Tensor, layer.bias), 0.05)
-    return channels_last(model)
+    return model
 
 
 def conv_3c3d(classes: int = 10) -> nn.Sequential:
@@ -78,7 +77,7 @@ def conv_3c3d(classes: int = 10) -> nn.Sequential:
             xavier = init.xavier_normal_ if isinstance(layer, nn.Conv2d) else init.xavier_uniform_
             xavier(layer.weight)
             init.zeros_(cast(Tensor, layer.bias))
-    return channels_last(model)
+    return model
 
 
 class ResidualBlock(nn.Module):
@@ -141,7 +140,7 @@ def wide_resnet(depth: int = 40, widen: int = 4, classes: int = 100) -> nn.Seque
             init.xavier_uniform_(layer.weight)
         if isinstance(layer, nn.Linear):
             init.zeros_(layer.bias)
-    return channels_last(model)
+    return model
 
 
 class CharLSTM(nn.Module):
@@ -150,8 +149,9 @@ class CharLSTM(nn.Module):
     Weights are Glorot-uniform, an LSTM layer's as the one kernel ``(input + hidden, 4 hidden)``
     that TensorFlow draws; biases are 0, of the forget gates 1 in total. Each input and each output
     of a layer is dropped with probability ``dropout`` in training, so ``1 - (1 - dropout)^2``
-    between two layers. Every call starts from a zero state: nothing is carried from batch to
-    batch, whereas DeepOBS carries it.
+    between two layers. With ``carry`` a call starts from the state that the last one ended in
+    (``carried_state``, not detached: the lab does that, and sets it to None at the start of every
+    epoch), as in DeepOBS; otherwise from zero.
 
     Args:
         vocabulary: number of characters, indices 0 to ``vocabulary - 1``.
@@ -159,6 +159,7 @@ class CharLSTM(nn.Module):
         hidden: size of each layer's state.
         layers: number of LSTM layers.
         dropout: probability above.
+        carry: whether the state goes from call to call.
     """
 
     def __init__(
@@ -168,8 +169,12 @@ class CharLSTM(nn.Module):
         hidden: int = 128,
         layers: int = 2,
         dropout: float = 0.2,
+        *,
+        carry: bool = False,
     ) -> None:
         super().__init__()
+        self.carry = carry
+        self.carried_state: tuple[Tensor, Tensor] | None = None
         between = 1 - (1 - dropout) ** 2 if layers > 1 else 0.0
         self.embedding = nn.Embedding(vocabulary, embedding)
         self.lstm = nn.LSTM(embedding, hidden, layers, batch_first=True, dropout=between)
@@ -195,10 +200,7 @@ class CharLSTM(nn.Module):
 
     def forward(self, characters: Tensor) -> Tensor:
         """Map indices ``(B, T)`` to logits of the next characters ``(B, T, vocabulary)``."""
-        states, _ = self.lstm(self.dropout(self.embedding(characters)))
+        states, last = self.lstm(self.dropout(self.embedding(characters)), self.carried_state)
+        if self.carry:
+            self.carried_state = last
         return cast(Tensor, self.dense(self.dropout(states)))
-
-
-def channels_last(model: nn.Sequential) -> nn.Sequential:
-    """Store the filters as (out, H, W, in): nearly twice as fast on a CPU."""
-    return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]

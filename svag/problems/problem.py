@@ -21,6 +21,7 @@ from svag.errors import InvalidOption
 from svag.problems.metric import IGNORED, Metric, accuracy_metric, cross_entropy, loss_metric
 from svag.problems.names import check_name
 from svag.problems.nested import Nested, mapped, tensors
+from svag.problems.schedules import constant
 from svag.problems.steps import Loss, Step
 
 Select = Literal["test", "validation"]
@@ -61,6 +62,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(next(tensors(self.inputs))[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs are."""
+        return next(tensors(self.inputs))[1].device  # type: ignore[no-any-return]
 
     @classmethod
     def from_dataset(cls, dataset: "Dataset[Any]") -> "Split":
@@ -111,6 +117,10 @@ class Data:
     train: Split
     test: Split
 
+    def to(self, device: torch.device) -> "Data":
+        """Return both on a device."""
+        return Data(self.train.to(device), self.test.to(device))
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of every value in both splits: two data sets are the same where it is."""
@@ -130,11 +140,6 @@ def _bits(example: Any) -> list[tuple[str, Any]]:
     """Return an example's values in a form in which NaN equals NaN."""
     collated = tensors(default_collate([example]))
     return [(at, t.numpy().tobytes() if isinstance(t, Tensor) else t) for at, t in collated]
-
-
-def constant(step: int, steps: int) -> float:
-    """Leave the step size as it is."""
-    return 1.0
 
 
 class Make(Protocol):
@@ -164,15 +169,20 @@ class Problem:
         schedule: factor on the step size, from the step (0-based) and the number of steps.
         weight_decay: lambda of the L2 term ``lambda/2 |w|^2`` on parameters of two or more
             dimensions (weights, not biases or normalisation).
-        augment: changes the inputs of a batch, given a generator of the run's own (on the CPU).
+        augment: changes the inputs of a training batch, given a generator of the run's own, on the
+            device of the inputs.
+        prepare: turns the inputs of every batch into what the model takes, after ``augment``: bytes
+            into standardised floats, for instance, so that data lie on the device as bytes.
+        channels_last: whether 4-dimensional parameters and inputs are laid out with the channels
+            last, which makes convolutions faster on most processors.
         step: a training step of one's own, see :mod:`svag.problems.steps`. One with state (a
             scaler) is copied for every run.
         optimizers: builds the optimizers from the model and ``make``, where one is not enough:
             ``lambda model, make: [make(model.g.parameters()), make(model.d.parameters())]``. What
             ``make`` is given has the problem's weight decay; groups may state their own.
         carry_state: whether ``model.carried_state`` goes from batch to batch (truncated BPTT).
-            Batches are then consecutive rows of the split, and it is None at the start of every
-            epoch and of every evaluation.
+            Batches are then consecutive rows of the split, so that row ``i + batch_size`` continues
+            row ``i``, and it is None at the start of every epoch and of every evaluation.
         autocast: dtype of the forward pass, ``"bfloat16"``; None for the model's own.
         depends_on: files and folders that it reads, relative to its own file; a change of theirs
             makes another version of it.
@@ -196,6 +206,8 @@ class Problem:
     schedule: Callable[[int, int], float] = constant
     weight_decay: float = 0.0
     augment: Callable[[Nested, torch.Generator], Nested] | None = None
+    prepare: Callable[[Nested], Nested] | None = None
+    channels_last: bool = False
     step: Step | None = None
     optimizers: Callable[[nn.Module, Make], Sequence[Optimizer]] | None = None
     carry_state: bool = False
@@ -213,7 +225,7 @@ class Problem:
         for field in ("model", "load", "loss", "schedule"):
             if not callable(getattr(self, field)):
                 raise InvalidOption(f"{field}={getattr(self, field)!r}: give a function")
-        for field in ("augment", "step", "optimizers"):
+        for field in ("augment", "prepare", "step", "optimizers"):
             value = getattr(self, field)
             if not (value is None or callable(value)):
                 raise InvalidOption(f"{field}={value!r}: give a function, or None")
@@ -231,6 +243,8 @@ class Problem:
             raise InvalidOption(f"weight_decay={decay!r}: give a finite number of at least 0")
         if self.autocast not in (None, *AUTOCAST):
             raise InvalidOption(f"autocast={self.autocast!r}: choose one of {AUTOCAST}, or None")
+        if type(self.channels_last) is not bool:
+            raise InvalidOption(f"channels_last={self.channels_last!r}: give True or False")
         paths = self.depends_on
         if not (isinstance(paths, tuple | list) and all(isinstance(p, str | Path) for p in paths)):
             raise InvalidOption(f"depends_on={self.depends_on!r}: give a tuple of paths")

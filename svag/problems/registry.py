@@ -12,6 +12,10 @@ from svag.problems.seeding import seed_everything
 PROBLEMS: dict[str, str] = {
     "digits": "svag.problems.vision:digits",
     "fmnist-2c2d": "svag.problems.vision:fmnist_2c2d",
+    "cifar10-3c3d": "svag.problems.cifar:cifar10_3c3d",
+    "cifar100-wrn404": "svag.problems.cifar:cifar100_wrn404",
+    "cifar100-wrn102-5k": "svag.problems.cifar:cifar100_wrn102_5k",
+    "tolstoi-char-lstm": "svag.problems.text:tolstoi_char_lstm",
     "stdlib-chars": "svag.problems.text:stdlib_chars",
 }
 

@@ -1,5 +1,6 @@
-"""A character model on the source text of Python's own standard library: real text, no download."""
+"""Character models: on the text of Python's standard library (no download), and the paper's P4."""
 
+import math
 import sysconfig
 from pathlib import Path
 
@@ -9,12 +10,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from svag.errors import DataError
+from svag.problems.data import TOLSTOY, locate
 from svag.problems.models import CharLSTM
 from svag.problems.problem import Data, Problem, Split
+from svag.problems.schedules import fifths
 
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 WINDOW = 50
 TEST_FRACTION = 0.1
+STREAMS = 50
+VOCABULARY = 82
+TOLSTOY_TEST_FRACTION = 0.2
 # Modules that every supported Python has as one file of pure Python; about 1 MB together.
 MODULES = (
     "argparse ast bdb calendar codecs configparser contextlib csv dataclasses difflib enum "
@@ -43,8 +49,34 @@ def stdlib_chars() -> Problem:
     )
 
 
+def tolstoi_char_lstm() -> Problem:
+    """Predict the next character of *War and Peace*: P4 of the paper, as DeepOBS has it.
+
+    The first four fifths of the text are cut into 50 streams, of which a batch takes the next 50
+    characters each: the LSTM state goes from batch to batch and starts from zero in every epoch
+    (1,022 batches). The last fifth is for testing, likewise. The paper decreases the step size by a
+    schedule that it does not give; here it is P3's.
+    """
+    return Problem(
+        name="tolstoi-char-lstm",
+        description="P4 of the paper: two-layer LSTM on the characters of War and Peace",
+        model=_carrying_lstm,
+        load=_load_tolstoy,
+        batch_size=STREAMS,
+        steps=200 * 1022,
+        quick_steps=500,
+        select="test",
+        schedule=fifths,
+        carry_state=True,
+    )
+
+
 def _char_lstm() -> nn.Module:
     return CharLSTM(len(CHARACTERS), embedding=64, hidden=64)
+
+
+def _carrying_lstm() -> nn.Module:
+    return CharLSTM(VOCABULARY, carry=True)
 
 
 def _load(data_dir: Path | None) -> Data:
@@ -52,6 +84,26 @@ def _load(data_dir: Path | None) -> Data:
     indices = _encode(_text(Path(sysconfig.get_path("stdlib"))))
     split = round(len(indices) * (1 - TEST_FRACTION))
     return Data(_windows(indices[:split]), _windows(indices[split:]))
+
+
+def _load_tolstoy(data_dir: Path | None) -> Data:
+    path = locate(TOLSTOY, data_dir)["war_and_peace.txt"]
+    with path.open(encoding="utf-8", newline="") as opened:
+        _, indices = np.unique(np.array(list(opened.read())), return_inverse=True)
+    split = math.ceil(len(indices) * (1 - TOLSTOY_TEST_FRACTION))
+    return Data(_streams(indices[:split]), _streams(indices[split:]))
+
+
+def _streams(indices: NDArray[np.int64]) -> Split:
+    """Cut into streams that run side by side: row ``i + STREAMS`` continues row ``i``."""
+    windows = (len(indices) - 1) // (STREAMS * WINDOW)
+    length = STREAMS * windows * WINDOW
+
+    def rows(first: int) -> torch.Tensor:
+        streams = indices[first : first + length].reshape(STREAMS, windows, WINDOW)
+        return torch.tensor(streams.swapaxes(0, 1).reshape(-1, WINDOW))
+
+    return Split(rows(0), rows(1))
 
 
 def _text(folder: Path) -> str:

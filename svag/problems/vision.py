@@ -11,7 +11,7 @@ from torch.nn import init
 
 from svag.errors import DataError
 from svag.problems.data import FASHION_MNIST, locate, read_idx
-from svag.problems.models import channels_last, conv_2c2d
+from svag.problems.models import conv_2c2d
 from svag.problems.problem import Data, Problem, Split
 
 DIGITS_TRAIN = 1297
@@ -28,6 +28,7 @@ def digits() -> Problem:
         steps=2000,
         quick_steps=600,
         select="test",
+        channels_last=True,
     )
 
 
@@ -42,6 +43,7 @@ def fmnist_2c2d() -> Problem:
         steps=6000,
         quick_steps=500,
         select="test",
+        channels_last=True,
     )
 
 
@@ -60,7 +62,7 @@ def _small_cnn() -> nn.Module:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             init.kaiming_normal_(layer.weight, nonlinearity="relu")
             init.zeros_(cast(torch.Tensor, layer.bias))
-    return channels_last(model)
+    return model
 
 
 def _load_digits(data_dir: Path | None) -> Data:

@@ -1,22 +1,48 @@
-"""The report on a study: Figure 5 and a page, from an analysis alone; nothing is recomputed."""
+"""The report on studies: Figure 5 and a page, from analyses alone; nothing is recomputed."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from svag.analysis.several import Several
 from svag.analysis.study import Analysis
 from svag.errors import RecordError
+from svag.report.content import Place
 from svag.report.figures import figure5
-from svag.report.page import page
+from svag.report.page import page, page_of_several
 
-__all__ = ["figure5", "page", "write"]
+__all__ = ["figure5", "page", "page_of_several", "write", "write_several"]
 
 
-def write(analysis: Analysis, directory: Path, records: Path | None = None) -> Path:
-    """Write ``figure5.png``, ``figure5.svg`` and ``report.html`` into a folder.
+def write(
+    analysis: Analysis, directory: Path, records: Path | None = None, target: float | None = None
+) -> Path:
+    """Write ``figure5.png``, ``figure5.svg`` and ``report.html`` on one problem into a folder.
 
     Args:
         analysis: what is reported.
         directory: the folder.
-        records: the folder of the records, for the commands on the page; the same by default.
+        records: the folder of the records, for the commands on the page and its links to them; the
+            same by default.
+        target: value of the metric that speed is measured by; None for what the worst method has.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        RecordError: the folder or a file in it cannot be written.
+        InvalidOption: the target is not a value that the metric can have.
+    """
+    place = Place(directory, directory if records is None else records, target=target)
+    return _written([analysis], directory, lambda: page(analysis, place))
+
+
+def write_several(several: Several, directory: Path, records: Sequence[Path]) -> Path:
+    """Write the same files on several problems into a folder.
+
+    Args:
+        several: what is reported.
+        directory: the folder.
+        records: each study's folder of records, in the order of ``several.analyses``.
 
     Returns:
         Where the page is.
@@ -24,10 +50,16 @@ def write(analysis: Analysis, directory: Path, records: Path | None = None) -> P
     Raises:
         RecordError: the folder or a file in it cannot be written.
     """
+    return _written(
+        several.analyses, directory, lambda: page_of_several(several, directory, records)
+    )
+
+
+def _written(analyses: Sequence[Analysis], directory: Path, write_page: Callable[[], None]) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        figure5(analysis, directory)
-        page(analysis, directory, directory if records is None else records)
+        figure5(analyses, directory)
+        write_page()
     except OSError as error:
         where = error.filename or directory
         raise RecordError(

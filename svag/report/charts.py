@@ -24,18 +24,18 @@ _CHOSEN = {False: 18, True: 12}  # of two methods' marks in one place, both are 
 def curves(analysis: Analysis, figure: Figure) -> Chart:
     """Draw a figure over the steps: a line and a band for each method."""
     shown = axis(list(drawn(analysis, figure).values()), figure)
-    scale, unit = _unit(figure)
+    scale, form = unit(figure)
     lines = _styles(analysis)
     traces: list[Chart] = []
     for key, curve in drawn(analysis, figure).items():
         result = analysis.methods[key]
         low, high = band(curve, shown)
-        steps = _plain(curve.steps)
+        steps = plain(curve.steps)
         around = {
             "x": steps + steps[::-1],
-            "y": _plain(high, scale) + _plain(low, scale)[::-1],
+            "y": plain(high, scale) + plain(low, scale)[::-1],
             "fill": "toself",
-            "fillcolor": _translucent(lines[key].color),
+            "fillcolor": translucent(lines[key].color),
             "line": {"width": 0},
             "hoverinfo": "skip",
             "mode": "lines",
@@ -44,11 +44,11 @@ def curves(analysis: Analysis, figure: Figure) -> Chart:
         sd = "" if single else " ± %{customdata:.2g}"
         line = {
             "x": steps,
-            "y": _plain(curve.mean, scale),
-            "customdata": _plain(curve.sd, scale),
+            "y": plain(curve.mean, scale),
+            "customdata": plain(curve.sd, scale),
             "mode": "lines",
             "line": _line(lines[key]),
-            "hovertemplate": f"%{unit}{sd}",
+            "hovertemplate": f"%{form}{sd}",
         }
         named = _named(result.entrant)
         traces += [{**trace, **named} for trace in ([line] if single else [around, line])]
@@ -77,7 +77,7 @@ def sensitivity(analysis: Analysis) -> Chart | None:
     if not any(result.trials for result in analysis.methods.values()):
         return None
     figure, quantity = analysis.judged, analysis.quantity
-    scale, _ = _unit(figure)
+    scale, _ = unit(figure)
     reached = [
         scale * mean
         for result in analysis.methods.values()
@@ -140,13 +140,13 @@ def _searched(
 ) -> list[Chart]:
     done = [trial for trial in result.trials if math.isfinite(trial.mean(figure))]
     lost = [trial for trial in result.trials if trial.diverged]
-    scale, unit = _unit(figure)
+    scale, form = unit(figure)
     values = [scale * trial.mean(figure) for trial in done]
     chosen = [trial.lr == result.lr for trial in done]
     name = result.entrant.name
     line = {
         "x": [trial.lr for trial in done],
-        "y": _plain(min(max(value, shown[0]), shown[1]) for value in values),
+        "y": plain(min(max(value, shown[0]), shown[1]) for value in values),
         "mode": "lines+markers",
         "line": _line(style),
         "marker": {
@@ -156,12 +156,12 @@ def _searched(
             "symbol": ["diamond-open" if own else "circle" for own in chosen],
             "line": {"color": style.color, "width": [2 if own else 0 for own in chosen]},
         },
-        "customdata": _plain(values),
+        "customdata": plain(values),
         "text": [
             f"mean of {_survivors(trial)}{', chosen' if own else ''}"
             for trial, own in zip(done, chosen, strict=True)
         ],
-        "hovertemplate": f"{name}, lr %{{x:g}}: %{unit.replace('{y', '{customdata')} "
+        "hovertemplate": f"{name}, lr %{{x:g}}: %{form.replace('{y', '{customdata')} "
         "(%{text})<extra></extra>",
     }
     crosses = {
@@ -199,19 +199,19 @@ def _tried(trial: Trial | None, figure: Figure) -> str:
         return ""
     if trial.diverged == trial.runs:
         return "diverged"
-    scale, _ = _unit(figure)
+    scale, _ = unit(figure)
     digits = ".2f" if figure.quantity.percent else ".4g"
     many = f" ({trial.runs})" if trial.runs > 1 else ""
     lost = f", {trial.diverged} diverged" if trial.diverged else ""
     return f"{scale * trial.mean(figure):{digits}}{many}{lost}"
 
 
-def _unit(figure: Figure) -> tuple[float, str]:
+def unit(figure: Figure) -> tuple[float, str]:
     """Return what values are multiplied by, and how Plotly writes them."""
     if figure.quantity.percent:
         return 100.0, "{y:.2f} %"
-    unit = figure.quantity.unit
-    return 1.0, "{y:.4g}" + (f" {unit}" if unit else "")
+    own = figure.quantity.unit
+    return 1.0, "{y:.4g}" + (f" {own}" if own else "")
 
 
 def _styles(analysis: Analysis) -> dict[str, Style]:
@@ -226,7 +226,7 @@ def _named(entrant: Entrant) -> Chart:
     return {"name": entrant.name, "meta": entrant.key, "showlegend": False}
 
 
-def _plain(values: Iterable[float], scale: float = 1.0) -> list[float | None]:
+def plain(values: Iterable[float], scale: float = 1.0) -> list[float | None]:
     """Scale to JSON's numbers, of as many digits as a screen can show; None where not finite."""
     return [
         float(f"{scale * float(value):.{_SIGNIFICANT}g}") if math.isfinite(value) else None
@@ -234,6 +234,7 @@ def _plain(values: Iterable[float], scale: float = 1.0) -> list[float | None]:
     ]
 
 
-def _translucent(color: str) -> str:
+def translucent(color: str) -> str:
+    """Give a colour the opacity of a band."""
     red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
     return f"rgba({red},{green},{blue},{BAND_OPACITY})"

@@ -1,21 +1,23 @@
-"""The paper's Figure 5: training loss and the metric on test data over the steps."""
+"""The paper's Figure 5: training loss and the metric on test data over the steps, by problem.
 
-from collections.abc import Sequence
+One problem has its two panels side by side. Several have a column each, with the paper's two rows,
+six columns at most; more problems go on below.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.lines import Line2D
 
-from svag.analysis.results import Figure
+from svag.analysis.results import MethodResult
 from svag.analysis.study import Analysis
-from svag.entrants import entrant
-from svag.quantity import Quantity
-from svag.report.axes import Axis, axis, band, drawn
-from svag.report.style import BAND_OPACITY, Style, count, headed, styles
+from svag.entrants import in_order
+from svag.report.panels import INK, LINES, MUTED, line_end_labels, panel, short
+from svag.report.style import Style, count, headed, styles
 
 _KEY = "Warm colours: with the sign; cool: without. Solid: variance-adapted; broken: not."
 _KEY_OF_VARIANTS = " Dash-dotted: a variant in the colour of its method."
@@ -24,18 +26,21 @@ _KEY_OF_OTHERS = " Dotted, thin: others."
 _LEFT, _TICKS = 0.065, 0.048  # of the width: beside the left panel, and for the right one's ticks
 _SIZE = (10.0, 4.3)
 _DPI = 200
-_LONGEST_NAME = 30
-_INK, _MUTED, _GRID = "#1a1d21", "#5b626b", "#e3e6ea"
-_LINES = {"solid": "-", "dash": (0, (4.5, 1.6)), "dot": (0, (1.2, 1.3)), "dashdot": "-."}
+_MOST_COLUMNS = 6
+_COLUMN, _BAND, _HEAD, _LINE = 3.3, 4.9, 0.68, 0.15  # inches
+_MARGIN, _GAP, _PANEL = 0.62, 0.62, 1.655
+_WIDE = 9.0  # inches above which the notes stand in one line
 
 
-def figure5(analysis: Analysis, directory: Path) -> None:
-    """Draw ``figure5.png`` and ``figure5.svg``, the same bytes for the same analysis."""
-    with matplotlib.rc_context():
+def figure5(analyses: Sequence[Analysis], directory: Path) -> None:
+    """Draw ``figure5.png`` and ``figure5.svg``, the same bytes for the same analyses."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # a name in letters that the font lacks is drawn as boxes; the page has it right
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.rc("svg", hashsalt="svag")
         matplotlib.rc("font", size=9.5)
-        canvas = _draw(analysis)
+        canvas = _one(analyses[0]) if len(analyses) == 1 else _several(analyses)
         canvas.savefig(directory / "figure5.png", dpi=_DPI, metadata={"Software": None})
         canvas.savefig(directory / "figure5.svg", metadata={"Date": None, "Creator": None})
 
@@ -54,142 +59,148 @@ def caption(analysis: Analysis) -> str:
     return text + (f" Without a run that did not diverge: {', '.join(missing)}." if missing else "")
 
 
-def legend(analysis: Analysis) -> str:
+def legend(analyses: Sequence[Analysis]) -> str:
     """Say what colours and dashes mean."""
-    entrants = [result.entrant for result in analysis.methods.values()]
+    entrants = [result.entrant for one in analyses for result in one.methods.values()]
     variants = any(one.row and one.key != one.row for one in entrants)
     others = any(not one.row for one in entrants)
     return _KEY + _KEY_OF_VARIANTS * variants + _KEY_OF_OTHERS * others
 
 
-def _draw(analysis: Analysis) -> Canvas:
-    canvas = Canvas(figsize=_SIZE, facecolor="white")
-    FigureCanvasAgg(canvas)
+def _one(analysis: Analysis) -> Canvas:
+    """Draw one problem's two panels side by side, every line named at its end."""
+    canvas = _canvas(_SIZE)
     left, right = canvas.subplots(1, 2)
     longest = max((len(r.entrant.name) for r in analysis.methods.values()), default=0)
     names = min(max(0.092, 0.03 + 0.0088 * longest), 0.3)
-    panel = (1 - _LEFT - _TICKS - 2 * names) / 2
+    width = (1 - _LEFT - _TICKS - 2 * names) / 2
     canvas.subplots_adjust(
-        left=_LEFT, right=1 - names, top=0.80, bottom=0.115, wspace=(names + _TICKS) / panel
+        left=_LEFT, right=1 - names, top=0.80, bottom=0.115, wspace=(names + _TICKS) / width
     )
-    canvas.text(
-        _LEFT,
-        0.935,
-        analysis.study.base.problem,
-        fontsize=13,
-        fontweight="bold",
-        color=_INK,
-        parse_math=False,
-    )
-    canvas.text(
-        _LEFT,
-        0.885,
-        f"{caption(analysis)} {legend(analysis)}",
-        fontsize=8.5,
-        color=_MUTED,
-    )
+    left_edge, (_, height) = _LEFT * _SIZE[0], _SIZE
+    _written(canvas, (left_edge, 0.065 * height), analysis.study.base.problem, 13, bold=True)
+    note = f"{caption(analysis)} {legend([analysis])}"
+    _written(canvas, (left_edge, 0.115 * height), note, 8.5)
+    lines = styles(result.entrant for result in analysis.methods.values())
     for axes, figure in zip((left, right), (analysis.figures[0], analysis.judged), strict=True):
-        _panel(axes, analysis, figure)
-        axes.set_title(headed(figure), loc="left", fontsize=9.5, color=_INK, pad=5)
-        axes.set_xlim(0, float(analysis.study.base.steps))
+        ends = panel(axes, analysis, figure, lines)
+        line_end_labels(axes, ends, lines)
+        axes.set_title(headed(figure), loc="left", fontsize=9.5, color=INK, pad=5)
+        axes.set_xlabel("Step", color=MUTED)
     return canvas
 
 
-def _panel(axes: Axes, analysis: Analysis, figure: Figure) -> None:
-    curves = drawn(analysis, figure)
-    shown = axis(list(curves.values()), figure)
-    _scales(axes, shown, figure.quantity)
-    lines = styles(result.entrant for result in analysis.methods.values())
-    ends = {}
-    for key, curve in curves.items():
-        style = lines[key]
-        low, high = band(curve, shown)
-        axes.fill_between(
-            curve.steps, low, high, color=style.color, alpha=BAND_OPACITY, linewidth=0
+def _several(analyses: Sequence[Analysis]) -> Canvas:
+    """Draw a column a problem, with one legend for all."""
+    columns = min(len(analyses), _MOST_COLUMNS)
+    bands = -(-len(analyses) // columns)
+    head = _HEAD + (_LINE if columns < 3 else 0)
+    canvas = _canvas((_MARGIN + columns * _COLUMN, head + bands * _BAND))
+    results = _methods(analyses)
+    lines = styles(result.entrant for result in results)
+    for number, analysis in enumerate(analyses):
+        band, column = divmod(number, columns)
+        _column(canvas, analysis, lines, _MARGIN + column * _COLUMN, head + band * _BAND)
+    _legend(canvas, analyses, results, lines)
+    return canvas
+
+
+def _column(
+    canvas: Canvas, analysis: Analysis, lines: Mapping[str, Style], left: float, top: float
+) -> None:
+    """Draw a problem's two panels, ``left`` and ``top`` inches from the picture's edges."""
+    base = analysis.study.base
+    _written(canvas, (left, top + 0.24), short(base.problem), 11, bold=True)
+    _written(canvas, (left, top + 0.44), f"{count(base.steps, 'step')}, {_seeds(analysis)}", 8.5)
+    width, height = canvas.get_size_inches()
+    for row, figure in enumerate((analysis.figures[0], analysis.judged)):
+        low = top + 0.78 + _PANEL + row * (_PANEL + 0.36)
+        axes = canvas.add_axes(
+            (left / width, 1 - low / height, (_COLUMN - _GAP) / width, _PANEL / height)
         )
-        axes.plot(
-            curve.steps,
-            curve.mean,
-            color=style.color,
-            linestyle=_LINES[style.dash],
-            linewidth=style.width,
-            dash_capstyle="butt",
-        )
-        ends[key] = _height(float(curve.mean[-1]), shown)
-    _label(axes, ends, lines)
-    if not curves:
-        axes.text(0.5, 0.5, "no finished run", transform=axes.transAxes, ha="center", color=_MUTED)
+        panel(axes, analysis, figure, lines, ticks=4)
+        axes.set_title(headed(figure), loc="left", fontsize=8.5, color=INK, pad=4)
+        if row:
+            axes.set_xlabel("Step", color=MUTED, fontsize=8.5)
+        else:
+            axes.tick_params(labelbottom=False)
 
 
-def _scales(axes: Axes, shown: Axis, quantity: Quantity) -> None:
-    if shown.log:
-        axes.set_yscale("log")
-        few = shown.high / shown.low < 1e3
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if few else (1,)))
-        axes.yaxis.set_minor_locator(NullLocator())
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    scale = 100 if quantity.percent else 1
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{scale * value:.6g}"))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.set_ylim(shown.low, shown.high)
-    axes.set_xlabel("Step", color=_MUTED)
-    axes.grid(axis="y", color=_GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, colors=_MUTED, labelsize=8.5)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_MUTED)
+def _legend(
+    canvas: Canvas,
+    analyses: Sequence[Analysis],
+    results: Sequence[MethodResult],
+    lines: Mapping[str, Style],
+) -> None:
+    """Name every method once above the columns, and say what the lines mean."""
+    width, height = canvas.get_size_inches()
+    handles = [_sample_of(result, lines[result.entrant.key]) for result in results]
+    canvas.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=((_MARGIN - 0.03) / width, 1 - 0.08 / height),
+        ncols=max(1, min(len(handles), int((width - _MARGIN) // 1.25))),
+        frameon=False,
+        fontsize=9.5,
+        handlelength=2.6,
+        borderpad=0,
+        borderaxespad=0,
+    )
+    wide = width > _WIDE
+    text = f"Means of final runs; shaded: one standard deviation.{' ' if wide else chr(10)}"
+    _written(canvas, (_MARGIN, 0.56 if wide else 0.7), text + legend(analyses), 8.5)
 
 
-def _height(value: float, shown: Axis) -> float:
-    """Place a value on an axis, 0 at its lower end and 1 at its upper."""
-    low, high = shown.low, shown.high
-    if shown.log:
-        value, low, high = np.log([max(value, low), low, high])
-    return float(np.clip((value - low) / (high - low), 0, 1))
+def _sample_of(result: MethodResult, style: Style) -> Line2D:
+    """Return a piece of a method's line for the legend."""
+    return Line2D(
+        [],
+        [],
+        color=style.color,
+        linestyle=LINES[style.dash],
+        linewidth=style.width,
+        label=short(result.entrant.name),
+    )
 
 
-def _label(axes: Axes, ends: dict[str, float], lines: dict[str, Style]) -> None:
-    """Name every line at its right end, apart from one another, with a leader to the end."""
-    keys = sorted(ends, key=lambda key: ends[key])
-    places = spaced([ends[key] for key in keys], gap=0.058)
-    for key, place in zip(keys, places, strict=True):
-        style = lines[key]
-        axes.plot(
-            [1.0, 1.025, 1.065],
-            [ends[key], place, place],
-            transform=axes.transAxes,
-            clip_on=False,
-            color=style.color,
-            linewidth=0.7,
-        )
-        axes.text(
-            1.075,
-            place,
-            _short(entrant(key).name),
-            transform=axes.transAxes,
-            va="center",
-            color=style.color,
-            fontsize=9.5,
-            fontweight="bold",
-        )
+def _methods(analyses: Sequence[Analysis]) -> list[MethodResult]:
+    """Return a result of every method that has a line somewhere, in the order of the table."""
+    found: dict[str, MethodResult] = {}
+    for analysis in analyses:
+        for key, result in analysis.methods.items():
+            if result.runs:
+                found.setdefault(key, result)
+    return [found[key] for key in in_order(found)]
 
 
-def _short(name: str) -> str:
-    """Cut a name that would leave no room for the panels."""
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
+def _seeds(analysis: Analysis) -> str:
+    """Say how many seeds the means are of, and whether more are to come."""
+    seeds = sorted({len(r.runs) for r in analysis.methods.values() if r.runs})
+    going_on = any(not r.outcome.complete for r in analysis.methods.values())
+    if not seeds:
+        return "no finished run"
+    many = count(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    return many + ", not finished" * going_on
 
 
-def spaced(heights: Sequence[float], gap: float) -> list[float]:
-    """Move ascending heights apart to at least ``gap``, as little as possible, within [0, 1]."""
-    groups: list[tuple[float, int]] = []
-    for index, height in enumerate(heights):
-        mean, size = height - index * gap, 1
-        while groups and groups[-1][0] > mean:
-            other, others = groups.pop()
-            mean, size = (mean * size + other * others) / (size + others), size + others
-        groups.append((mean, size))
-    bases = [mean for mean, size in groups for _ in range(size)]
-    top = max(0.0, 1 - gap * (len(heights) - 1))
-    return [min(max(base, 0.0), top) + index * gap for index, base in enumerate(bases)]
+def _canvas(size: tuple[float, float]) -> Canvas:
+    canvas = Canvas(figsize=size, facecolor="white")
+    FigureCanvasAgg(canvas)
+    return canvas
+
+
+def _written(
+    canvas: Canvas, place: tuple[float, float], text: str, size: float, *, bold: bool = False
+) -> None:
+    """Write a name as it is, or a note in grey, at inches from the left and the top."""
+    width, height = canvas.get_size_inches()
+    weight, color = ("bold", INK) if bold else ("normal", MUTED)
+    canvas.text(
+        place[0] / width,
+        1 - place[1] / height,
+        text,
+        fontsize=size,
+        fontweight=weight,
+        color=color,
+        parse_math=False,
+    )

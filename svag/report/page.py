@@ -1,7 +1,8 @@
-"""The report's page: what an analysis says, as one HTML file that needs no network."""
+"""The report's page: what analyses say, as one HTML file that needs no network."""
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,27 +10,65 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
+from svag.analysis.overview import overview
+from svag.analysis.published import PAPER
+from svag.analysis.several import Several
 from svag.analysis.study import Analysis
-from svag.analysis.verdict import verdict
-from svag.analysis.wording import difference
-from svag.report import charts, style, tables
-from svag.report.figures import caption, legend
-
-_DASHES = {"solid": "", "dash": "7 3", "dot": "2 2.5", "dashdot": "7 2.5 1.5 2.5"}
+from svag.report import effect_charts, overview_tables, style, tables
+from svag.report.charts import Chart
+from svag.report.content import Place, content, draw, sentences, summary
 
 
-def page(analysis: Analysis, directory: Path, records: Path) -> None:
-    """Write ``report.html`` into a folder, the same bytes for the same analysis and folders."""
-    environment = Environment(
-        loader=PackageLoader("svag.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def page(analysis: Analysis, place: Place) -> None:
+    """Write ``report.html`` on one problem, the same bytes for the same analysis and folders."""
+    filled = content(analysis, place)
+    text = _environment().get_template("problem.html.j2").render(filled)
+    name = analysis.study.base.problem
+    _write(
+        place.directory,
+        title=name,
+        over=f"Adam taken apart on {name}: {summary(analysis)}",
+        sentences=sentences(analysis),
+        overview="",
+        problems=[{"text": Markup(text)}],
+        charts=filled["charts"],
     )
-    environment.filters["typeset"] = typeset
-    text = environment.get_template("page.html.j2").render(_content(analysis, directory, records))
-    (directory / "report.html").write_text(text, encoding="utf-8")
+
+
+def page_of_several(several: Several, directory: Path, records: Sequence[Path]) -> None:
+    """Write ``report.html`` on several problems: an overview, and a section for each.
+
+    Args:
+        several: the studies.
+        directory: the page's folder.
+        records: each study's folder of records.
+    """
+    environment = _environment()
+    template = environment.get_template("problem.html.j2")
+    forests = _forests(several)
+    charts: dict[str, Chart] = dict(forests)
+    problems = []
+    for number, (analysis, folder) in enumerate(zip(several.analyses, records, strict=True), 1):
+        place = Place(directory, folder, prefix=f"p{number}-", alone=False)
+        charts |= {f"{place.prefix}{name}": chart for name, chart in draw(analysis).items()}
+        problems.append(
+            {
+                "name": analysis.study.base.problem,
+                "summary": summary(analysis),
+                "verdict": sentences(analysis),
+                "text": Markup(template.render(content(analysis, place))),
+            }
+        )
+    filled = _overview(several, forests, directory, records)
+    _write(
+        directory,
+        title=f"{len(problems)} problems",
+        over=f"Adam taken apart on {style.count(len(problems), 'problem')}",
+        sentences=overview(several),
+        overview=Markup(environment.get_template("overview.html.j2").render(filled)),
+        problems=problems,
+        charts=charts,
+    )
 
 
 def typeset(text: str) -> Markup:
@@ -38,110 +77,61 @@ def typeset(text: str) -> Markup:
     return Markup(re.sub(r"\[[^\]\w]*\d[^\]]*\]", r'<span class="interval">\g<0></span>', text))
 
 
-def command(analysis: Analysis, records: Path) -> str:
-    """Write the command that makes these runs, or goes on from those there are."""
-    study, base = analysis.study, analysis.study.base
-    words = ["svag", "compare", study.source or base.problem, "--methods", ",".join(study.methods)]
-    for key, lr in study.lrs.items():
-        words += ["--lr", f"{key}={lr!r}"]
-    for key, lrs in study.grids.items():
-        words += ["--grid", f"{key}={','.join(map(repr, lrs))}"]
-    words += ["--steps", str(base.steps), "--seeds", str(study.seeds), "--select", base.select]
-    words += ["--protocol", study.protocol] * (study.protocol != "tuned")
-    words += ["--selection-seeds", str(study.selection_seeds)] * (study.selection_seeds != 3)
-    words += ["--batch-size", str(base.batch_size), "--weight-decay", repr(base.weight_decay)]
-    words += ["--device", base.device] * (base.device != "cpu")
-    words += ["--autocast", base.autocast or "off"]
-    if study.smallest_effect is not None:
-        words += ["--smallest-effect", repr(study.smallest_effect)]
-    return shlex.join([*words, "--out", str(records)])
+def _write(directory: Path, **filled: Any) -> None:
+    template = _environment().get_template("page.html.j2")
+    plotly = Markup(get_plotlyjs()) if filled["charts"] else ""
+    text = template.render(plotly=plotly, **filled)
+    (directory / "report.html").write_text(text, encoding="utf-8")
 
 
-def _content(analysis: Analysis, directory: Path, records: Path) -> dict[str, Any]:
-    drawn = _charts(analysis)
-    claims, study = analysis.claims, analysis.study
-    lines = style.styles(result.entrant for result in analysis.methods.values())
-    intervals = claims is not None and claims.finding != "one seed"
-    margin = "" if claims is None else difference(claims.margin, analysis.quantity, signed=False)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("svag.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["typeset"] = typeset
+    return environment
+
+
+def _forests(several: Several) -> dict[str, Chart]:
+    """Draw the effects side by side, one chart for each metric and one for the training loss."""
+    forests = [*several.on_the_metric, *([several.on_the_loss] if several.on_the_loss else [])]
     return {
-        "verdict": re.split(r"(?<=\.)\s+(?=[A-Z])", verdict(analysis)),
-        "study": study,
-        "base": study.base,
-        "judged": analysis.judged,
-        "loss": analysis.figures[0],
-        "figures": analysis.figures,
-        "headlines": tables.headlines(analysis),
-        "better": "larger" if analysis.quantity.larger_is_better else "smaller",
-        "versions": {
-            name: style.listed(found) for name, found in analysis.versions.items() if found
-        },
-        "summary": _summary(analysis),
-        "caption": caption(analysis),
-        "key": legend(analysis),
-        "titles": {"rows": tables.ROWS, "columns": tables.COLUMNS},
-        "square": tables.square(analysis),
-        "margins": tables.margins(analysis),
-        "claims": tables.claims(analysis),
-        "margin_of_interest": margin,
-        "margin_given": claims is not None and claims.margin_given,
-        "power": 0.0 if claims is None else 100 * claims.power,
-        "against_cells": tables.others(analysis),
-        "cell_names": [analysis.methods[key].entrant.name for key in analysis.cells.values()],
-        "set_aside": tables.set_aside(analysis),
-        "missing": tables.missing(analysis),
-        "lost": any(not r.runs for r in analysis.methods.values()),
-        "rows": tables.rows(analysis),
-        "published": tables.published(analysis),
-        "dashes": _DASHES,
-        "style_of": lines.__getitem__,
-        "charts": drawn,
-        "search": charts.search_table(analysis),
-        "given": [r.entrant.name for r in analysis.methods.values() if not r.trials],
-        "observations": analysis.observations,
-        "command": command(analysis, records),
-        "report_command": _report_command(analysis, directory, records),
-        "intervals": intervals,
-        "single": any(len(r.runs) == 1 for r in analysis.methods.values()),
-        "duration": _duration(analysis.seconds),
-        "listed": style.listed,
-        "not_used": analysis.set_aside,
-        "other_studies": analysis.other_studies,
-        "plotly": Markup(get_plotlyjs()) if drawn else "",
+        f"forest-{number}": effect_charts.side_by_side(forest)
+        for number, forest in enumerate(forests, 1)
     }
 
 
-def _report_command(analysis: Analysis, directory: Path, records: Path) -> str:
-    words = ["svag", "report", str(records), "--study", analysis.study.id]
-    return shlex.join(words + ["--out", str(directory)] * (directory != records))
-
-
-def _charts(analysis: Analysis) -> dict[str, charts.Chart]:
-    found = {}
-    if any(result.runs for result in analysis.methods.values()):
-        found["train_loss"] = charts.curves(analysis, analysis.figures[0])
-        found["judged"] = charts.curves(analysis, analysis.judged)
-    searched = charts.sensitivity(analysis)
-    if searched is not None:
-        found["sensitivity"] = searched
-    return found
-
-
-def _summary(analysis: Analysis) -> str:
-    base = analysis.study.base
-    counts = sorted({result.many for result in analysis.methods.values()} - {0}) or [0]
-    many = style.count(counts[-1], "seed")
-    return ", ".join(
-        (
-            style.count(len(analysis.methods), "method"),
-            style.count(base.steps, "step"),
-            f"batches of {base.batch_size}",
-            many if len(counts) == 1 else f"{counts[0]} to {many}",
-        )
-    )
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((3600.0, "h"), (60.0, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
+def _overview(
+    several: Several, forests: dict[str, Chart], directory: Path, records: Sequence[Path]
+) -> dict[str, Any]:
+    ranked_on, ranked = overview_tables.ranked(several)
+    on_the_metric = [f"forest-{n}" for n, _ in enumerate(several.on_the_metric, 1)]
+    words = ["svag", "report", *map(str, records), "--out", str(directory)]
+    return {
+        "tiles": overview_tables.tiles(several),
+        "titles": {"rows": tables.ROWS, "columns": tables.COLUMNS},
+        "checks": [
+            (*check, overview_tables.lines(several, check[0] - 1))
+            for check in overview_tables.outcomes(several)
+        ],
+        "judged": len(several.judged),
+        "of_the_paper": any(one.study.base.problem in PAPER for one in several.analyses),
+        "ranked_on": ranked_on,
+        "ranked": ranked,
+        "forests": forests,
+        "metric_forests": on_the_metric,
+        "loss_forest": next((name for name in forests if name not in on_the_metric), None),
+        "has_means": any(forest.means for forest in several.on_the_metric),
+        "effect_styles": style.EFFECTS,
+        "effect_names": effect_charts.NAMES,
+        "departures": [
+            (one.study.base.problem, text)
+            for one in several.analyses
+            if (text := overview_tables.departures(one))
+        ],
+        "command": shlex.join(words),
+    }

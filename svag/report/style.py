@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
-from svag.analysis.contrasts import Effect
+from svag.analysis.contrasts import (
+    ADAPTATION,
+    INTERACTION,
+    SIGN,
+    WITH_SIGN,
+    WITHOUT_SIGN,
+    Effect,
+)
 from svag.analysis.results import Figure, Spread
 from svag.entrants import Entrant
 from svag.quantity import Quantity
@@ -67,6 +74,17 @@ def styles(entrants: Iterable[Entrant]) -> dict[str, Style]:
 
 BAND_OPACITY: Final = 0.16
 
+EFFECTS: Final[Mapping[str, Style]] = MappingProxyType(
+    {
+        SIGN: Style("#cf3a1c", "solid"),
+        ADAPTATION: Style("#2166c4", "solid"),
+        INTERACTION: Style("#7b828c", "dash", 1.4),
+        WITHOUT_SIGN: Style("#2166c4", "dash"),
+        WITH_SIGN: Style("#8a5cc2", "solid"),
+    }
+)
+"""Effects' lines: the sign is warm, adaptation cool."""
+
 
 def headed(figure: Figure) -> str:
     """Name a figure over a panel or beside an axis, with its unit."""
@@ -86,10 +104,13 @@ def number(value: float, decimals: int, *, signed: bool = False) -> str:
     return text.replace("-", MINUS)
 
 
-def spread(value: Spread, quantity: Quantity, decimals: int) -> str:
-    """Write mean and standard deviation, the mean alone where there is no deviation."""
-    scale, unit = _scale(quantity, "%")
-    mean = number(scale * value.mean, decimals)
+def spread(value: Spread, quantity: Quantity, decimals: int, *, difference: bool = False) -> str:
+    """Write mean and standard deviation, the mean alone where there is no deviation.
+
+    A difference has a sign, and of percentages percentage points.
+    """
+    scale, unit = _scale(quantity, "pp" if difference else "%")
+    mean = number(scale * value.mean, decimals, signed=difference)
     if not math.isfinite(value.mean):
         return mean
     sd = f" ±{_NBSP}{number(scale * value.sd, decimals)}" if math.isfinite(value.sd) else ""
@@ -131,12 +152,6 @@ def step_size(lr: float) -> str:
 def count(n: int, noun: str) -> str:
     """Write ``1 seed``, ``2 seeds``."""
     return f"{n:,} {noun}{'s' * (n != 1)}"
-
-
-def listed(names: Iterable[str], word: str = "and") -> str:
-    """Write ``a``, ``a and b``, ``a, b and c``."""
-    *most, last = names
-    return f"{', '.join(most)} {word} {last}" if most else last
 
 
 def _scale(quantity: Quantity, unit: str) -> tuple[float, str]:

@@ -18,6 +18,7 @@ from svag.analysis.contrasts import (
 from svag.analysis.published import beside, order
 from svag.analysis.results import Figure, MethodResult, Spread, sample
 from svag.analysis.study import CELLS, Analysis, Cell
+from svag.analysis.wording import listed
 from svag.anatomy import METHODS
 from svag.entrants import entrant
 from svag.report import style
@@ -170,7 +171,7 @@ def others(analysis: Analysis) -> list[tuple[str, list[Margin]]]:
 def set_aside(analysis: Analysis) -> list[str]:
     """Say which step sizes were not chosen because a run of theirs diverged."""
     return [
-        f"{result.entrant.name} {style.listed(style.step_size(lr) for lr in sorted(lost))}"
+        f"{result.entrant.name} {listed(style.step_size(lr) for lr in sorted(lost))}"
         for result in analysis.methods.values()
         if (lost := result.outcome.set_aside)
     ]
@@ -191,7 +192,7 @@ def missing(analysis: Analysis) -> list[str]:
             ]
             texts.append(
                 f"{ROWS[sign].lower()}, {COLUMNS[adapted].lower()}: "
-                f"{style.listed(names, 'or')}{_why(analysis, (sign, adapted))}"
+                f"{listed(names, 'or')}{_why(analysis, (sign, adapted))}"
             )
     return texts
 
@@ -230,7 +231,7 @@ def _chain(keys: Iterable[str]) -> str:
 def _why(analysis: Analysis, cell: Cell) -> str:
     inside = [r for r in analysis.methods.values() if not r.entrant.outside]
     lost = [r.entrant.name for r in inside if _cell(r) == cell and r.outcome.complete]
-    return f" ({style.listed(lost)} has no run that did not diverge)" if lost else ""
+    return f" ({listed(lost)} has no run that did not diverge)" if lost else ""
 
 
 def _cell(result: MethodResult) -> Cell:

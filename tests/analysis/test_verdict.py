@@ -136,7 +136,7 @@ class TestObservations:
 
     def test_the_sign_dominates_and_helps(self):
         outcomes = self.outcomes((0.8, 0.81, 0.9, 0.91), (1.0, 0.98, 0.3, 0.29))
-        assert outcomes == ["holds", "not decided", "holds", "does not arise"]
+        assert outcomes == ["holds", "helps", "holds", "does not arise"]
 
     def test_adaptation_dominates(self):
         outcomes = self.outcomes((0.8, 0.9, 0.8, 0.9), (1.0, 0.3, 0.98, 0.29))

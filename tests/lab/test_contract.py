@@ -345,7 +345,7 @@ def test_carried_state_and_validation_rows_are_the_last():
     assert found["validation_loss"] == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize(("select", "name"), [("validation", "validation"), ("test", "train")])
+@pytest.mark.parametrize(("select", "name"), [("validation", "validation"), ("test", "test")])
 def test_carried_state_needs_a_whole_batch_to_evaluate(select, name):
     problem, data = recurrence(batch_size=4 if select == "validation" else 10)
     with pytest.raises(InvalidOption, match=f"the {name} split of 'points' has"):

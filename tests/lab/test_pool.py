@@ -12,7 +12,8 @@ import pytest
 from lab.made import run_of, wait_until, write_task
 from svag import problems
 from svag.errors import RecordError
-from svag.lab.pool import Here, Place, Pool
+from svag.lab.executors.contract import Place
+from svag.lab.executors.local import Here, Pool
 from svag.lab.records import Record, Run, find, path_of
 
 FULL_DISK = """
@@ -55,7 +56,7 @@ class Task:
         return self.pools[-1]
 
     def here(self, directory: str = "out") -> Here:
-        return Here(self.problem, self.data, self.folder / directory)
+        return Here(self.problem, self.data, Place(self.spec, None, self.folder / directory))
 
     def record(self, run: Run, directory: str = "out") -> Record | None:
         return find(self.folder / directory, run)
@@ -98,8 +99,7 @@ def ended(events):
 
 
 def without_time(record):
-    run = {**record.run, "started": None}
-    return run, record.evals, {**record.end, "wall_time": None}
+    return {**record.run, "started": None}, record.findings
 
 
 def workers():

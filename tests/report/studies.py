@@ -49,6 +49,7 @@ def study(
     one_lost: Sequence[str] = (),
     floor: float = 0.01,
     protocol: str = "tuned",
+    turned: bool = False,
     **base: object,
 ) -> Analysis:
     """Write records and analyse them.
@@ -62,6 +63,7 @@ def study(
         one_lost: methods of which the last final run diverges, wherever the choice moves.
         floor: roughly the final training loss.
         protocol: of the study.
+        turned: whether the methods' places are the other way round: the worst is the best.
         base: what the study's runs share.
     """
     lrs = {key: entrant(key).lr for key in methods}
@@ -74,6 +76,7 @@ def study(
         starts={key: StepSizes().nearest(lr) for key, lr in lrs.items()} if searched else {},
     )
     for place, key in enumerate(in_order(methods)):
+        place = len(methods) - 1 - place if turned else place
         steps = plan(made, key, Outcome(key))
         request = next(steps, None)
         while request is not None:
@@ -97,7 +100,7 @@ def _record(folder: Path, run: Run, lost: bool, top: float, floor: float, place:
     with Recorder(folder, run) as recorder:
         for step in range(0, 50 if lost else STEPS + 1, 10):
             figures = _figures(run, step, rate, merit, floor)
-            recorder.eval(step, **figures)
+            recorder.eval(step, **figures, wall_time=0.015 * step)
         if lost:
             recorder.end("diverged", step=40, train_loss=NAN, test_loss=NAN)
         else:

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -23,56 +22,17 @@ from svag.quantity import ACCURACY, Quantity
 from svag.quantity import LOSS as A_LOSS
 from svag.report import style, tables, write
 from svag.report.axes import axis, drawn
-from svag.report.figures import spaced
-from svag.report.page import command, typeset
+from svag.report.content import command
+from svag.report.page import typeset
+from svag.report.panels import spaced
 from svag.report.style import MINUS
 
+from .pages import Page
 from .studies import LOSS, study
-
-INLINE = {"span", "code", "strong"}
-VOID = {"meta", "link", "line", "br", "img", "input"}
 
 
 def rgb(color: str) -> tuple[int, ...]:
     return tuple(int(color[at : at + 2], 16) for at in (1, 3, 5))
-
-
-class Page(HTMLParser):
-    """Collects a page's visible text and resources, and checks that its tags match."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.resources: list[str] = []
-        self.ids: list[str] = []
-        self.headers: list[dict[str, str | None]] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-        self.text = " ".join("".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        known = dict(attrs)
-        self.resources += [known[name] or "" for name in ("src", "href") if name in known]
-        self.ids += [known["id"] or ""] if "id" in known else []
-        if tag == "th":
-            self.headers.append(known)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in VOID:
-            raise AssertionError(f"<{tag}/>")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-            self.words += [] if tag in INLINE else [" "]
-
-    def handle_data(self, data: str) -> None:
-        if not {"script", "style"} & set(self.open):
-            self.words.append(data)
 
 
 def report(analysis: Analysis, folder: Path) -> Page:
@@ -142,7 +102,10 @@ def test_page_says_everything_and_loads_nothing(analysis: Analysis, tmp_path: Pa
         assert all(version in page.text for version in found)
     assert "nan" not in page.text.lower().split()
     assert "None" not in page.text.split()
-    assert all(resource.startswith(("data:", "#")) for resource in page.resources)
+    assert all((tmp_path / link).is_file() for link in page.files)
+    assert {Path(link).name for link in page.files} == {
+        path.name for path in (tmp_path / "records").glob("*.jsonl")
+    }
     assert len(page.ids) == len(set(page.ids))
     assert all("scope" in header for header in page.headers)
 
@@ -204,7 +167,8 @@ def test_command_names_what_was_run(tmp_path: Path) -> None:
     analysis = study(tmp_path, problem="my problem", one_lost=("adam",))
     assert command(analysis, Path("out")) == (
         "svag compare 'my problem' --methods m-sgd,m-ssd,m-svag,adam --steps 100 --seeds 3 "
-        "--select test --batch-size 32 --weight-decay 0.0 --autocast off --out out"
+        "--select test --batch-size 32 --weight-decay 0.0 --device cpu --autocast off "
+        "--no-channels-last --eval-examples all --out out"
     )
     paper = study(tmp_path / "paper", protocol="paper")
     assert "--protocol paper" in command(paper, Path("out"))

@@ -1,7 +1,4 @@
-"""Executes runs: one after the other here, or side by side in processes of this machine.
-
-An executor takes runs and reports what becomes of them; what a run found out is in its record.
-"""
+"""Executes runs on this machine: one after the other here, or side by side in processes."""
 
 import multiprocessing
 import os
@@ -10,29 +7,20 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
-from svag import problems
-from svag.errors import RecordError, in_one_line
-from svag.lab.records import Recorder, Run, find
+from svag.errors import RecordError
+from svag.lab.executors.contract import Event, Losses, Place
+from svag.lab.executors.serving import Server
+from svag.lab.executors.threads import cores, limited
+from svag.lab.records import Run, find
 from svag.lab.train import train
 from svag.problems import Data, Problem
-
-
-class Event(NamedTuple):
-    """Progress of a run: steps taken so far, whether it has ended, and if so, long ago."""
-
-    run: Run
-    step: int
-    ended: bool
-    reused: bool = False
 
 
 class Failure(NamedTuple):
@@ -41,31 +29,11 @@ class Failure(NamedTuple):
     message: str
 
 
-class Executor(Protocol):
-    """What carries a plan out."""
-
-    @property
-    def idle(self) -> int:
-        """How many more runs could be carried out at once."""
-
-    def submit(self, run: Run) -> None:
-        """Accept a run, to be carried out when there is room."""
-
-    def events(self) -> Iterator[Event]:
-        """Yield progress until every submitted run has ended; runs may be submitted meanwhile."""
-
-    def close(self) -> None:
-        """Stop; a run in flight is recorded as interrupted."""
-
-
 class Here:
     """Carries runs out in this process, one after the other."""
 
-    def __init__(
-        self, problem: Problem, data: Data, directory: Path, timeout: float | None = None
-    ) -> None:
-        self._problem, self._data, self._directory = problem, data, directory
-        self._timeout = timeout
+    def __init__(self, problem: Problem, data: Data, place: Place) -> None:
+        self._problem, self._data, self._place = problem, data, place
         self._waiting: deque[Run] = deque()
 
     @property
@@ -82,38 +50,42 @@ class Here:
         while self._waiting:
             run = self._waiting.popleft()
             yield Event(run, 0, ended=False)
-            train(self._problem, self._data, run, self._directory, timeout=self._timeout)
+            train(
+                self._problem,
+                self._data,
+                run,
+                self._place.directory,
+                timeout=self._place.timeout,
+                checkpoint_every=self._place.checkpoint_every,
+            )
             yield Event(run, run.steps, ended=True)
 
     def close(self) -> None:
         """Nothing is left running between two events."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a worker finds problem and data, where it records, and how long a run may take."""
-
-    spec: str
-    data_dir: Path | None
-    directory: Path
-    timeout: float | None = None
-
-
 class Pool:
     """Carries runs out in ``workers`` processes, which share the cores evenly.
 
-    A worker that dies takes one run with it and is replaced. The run is tried a second time; if
-    its worker dies again, it ends in status ``error``. Both attempts are on record.
+    All are hired with the first run, since each takes seconds to start. A worker that dies takes
+    one run with it and is replaced. The run is tried a second time, from its checkpoint if there is
+    one; if its worker dies again, it ends in status ``error``. Both attempts are on record.
+
+    Args:
+        place: where problem and data are, and where to record.
+        workers: processes.
+        threads: of each; an equal share of the cores by default.
     """
 
-    def __init__(self, place: Place, workers: int) -> None:
+    def __init__(self, place: Place, workers: int, threads: int | None = None) -> None:
         self._place = place
         self._workers = workers
+        self._threads = threads or max(1, cores() // workers)
         self._context = multiprocessing.get_context("spawn")
         self._waiting: deque[Run] = deque()
         self._busy: dict[Connection, tuple[BaseProcess, Run]] = {}
         self._idle: list[tuple[Connection, BaseProcess]] = []
-        self._retried: set[str] = set()
+        self._losses = Losses(place)
 
     @property
     def idle(self) -> int:
@@ -158,9 +130,11 @@ class Pool:
             process.kill()
 
     def _dispatch(self) -> None:
-        while self._waiting and len(self._busy) < self._workers:
-            self._idle = [(c, p) for c, p in self._idle if p.is_alive()]
-            connection, process = self._idle.pop() if self._idle else self._hire()
+        self._idle = [(c, p) for c, p in self._idle if p.is_alive()]
+        while self._waiting and len(self._busy) + len(self._idle) < self._workers:
+            self._idle.append(self._hire())
+        while self._waiting and self._idle:
+            connection, process = self._idle.pop()
             run = self._waiting.popleft()
             with suppress(OSError):  # a worker that has died is found in events()
                 connection.send(run)
@@ -168,11 +142,10 @@ class Pool:
 
     def _hire(self) -> tuple[Connection, BaseProcess]:
         ours, theirs = self._context.Pipe()
-        threads = max(1, cores() // self._workers)
         process = self._context.Process(
-            target=_work, args=(theirs, self._place, threads), daemon=True
+            target=_work, args=(theirs, self._place, self._threads), daemon=True
         )
-        with _deaf_to_interrupts():  # which the new process inherits
+        with _deaf_to_interrupts(), limited(self._threads):  # which the new process inherits
             process.start()
         theirs.close()
         return ours, process
@@ -186,12 +159,8 @@ class Pool:
         if record is not None and record.finished:
             self._dispatch()
             return Event(run, run.steps, ended=True)
-        with Recorder(self._place.directory, run, source=self._place.spec) as recorder:
-            message = f"the worker process died (exit code {process.exitcode})"
-            recorder.end("error", message=message)
-        again = run.id not in self._retried
+        again = self._losses.note(run, f"the worker process died (exit code {process.exitcode})")
         if again:
-            self._retried.add(run.id)
             self._waiting.appendleft(run)
         self._dispatch()
         return Event(run, 0, ended=not again)
@@ -203,12 +172,7 @@ def _work(connection: Connection, place: Place, threads: int) -> None:
     threading.Thread(target=_watch_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        failure = None
-        try:
-            problem = problems.get(place.spec)
-            data = problems.load(problem, place.data_dir)
-        except Exception as error:
-            failure = in_one_line(error)
+        server = Server(place)
         while True:
             run: Run = connection.recv()
 
@@ -219,28 +183,13 @@ def _work(connection: Connection, place: Place, threads: int) -> None:
                     raise KeyboardInterrupt from None
 
             try:
-                if failure is None and run.version != problem.version:
-                    failure = f"the code of {place.spec} has changed since the study began"
-                if failure is None:
-                    train(
-                        problem, data, run, place.directory, progress=report, timeout=place.timeout
-                    )
-                else:
-                    with Recorder(place.directory, run, source=place.spec) as recorder:
-                        recorder.end("error", message=failure)
+                server.serve(run, place, report)
             except RecordError as error:
                 connection.send(Failure(str(error)))
                 return
             connection.send(Event(run, run.steps, ended=True))
     except (KeyboardInterrupt, EOFError, OSError):
         return
-
-
-def cores() -> int:
-    """Number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager

@@ -1,0 +1,193 @@
+"""Where runs are carried out: ``--workers``, ``--cluster``, ``--detach``, and what they wire up."""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from svag.errors import InvalidOption, RecordError
+
+if TYPE_CHECKING:
+    from svag.lab.executors.cluster import Cluster
+    from svag.lab.executors.contract import Executor, Place
+    from svag.lab.executors.threads import Layout
+    from svag.lab.studies import Study
+    from svag.problems import Data, Problem
+
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="FILE.yml|ADDRESS",
+        help="Carry runs out on Ray or Slurm: a cluster file, or host:port of a Ray cluster.",
+    ),
+]
+Detach = Annotated[
+    bool,
+    typer.Option(
+        "--detach",
+        help="Submit and exit; the same command attaches, `svag status DIR` says how far it is.",
+    ),
+]
+
+
+def cluster_of(given: str | None, workers: int | None) -> "Cluster":
+    """Return where runs are carried out; this machine by default.
+
+    Raises:
+        ClusterError: the cluster file cannot be used.
+        InvalidOption: ``--workers`` is given for a cluster of another kind.
+    """
+    from svag.lab.executors.cluster import LocalCluster, read
+
+    cluster = LocalCluster(workers=workers) if given is None else read(given)
+    if given is not None and workers is not None:
+        raise InvalidOption(
+            f"--workers {workers} with --cluster {given}: write workers into the cluster file"
+        )
+    return cluster
+
+
+def device_on(cluster: "Cluster", wanted: str) -> str:
+    """Return the device that runs have: of this machine, or what the nodes are asked for.
+
+    Raises:
+        InvalidOption: this machine has none of its kind, or runs on nodes are given no GPU.
+    """
+    from svag.lab.devices import device_named
+    from svag.lab.executors.cluster import LocalCluster, RayCluster
+
+    if isinstance(cluster, LocalCluster):
+        return device_named(wanted)
+    if isinstance(cluster, RayCluster):
+        gpus, key = cluster.num_gpus > 0, "num_gpus"
+    else:
+        gpus = any("gpu" in f"{name}={value}" for name, value in cluster.slurm.items())
+        key = "slurm_gpus_per_node"
+    device = wanted if wanted != "auto" else "cuda" if gpus else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise InvalidOption(f"device {wanted!r} on a cluster: choose cpu, cuda or auto")
+    if device == "cuda" and not gpus:
+        raise InvalidOption(f"device 'cuda': write {key} into the cluster file, or choose cpu")
+    return device
+
+
+@contextmanager
+def executor_on(
+    cluster: "Cluster",
+    task: "Problem",
+    data: "Data",
+    study: "Study",
+    place: "Place",
+    layout: "Layout",
+) -> Iterator["Executor"]:
+    """Yield what carries runs out, and close it in the end.
+
+    Raises:
+        ClusterError: the cluster is not there, or cannot take a run.
+    """
+    with tempfile.TemporaryDirectory(prefix="svag-") as scratch:
+        executor = _executor(cluster, task, data, study, place, layout, Path(scratch))
+        try:
+            yield executor
+        finally:
+            executor.close()
+
+
+def _executor(
+    cluster: "Cluster",
+    task: "Problem",
+    data: "Data",
+    study: "Study",
+    place: "Place",
+    layout: "Layout",
+    scratch: Path,
+) -> "Executor":
+    from svag.lab.executors.cluster import RayCluster, SlurmCluster
+
+    if isinstance(cluster, RayCluster):
+        from svag.lab.executors.ray_cluster import Ray
+        from svag.lab.executors.travelling import pack
+
+        luggage = pack(task, study.methods, place.spec, scratch)
+        return Ray(cluster, place, luggage.folder, luggage.spec)
+    if isinstance(cluster, SlurmCluster):
+        from svag.lab.executors.slurm_cluster import Slurm
+
+        return Slurm(cluster, place)
+    from svag.lab.executors.local import Here, Pool
+
+    if layout.workers == 1:
+        import torch
+
+        torch.set_num_threads(layout.threads)
+        return Here(task, data, place)
+    return Pool(place, layout.workers, layout.threads)
+
+
+def where(cluster: "Cluster", layout: "Layout") -> str:
+    """Say where runs are carried out, in a word or two."""
+    if cluster.kind == "local":
+        return f"{layout.workers} worker{'s' * (layout.workers != 1)}"
+    return f"on {'Ray' if cluster.kind == 'ray' else 'Slurm'}"
+
+
+def detach(cluster: "Cluster", task: "Problem", study: "Study", place: "Place") -> str:
+    """Start a driver of the study apart from this process; say where it is.
+
+    Raises:
+        ClusterError: the cluster is not there or does not take it.
+        RecordError: a driver is at work in the folder already, or the folder cannot be written.
+    """
+    from svag.lab import claims, studies
+    from svag.lab.executors import detached
+    from svag.lab.executors.cluster import RayCluster
+    from svag.lab.executors.travelling import Luggage, pack
+
+    with claims.claim(place.directory):
+        studies.keep(place.directory, study)
+    command = [word for word in sys.argv[1:] if word != "--detach"]
+    with tempfile.TemporaryDirectory(prefix="svag-") as scratch:
+        luggage = Luggage(None, place.spec)
+        if isinstance(cluster, RayCluster):
+            luggage = pack(task, study.methods, place.spec, Path(scratch))
+            command = [luggage.spec if word == place.spec else word for word in command]
+        driver = detached.launch(place.directory, cluster, command, study.id, luggage.folder)
+    return (
+        f"detached: {driver.kind} {driver.id} carries the study on; `svag status "
+        f"{place.directory}` says how far it is, the same command attaches"
+    )
+
+
+def attach(directory: Path, study: "Study", say: Callable[[str], None], *, detach: bool) -> None:
+    """Follow a detached driver of the same study until it ends; do nothing if there is none.
+
+    Raises:
+        RecordError: a detached driver carries out another study in the folder.
+        ClusterError: the cluster that it is on is not there.
+    """
+    from svag.lab.executors import detached
+
+    driver = None if detached.here() else detached.found(directory)
+    if driver is None:
+        return
+    now = detached.state(directory, driver)
+    if not now.alive:
+        return
+    if driver.study != study.id or detach:
+        what = "this study" if driver.study == study.id else f"study {driver.study}"
+        raise RecordError(
+            f"a detached driver carries out {what} in {directory} ({now.said}); wait for it, or "
+            "choose another folder with --out"
+        )
+    say(f"attached: {now.said}; Ctrl-C leaves it at work")
+    try:
+        now = detached.follow(directory, driver, lambda line: say(f"  {line}"))
+    except KeyboardInterrupt:
+        say("left; the driver is still at work")
+        raise typer.Exit(130) from None
+    say(now.said)

@@ -1,0 +1,255 @@
+"""A driver that runs apart from the terminal: its place, whether it lives, what it says.
+
+Since the search is adaptive, somebody has to decide what runs next. With ``--detach`` that is the
+same command on the cluster: a job of one core on Slurm, an actor on Ray, a process of a session of
+its own on this machine. ``DIR/driver.json`` says where it is, ``DIR/driver.log`` has what it
+prints, ``DIR/driver.end`` its exit code.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from svag.errors import RecordError
+from svag.lab import claims
+from svag.lab.executors import submission
+from svag.lab.executors.cluster import Cluster, ClusterError, RayCluster, SlurmCluster
+from svag.lab.executors.keeping import END, LOG, Keeper, exit_code
+
+DETACHED = "SVAG_DETACHED"
+"""Set for a driver that runs apart, so that it does not attach to itself."""
+
+_POLL = 1.0
+_PLACE = "driver.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driver:
+    """Where a detached driver is.
+
+    Attributes:
+        kind: of the cluster that it is on.
+        id: of its process, job or actor.
+        host: that it was started from.
+        study: that it carries out.
+        address: of a Ray cluster.
+        executor: of a Slurm cluster.
+        started: when.
+    """
+
+    kind: str
+    id: str
+    host: str
+    study: str
+    address: str = ""
+    executor: str = ""
+    started: str = ""
+
+
+@dataclass(frozen=True)
+class State:
+    """Whether a driver lives, its exit code if it has ended, and all that in words."""
+
+    alive: bool
+    code: int | None
+    said: str
+
+
+def here() -> bool:
+    """Whether this process is a detached driver."""
+    return DETACHED in os.environ
+
+
+def launch(
+    directory: Path,
+    cluster: Cluster,
+    command: Sequence[str],
+    study: str,
+    folder: Path | None = None,
+) -> Driver:
+    """Start the driver and return at once.
+
+    Args:
+        directory: of the records.
+        cluster: where it is to run.
+        command: what stands behind ``svag``, without ``--detach``.
+        study: that it carries out.
+        folder: code that travels with it to Ray.
+
+    Raises:
+        ClusterError: the cluster is not there or does not take it.
+        RecordError: the folder cannot be written.
+    """
+    driver = Driver(kind=cluster.kind, id="", host=socket.gethostname(), study=study)
+    driver = replace(driver, started=datetime.now(UTC).isoformat(timespec="seconds"))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in (END, LOG):
+            (directory / name).unlink(missing_ok=True)
+        if isinstance(cluster, RayCluster):
+            with Keeper(cluster, directory, folder) as keeper:
+                keeper.start(command)
+            driver = replace(driver, id=keeper.name, address=cluster.address)
+        elif isinstance(cluster, SlurmCluster):
+            queue = submission.Queue(_alone(cluster), directory / "jobs")
+            job = queue.submit(Drive(directory.absolute(), list(command), str(Path.cwd())))
+            driver = replace(driver, id=str(job.job_id), executor=cluster.executor)
+        else:
+            driver = replace(driver, id=_start_process(directory, command))
+        scratch = directory / f"{_PLACE}.part"
+        scratch.write_text(json.dumps(asdict(driver)) + "\n")
+        scratch.replace(directory / _PLACE)
+    except OSError as error:
+        if isinstance(error, ClusterError):
+            raise
+        raise RecordError(f"cannot write to {directory}: {error.strerror}") from error
+    return driver
+
+
+def found(directory: Path) -> Driver | None:
+    """Return the driver that was last started for a folder; None if there was none."""
+    try:
+        return Driver(**json.loads((directory / _PLACE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def state(directory: Path, driver: Driver) -> State:
+    """Say whether a driver lives; what a Ray driver has recorded is fetched.
+
+    Raises:
+        ClusterError: the cluster is not there.
+    """
+    with _asking(directory, driver) as ask:
+        return _described(driver, *ask())
+
+
+def follow(directory: Path, driver: Driver, say: Callable[[str], None]) -> State:
+    """Wait until a driver has ended; pass on what it prints."""
+    seen = 0
+    with _asking(directory, driver) as ask:
+        while True:
+            now = _described(driver, *ask())
+            with suppress(OSError):
+                printed = (directory / LOG).read_bytes()
+                whole = printed.rfind(b"\n") + 1
+                for line in printed[seen:whole].decode(errors="replace").splitlines():
+                    say(line)
+                seen = max(seen, whole)
+            if not now.alive:
+                return now
+            time.sleep(_POLL)
+
+
+def drive(directory: Path, command: Sequence[str], cwd: str) -> int:
+    """Run the command, keep what it prints and its exit code in the folder."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / LOG).open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "svag", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=cwd,
+            env={**os.environ, DETACHED: "1", "COLUMNS": "200"},
+        )
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # the study is to stop: so are its jobs
+            process.send_signal(signal.SIGINT)
+            code = process.wait()
+        except BaseException:  # the driver moves: its jobs go on meanwhile
+            process.kill()
+            process.wait()
+            raise
+    (directory / END).write_text(json.dumps({"code": code}))
+    return code
+
+
+class Drive:
+    """The driver as a job."""
+
+    def __init__(self, directory: Path, command: list[str], cwd: str) -> None:
+        self.directory, self.command, self.cwd = directory, command, cwd
+
+    def __call__(self) -> None:
+        """Run the command."""
+        with submission.interrupted_by_sigterm():
+            drive(self.directory, self.command, self.cwd)
+
+    def checkpoint(self) -> Any:
+        """Tell submitit how to go on when the time of the job is over: the same once more."""
+        return submission.once_more(self)
+
+
+_WHAT = {"local": "the driver, process", "slurm": "the driver, job", "ray": "the driver, actor"}
+_KEPT = ("partition", "account", "qos", "constraint", "setup", "wckey", "comment")
+
+
+def _alone(cluster: SlurmCluster) -> SlurmCluster:
+    """Return what the driver's job gets: one core, and no more of the cluster's than it needs."""
+    kept = {key: cluster.slurm[key] for name in _KEPT if (key := f"slurm_{name}") in cluster.slurm}
+    one = {"slurm_cpus_per_task": 1, "slurm_use_srun": False, "slurm_job_name": "svag-driver"}
+    return replace(cluster, slurm={**kept, **one, **cluster.driver})
+
+
+def _start_process(directory: Path, command: Sequence[str]) -> str:
+    """Start the driver on this machine, in a session that the end of this terminal leaves alone."""
+    code = (
+        "import sys; from pathlib import Path; from svag.lab.executors.detached import drive; "
+        "drive(Path(sys.argv[1]), sys.argv[2:], '.')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(directory.absolute()), *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    process.returncode = 0  # it is nobody's child to wait for
+    return str(process.pid)
+
+
+@contextmanager
+def _asking(directory: Path, driver: Driver) -> Iterator[Callable[[], tuple[bool, int | None]]]:
+    """Yield a function that tells whether a driver lives, and its exit code."""
+    if driver.kind == "ray":
+        with Keeper(RayCluster(address=driver.address), directory) as keeper:
+            yield keeper.fetch
+        return
+    lives = _lives(directory, driver)
+
+    def ask() -> tuple[bool, int | None]:
+        alive = lives()  # asked first: the exit code is written before the driver ends
+        code = exit_code(directory)
+        return alive and code is None, code
+
+    yield ask
+
+
+def _lives(directory: Path, driver: Driver) -> Callable[[], bool]:
+    if driver.kind == "slurm":
+        queue = submission.Queue(SlurmCluster(executor=driver.executor), directory / "jobs")
+        return lambda: queue.lives(driver.id)
+    if driver.host == socket.gethostname():
+        return lambda: submission.runs(int(driver.id))
+    return lambda: claims.holder(directory) is not None
+
+
+def _described(driver: Driver, alive: bool, code: int | None) -> State:
+    where = f"{_WHAT[driver.kind]} {driver.id}"
+    if alive:
+        return State(True, None, f"{where}, is at work since {driver.started}")
+    if code is None:
+        return State(False, None, f"{where}, is gone without an end; the same command goes on")
+    return State(False, code, f"{where}, has ended with exit code {code}")

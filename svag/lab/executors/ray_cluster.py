@@ -1,0 +1,286 @@
+"""Executes runs as tasks of a Ray cluster; their records stream back, so no disk is shared.
+
+A task trains into a folder of its own on its node and yields what was written there: new lines
+of the record as they come, and each checkpoint. The driver appends the lines and keeps the
+checkpoint, so that a run whose node leaves goes on elsewhere from there.
+"""
+
+import logging
+import os
+import socket
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from shutil import rmtree
+from typing import Any, NamedTuple
+
+from svag.lab.checkpoints import Checkpoints
+from svag.lab.executors.cluster import ClusterError, RayCluster
+from svag.lab.executors.contract import TRIES, Event, Losses, Place
+from svag.lab.executors.streaming import Tail, Transcript
+from svag.lab.executors.threads import environment
+from svag.lab.records import Run
+
+NODE_TRIES = 5
+"""How often a run is begun whose node leaves."""
+
+_PATIENCE = 3.0
+_POLL = 0.2
+NAMESPACE = "svag"
+
+
+class Piece(NamedTuple):
+    """What a task sends: lines of the record, or a whole checkpoint."""
+
+    lines: bytes = b""
+    checkpoint: bytes | None = None
+
+
+class Ray:
+    """Carries runs out as core tasks of a Ray cluster.
+
+    Args:
+        cluster: where it is, and what a run gets.
+        place: what the problem is called here, and where the records go.
+        folder: code that travels to the nodes; None for none.
+        spec: what the problem is called on the nodes.
+
+    Raises:
+        ClusterError: ray is not installed, there is no cluster, or none of its nodes can take
+            a run.
+    """
+
+    def __init__(
+        self, cluster: RayCluster, place: Place, folder: Path | None = None, spec: str | None = None
+    ) -> None:
+        self._cluster, self._place = cluster, place
+        self._there = replace(place, spec=spec or place.spec)
+        self._ray = connect(cluster, folder)
+        self._losses = Losses(place)
+        self._waiting: deque[Run] = deque()
+        self._tasks: dict[Any, Transcript] = {}
+        self._task = self._ray.remote(_attempt).options(
+            num_cpus=cluster.num_cpus,
+            num_gpus=cluster.num_gpus,
+            memory=cluster.memory,
+            resources=dict(cluster.resources),
+            max_retries=0,
+        )
+        try:
+            self._check_room()
+        except ClusterError:
+            self._ray.shutdown()
+            raise
+
+    @property
+    def idle(self) -> int:
+        """How many more runs the nodes have room for."""
+        return max(0, self._room() - len(self._tasks) - len(self._waiting))
+
+    def submit(self, run: Run) -> None:
+        """Hand a run to the cluster, or queue it."""
+        self._waiting.append(run)
+        self._dispatch()
+
+    def events(self) -> Iterator[Event]:
+        """Yield progress as it streams in.
+
+        Raises:
+            RecordError: the records cannot be written here.
+            ClusterError: the cluster is gone.
+        """
+        while self._tasks or self._waiting:
+            self._dispatch()
+            ready, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=1.0)
+            for stream in ready:
+                yield from self._received(stream)
+
+    def close(self) -> None:
+        """Stop the tasks; note in the records that they were interrupted."""
+        for stream, transcript in self._tasks.items():
+            self._ray.cancel(stream, force=True)
+            transcript.interrupt()
+        self._tasks.clear()
+        self._waiting.clear()
+        self._ray.shutdown()
+
+    def _dispatch(self) -> None:
+        most = self._cluster.workers
+        while self._waiting and (most is None or len(self._tasks) < most):
+            run = self._waiting.popleft()
+            checkpoint = Checkpoints(self._place.directory, run, None).path
+            content = checkpoint.read_bytes() if checkpoint.is_file() else None
+            stream = self._task.remote(self._there, self._place.spec, run, content)
+            self._tasks[stream] = Transcript(self._place.directory, run)
+
+    def _received(self, stream: Any) -> Iterator[Event]:
+        """Take the next piece of a stream, or its end."""
+        transcript = self._tasks[stream]
+        run = transcript.run
+        try:
+            piece: Piece = self._ray.get(next(stream))
+        except StopIteration:
+            yield self._ended(stream, "the task ended without a word")
+            return
+        except self._ray.exceptions.RayError as error:
+            yield self._ended(stream, _reason(error), _tries(error))
+            return
+        if piece.checkpoint is not None:
+            transcript.keep_checkpoint(piece.checkpoint)
+        for step in transcript.append(piece.lines):
+            yield Event(run, step, ended=False)
+
+    def _ended(self, stream: Any, reason: str, tries: int = TRIES) -> Event:
+        """Note how an attempt ended; try again what did not get to its end."""
+        transcript = self._tasks.pop(stream)
+        run = transcript.run
+        if transcript.ended:
+            Checkpoints(self._place.directory, run, None).remove()
+            return Event(run, run.steps, ended=True)
+        again = self._losses.note(run, reason, tries=tries)
+        if again:
+            self._waiting.appendleft(run)
+        return Event(run, 0, ended=not again)
+
+    def _room(self) -> int:
+        """Count the runs that fit on the nodes."""
+        fitting = sum(_fits(node, self._cluster.needs) for node in self._nodes())
+        return fitting if self._cluster.workers is None else min(fitting, self._cluster.workers)
+
+    def _nodes(self) -> list[Mapping[str, float]]:
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+
+    def _check_room(self) -> None:
+        if self._room() == 0:
+            needs = ", ".join(f"{amount:g} {name}" for name, amount in self._cluster.needs.items())
+            has = "; ".join(
+                ", ".join(f"{node.get(name, 0):g} {name}" for name in self._cluster.needs)
+                for node in self._nodes()
+            )
+            raise ClusterError(
+                f"a run takes {needs}, and no node of the cluster at {self._cluster.address} has "
+                f"that (they have {has}); ask for less in the cluster file"
+            )
+
+
+def connect(cluster: RayCluster, folder: Path | None = None) -> Any:
+    """Connect to a cluster; return the module ``ray``.
+
+    Args:
+        cluster: where it is.
+        folder: code that travels to the nodes.
+
+    Raises:
+        ClusterError: ray is not installed, or there is no cluster at the address.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ClusterError("--cluster needs ray; pip install 'svag[ray]'") from error
+    if cluster.address != "auto":
+        _knock(cluster.address)
+    threads = cluster.threads or max(1, int(cluster.num_cpus))
+    code = cluster.working_dir or (None if folder is None else str(folder))
+    travelling = {} if code is None else {"working_dir": code}
+    try:
+        ray.init(
+            address=cluster.address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {**environment(threads), **_passed_on()}, **travelling},
+        )
+    except Exception as error:  # ray raises all kinds where there is no cluster
+        reason = " ".join(str(error).split())[:300]
+        raise ClusterError(
+            f"no Ray cluster can be used at {cluster.address!r} ({reason}); start svag on one of "
+            "its nodes: `ray start --head` makes one, `ray start --address=HOST:PORT` joins it"
+        ) from error
+    return ray
+
+
+def _passed_on() -> dict[str, str]:
+    """Return the variables that mean the same on the nodes."""
+    return {name: os.environ[name] for name in ("SVAG_DATA",) if name in os.environ}
+
+
+def _knock(address: str) -> None:
+    """Refuse an address that nothing listens at, within seconds."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address} ({error}); start one with `ray start --head "
+            f"--port={port}` on {host}, or give the address of another"
+        ) from error
+
+
+def _attempt(there: Place, source: str, run: Run, checkpoint: bytes | None) -> Iterator[Piece]:
+    """On a node: train one run into a folder of its own, and yield what is written there."""
+    directory = Path(tempfile.mkdtemp(prefix="svag-"))
+    there = replace(there, directory=directory)
+    kept = Checkpoints(directory, run, None).path
+    if checkpoint is not None:
+        kept.parent.mkdir(parents=True)
+        kept.write_bytes(checkpoint)
+    tail = Tail(directory, run)
+    news, failures = threading.Event(), deque[BaseException]()
+
+    def train() -> None:
+        try:
+            _server(there, source).serve(run, there, lambda step: news.set())
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            news.set()
+
+    training = threading.Thread(target=train, daemon=True)
+    training.start()
+    try:
+        while training.is_alive():
+            news.wait(_POLL)
+            news.clear()
+            if (lines := tail.lines()) or tail.checkpointed():
+                yield Piece(lines, tail.checkpoint())
+        if lines := tail.lines():
+            yield Piece(lines)
+        if failures:
+            raise failures[0]
+    finally:
+        rmtree(directory, ignore_errors=True)
+
+
+@lru_cache(maxsize=1)
+def _server_of(spec: str, data_dir: Path | None, source: str) -> Any:
+    from svag.lab.executors.serving import Server
+
+    return Server(Place(spec, data_dir, Path()), source)
+
+
+def _server(there: Place, source: str) -> Any:
+    """Return this worker's server; problem and data are loaded once for all its runs."""
+    return _server_of(there.spec, there.data_dir, source)
+
+
+def _reason(error: BaseException) -> str:
+    """Say in a line how a task was lost."""
+    name = type(error).__name__
+    cause = getattr(error, "cause", None)
+    text = " ".join(str(cause if cause is not None else error).split())
+    return f"the task was lost ({name}: {text[:200]})"
+
+
+def _tries(error: BaseException) -> int:
+    """A node that leaves is no fault of the run."""
+    node_left = type(error).__name__ in ("NodeDiedError", "LocalRayletDiedError")
+    return NODE_TRIES if node_left else TRIES
+
+
+def _fits(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
+    """Count how often a run fits on a node."""
+    return min(int(node.get(name, 0) / amount + 1e-9) for name, amount in needs.items())

@@ -1,0 +1,53 @@
+"""What a worker does, wherever it runs: load problem and data once, then train run after run."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from svag import problems
+from svag.errors import in_one_line
+from svag.lab.executors.contract import Place
+from svag.lab.records import Recorder, Run
+from svag.lab.train import train
+from svag.problems import Data, Problem
+
+
+class Server:
+    """Trains runs of one problem; what went wrong with the problem is the error of each run.
+
+    Args:
+        place: where problem and data are, and where to record.
+        source: what the records call the problem; the place's own name of it by default.
+    """
+
+    def __init__(self, place: Place, source: str | None = None) -> None:
+        self._place, self._source = place, source or place.spec
+        self._loaded: tuple[Problem, Data] | None = None
+        self._failure: str | None = None
+        try:
+            problem = replace(problems.get(place.spec), source=self._source)
+            self._loaded = problem, problems.load(problem, place.data_dir)
+        except Exception as error:
+            self._failure = in_one_line(error)
+
+    def serve(self, run: Run, place: Place, report: Callable[[int], None]) -> None:
+        """Train, and record at ``place``.
+
+        Raises:
+            RecordError: the record cannot be written.
+        """
+        if self._loaded is not None and run.version != self._loaded[0].version:
+            self._failure = f"the code of {self._source} has changed since the study began"
+        if self._loaded is None or self._failure is not None:
+            with Recorder(place.directory, run, source=self._source) as recorder:
+                recorder.end("error", message=str(self._failure))
+            return
+        problem, data = self._loaded
+        train(
+            problem,
+            data,
+            run,
+            place.directory,
+            progress=report,
+            timeout=place.timeout,
+            checkpoint_every=place.checkpoint_every,
+        )

@@ -1,0 +1,207 @@
+"""Executes runs as jobs of a Slurm cluster, through submitit, on a folder that all nodes share.
+
+A job carries out one or more runs in worker processes of its own, which record right into
+``DIR/records``, one file a run; nothing is locked. How far a run is, is read from its file;
+whether its job lives, is asked of Slurm. What is in flight is noted in ``DIR/jobs``, so that a
+driver that is started again waits for those jobs instead of repeating their runs.
+"""
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from svag.errors import RecordError
+from svag.lab.executors import submission
+from svag.lab.executors.cluster import SlurmCluster
+from svag.lab.executors.contract import Event, Losses, Place
+from svag.lab.executors.local import Pool
+from svag.lab.executors.streaming import Tail, progress_in
+from svag.lab.executors.threads import cores
+from svag.lab.records import Run, find, path_of
+
+_POLL = {"slurm": 2.0, "local": 0.2}
+
+
+class Packed:
+    """What a job does: carry runs out, and go on with them if Slurm starts it a second time."""
+
+    def __init__(self, place: Place, runs: list[Run], workers: int | None, threads: int) -> None:
+        self.place, self.runs = place, runs
+        self.workers, self.threads = workers, threads
+
+    def __call__(self) -> None:
+        """Carry out what is not done yet, as many runs side by side as the job has cores."""
+        waiting = [run for run in self.runs if not _finished(self.place.directory, run)]
+        workers = self.workers or max(1, cores() // self.threads)
+        pool = Pool(self.place, max(1, min(workers, len(waiting))), self.threads)
+        with submission.interrupted_by_sigterm():
+            try:
+                for run in waiting:
+                    pool.submit(run)
+                for _ in pool.events():
+                    pass
+            finally:
+                pool.close()
+
+    def checkpoint(self) -> Any:
+        """Tell submitit how to go on when the time of the job is over: the same once more."""
+        return submission.once_more(self)
+
+
+@dataclass
+class _Job:
+    """A job in flight, and those of its runs that have not ended."""
+
+    handle: Any
+    runs: dict[str, Run]
+    tails: dict[str, Tail] = field(default_factory=dict)
+
+
+class Slurm:
+    """Carries runs out as jobs.
+
+    A job that dies is never taken for one that is done: what it has not finished is tried once
+    more, from its checkpoint if there is one, and then ends in status ``error``.
+
+    Args:
+        cluster: what a job gets, and how many runs.
+        place: where problem and data are, and where to record; as the nodes see it as well.
+
+    Raises:
+        ClusterError: submitit is not installed, there is no Slurm here, or it does not know a key.
+    """
+
+    def __init__(self, cluster: SlurmCluster, place: Place) -> None:
+        self._cluster, self._place = cluster, place
+        self._folder = place.directory / "jobs"
+        self._queue = submission.Queue(cluster, self._folder)
+        self._losses = Losses(place)
+        self._waiting: deque[Run] = deque()
+        self._jobs: dict[str, _Job] = {}
+        self._adopted = dict(self._left_by_another_driver())
+
+    @property
+    def idle(self) -> int:
+        """How many more runs would be begun at once."""
+        room = self._cluster.jobs * self._cluster.runs_per_job
+        return max(0, room - sum(len(job.runs) for job in self._jobs.values()) - len(self._waiting))
+
+    def submit(self, run: Run) -> None:
+        """Put a run at the end of the queue; one that a job of another driver has is left there."""
+        job_id = self._adopted.pop(run.id, None)
+        if job_id is None:
+            self._waiting.append(run)
+            return
+        job = self._jobs.setdefault(job_id, _Job(self._queue.handle(job_id), {}))
+        job.runs[run.id] = run
+        job.tails[run.id] = Tail(self._place.directory, run)
+
+    def events(self) -> Iterator[Event]:
+        """Yield progress as the records show it.
+
+        Raises:
+            RecordError: a record cannot be written here.
+            ClusterError: Slurm does not take a job.
+        """
+        while self._waiting or any(job.runs for job in self._jobs.values()):
+            self._send()
+            time.sleep(_POLL[self._cluster.executor])
+            dead = self._queue.dead([job.handle for job in self._jobs.values()])
+            for job_id, job in list(self._jobs.items()):
+                yield from self._progress(job)
+                if job_id in dead:
+                    yield from self._buried(job_id, job, dead[job_id])
+
+    def close(self) -> None:
+        """Cancel the jobs; their workers close the records."""
+        for job in self._jobs.values():
+            if job.runs:
+                self._queue.cancel(job.handle)
+        limit = time.monotonic() + 30
+        while self._jobs and time.monotonic() < limit:
+            for job_id in self._queue.dead([job.handle for job in self._jobs.values()]):
+                self._drop(job_id)
+            time.sleep(0.2)
+        self._jobs.clear()
+
+    def _send(self) -> None:
+        """Pack waiting runs into jobs, spread over as many as may be in flight."""
+        while self._waiting and (free := self._cluster.jobs - self._busy()) > 0:
+            share = -(-len(self._waiting) // free)
+            count = min(share, self._cluster.runs_per_job)
+            runs = [self._waiting.popleft() for _ in range(count)]
+            tails = {run.id: self._tail(run) for run in runs}
+            work = Packed(self._place, runs, self._cluster.workers, self._cluster.threads or 1)
+            handle = self._queue.submit(work)
+            self._jobs[handle.job_id] = _Job(handle, {run.id: run for run in runs}, tails)
+            self._note(handle.job_id, [run.id for run in runs])
+
+    def _busy(self) -> int:
+        """Count the jobs that have runs left."""
+        return sum(bool(job.runs) for job in self._jobs.values())
+
+    def _tail(self, run: Run) -> Tail:
+        path = path_of(self._place.directory, run)
+        return Tail(self._place.directory, run, path.stat().st_size if path.exists() else 0)
+
+    def _progress(self, job: _Job) -> Iterator[Event]:
+        """Yield what is new in the records of a job's runs."""
+        for run in list(job.runs.values()):
+            last, ended = None, False
+            for step, ended in progress_in(job.tails[run.id].lines()):  # noqa: B007
+                last = step if step is not None else last
+            if ended:
+                del job.runs[run.id]
+                yield Event(run, run.steps, ended=True)
+            elif last is not None:
+                yield Event(run, last, ended=False)
+
+    def _buried(self, job_id: str, job: _Job, state: str) -> Iterator[Event]:
+        """Note what a dead job has left undone, and try it once more."""
+        yield from self._progress(job)  # written between our look and its end
+        self._drop(job_id)
+        for run in job.runs.values():
+            if _finished(self._place.directory, run):
+                yield Event(run, run.steps, ended=True)
+                continue
+            message = f"job {job_id} ended as {state} ({self._queue.log(job.handle)})"
+            again = self._losses.note(run, message)
+            if again:
+                self._waiting.append(run)
+            yield Event(run, 0, ended=not again)
+
+    def _note(self, job_id: str, runs: list[str]) -> None:
+        """Leave word of a job for a driver that may come after this one."""
+        path = self._folder / f"{job_id}.json"
+        try:
+            path.write_text(json.dumps({"executor": self._cluster.executor, "runs": runs}))
+        except OSError as error:
+            raise RecordError(f"cannot write {path}: {error.strerror}") from error
+
+    def _drop(self, job_id: str) -> None:
+        self._jobs.pop(job_id, None)
+        with suppress(OSError):
+            (self._folder / f"{job_id}.json").unlink(missing_ok=True)
+
+    def _left_by_another_driver(self) -> Iterator[tuple[str, str]]:
+        """Yield runs with the jobs that still carry them out."""
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                left = json.loads(path.read_text())
+                executor, runs = left["executor"], left["runs"]
+            except (OSError, ValueError, TypeError, KeyError):
+                continue
+            if executor == self._cluster.executor and self._queue.lives(path.stem):
+                yield from ((run, path.stem) for run in runs)
+            elif executor == self._cluster.executor:
+                path.unlink(missing_ok=True)
+
+
+def _finished(directory: Path, run: Run) -> bool:
+    record = find(directory, run)
+    return record is not None and record.finished

@@ -1,0 +1,215 @@
+"""Jobs through submitit, on Slurm or as processes of this machine, and whether they live."""
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from svag.errors import nearest
+from svag.lab.executors.cluster import ClusterError, SlurmCluster
+
+_PATIENCE = 20
+_ALIVE = frozenset(
+    {
+        *("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING"),
+        *("REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "STAGE_OUT", "SIGNALING", "STOPPED"),
+        "RESV_DEL_HOLD",
+    }
+)
+"""States in which a job may still do something, as ``squeue`` calls them."""
+
+
+class Queue:
+    """Where jobs are submitted and asked after.
+
+    Args:
+        cluster: what each gets.
+        folder: of what submitit keeps about them.
+
+    Raises:
+        ClusterError: submitit is not installed, Slurm is not there or does not answer, or submitit
+            does not know a key.
+    """
+
+    def __init__(self, cluster: SlurmCluster, folder: Path) -> None:
+        try:
+            import submitit
+        except ModuleNotFoundError as error:
+            raise ClusterError("--cluster needs submitit; pip install 'svag[slurm]'") from error
+        self._submitit, self._folder = submitit, folder.absolute()
+        self._local = cluster.executor == "local"
+        if not self._local:
+            _squeue()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._executor = submitit.AutoExecutor(self._folder, cluster=cluster.executor)
+        except OSError as error:
+            raise ClusterError(f"cannot write {self._folder}: {error.strerror}") from error
+        self._update(_parameters(cluster))
+
+    def submit(self, work: Any) -> Any:
+        """Submit a job; return submitit's handle of it.
+
+        Raises:
+            ClusterError: Slurm does not take it.
+        """
+        try:
+            with self._submitit.helpers.clean_env():  # of variables of a job that this may run in
+                return self._executor.submit(work)
+        except self._submitit.core.utils.FailedJobError as error:
+            reason = " ".join(str(error).split())[-400:]
+            raise ClusterError(f"Slurm did not take the job: {reason}") from error
+
+    def handle(self, job_id: str) -> Any:
+        """Return the handle of a job that another process submitted."""
+        made = self._submitit.LocalJob if self._local else self._submitit.SlurmJob
+        return made(folder=self._folder, job_id=job_id)
+
+    def lives(self, job_id: str) -> bool:
+        """Whether a job of another process may still do something."""
+        return job_id not in self.dead([self.handle(job_id)])
+
+    def dead(self, handles: Sequence[Any]) -> dict[str, str]:
+        """Return the jobs that have ended, each with its state."""
+        if self._local:
+            return {h.job_id: state for h in handles if (state := _local_end(h)) is not None}
+        if not handles:
+            return {}
+        try:
+            states = _squeue()
+        except ClusterError:  # Slurm is away for a while: no job is known to have ended
+            return {}
+        gone = [h for h in handles if states.get(h.job_id, "") not in _ALIVE]
+        return {h.job_id: states.get(h.job_id) or _accounted(h.job_id) for h in gone}
+
+    def cancel(self, handle: Any) -> None:
+        """Stop a job; its workers close their records first."""
+        if not self._local:
+            handle.cancel(check=False)
+            return
+        with suppress(OSError):  # it has ended
+            os.kill(int(handle.job_id), signal.SIGINT)
+
+    def log(self, handle: Any) -> str:
+        """Return where a job's messages are."""
+        return str(handle.paths.stderr)
+
+    def _update(self, parameters: dict[str, Any]) -> None:
+        try:
+            self._executor.update_parameters(**parameters)
+        except (AssertionError, NameError, TypeError, ValueError) as error:
+            known = self._known()
+            wrong = [key for key in parameters if known and key not in known]
+            if wrong:
+                raise ClusterError(
+                    f"submitit knows no {wrong[0]!r}.{nearest(wrong[0], known)} Known: "
+                    f"{', '.join(sorted(known))}; all else goes into slurm_additional_parameters"
+                ) from error
+            raise ClusterError(f"submitit refuses {parameters}: {error}") from error
+
+    def _known(self) -> set[str]:
+        known = {f"slurm_{name}" for name in self._submitit.SlurmExecutor._valid_parameters()}
+        return known | {"timeout_min", "name", "cpus_per_task"}
+
+
+def _parameters(cluster: SlurmCluster) -> dict[str, Any]:
+    """Return what submitit is to be told of a job."""
+    given = dict(cluster.slurm)
+    if "slurm_time" not in given:
+        given.setdefault("timeout_min", cluster.timeout_min)
+    given.setdefault("name" if "slurm_job_name" not in given else "slurm_job_name", "svag")
+    return given
+
+
+def once_more(work: Any) -> Any:
+    """Return what submitit puts into the queue again."""
+    import submitit
+
+    return submitit.helpers.DelayedSubmission(work)
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, which ``scancel`` sends, and the end of its parent end a job as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _squeue() -> dict[str, str]:
+    """Return the states of this user's jobs, as Slurm itself tells them; no accounting is needed.
+
+    Raises:
+        ClusterError: there is no Slurm here, or it does not answer.
+    """
+    if shutil.which("squeue") is None or shutil.which("sbatch") is None:
+        raise ClusterError(
+            "there is no Slurm here: sbatch is not found; start svag on a login node, or write "
+            "executor: local into the cluster file to try it on this machine"
+        )
+    command = ["squeue", "--me", "--noheader", "--states=all", "--format=%i %T"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(f"Slurm did not answer within {_PATIENCE} s (squeue)") from error
+    if answer.returncode != 0:
+        reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ClusterError(f"Slurm does not answer: {reason}")
+    pairs = (line.split() for line in answer.stdout.splitlines())
+    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+
+
+def _accounted(job_id: str) -> str:
+    """Return the state of a job that the queue has forgotten, if accounting knows it."""
+    command = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=State"]
+    try:
+        answer = subprocess.run(
+            [*command, f"--jobs={job_id}"], capture_output=True, text=True, timeout=_PATIENCE
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "a state that Slurm no longer knows"
+    return " ".join(answer.stdout.split()) or "a state that Slurm no longer knows"
+
+
+def _local_end(handle: Any) -> str | None:
+    """Return how a process of this machine has ended; None while it lives."""
+    state = str(handle.state)
+    if state == "RUNNING":
+        return None
+    if state == "FINISHED" or not runs(int(handle.job_id)):
+        return "FINISHED" if handle.paths.result_pickle.exists() else "FAILED"
+    return None
+
+
+def runs(pid: int) -> bool:
+    """Whether a process of this machine runs that svag or submitit started."""
+    with suppress(OSError):  # a child of ours that has ended waits to be noticed
+        os.waitpid(pid, os.WNOHANG)
+    try:
+        os.kill(pid, 0)
+        called = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's, or a system without /proc
+        return True
+    return b"svag" in called or b"submitit" in called

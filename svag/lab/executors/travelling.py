@@ -1,0 +1,109 @@
+"""The user's code on its way to nodes that do not see this machine's folders.
+
+What travels are the Python files beside the problem's own and in the folders below, those beside
+optimizers from outside, and what the problem declares with ``depends_on``. Whether that was enough
+shows on the node: a problem whose version is another there is refused.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from svag.entrants import entrant
+from svag.errors import is_installed
+from svag.lab.executors.cluster import ClusterError
+from svag.problems import Problem
+
+_MOST_FILES, _MOST_BYTES = 2000, 100 * 2**20
+_OUTSIDE = "outside"
+
+
+class Luggage(NamedTuple):
+    """A folder that travels, and what the problem is called in it."""
+
+    folder: Path | None
+    spec: str
+
+
+def pack(problem: Problem, methods: Iterable[str], spec: str, scratch: Path) -> Luggage:
+    """Copy what has to travel into a folder; built-in and installed code stays where it is.
+
+    Args:
+        problem: whose ``depends_on`` travels too.
+        methods: keys, of which those of optimizers in files travel.
+        spec: what the problem is called here.
+        scratch: an empty folder.
+
+    Raises:
+        ClusterError: there are far more files than a problem has.
+    """
+    place = _file_of(spec)
+    own = [path for key in methods if (path := _file_of(entrant(key).optimizer)) is not None]
+    if place is None and not own:
+        return Luggage(None, spec)
+    bytes_left, count = _MOST_BYTES, 0
+    files = dict.fromkeys(file for path in (place, *own) if path for file in _beside(path))
+    if place is not None:
+        files |= dict.fromkeys(_declared(place.parent, problem))
+    for file in files:
+        count, bytes_left = count + 1, bytes_left - file.stat().st_size
+        if count > _MOST_FILES or bytes_left < 0:
+            raise ClusterError(
+                f"the files beside {place or own[0]} are more than {_MOST_FILES} or "
+                f"{_MOST_BYTES >> 20} MB; move the problem to a folder of its own"
+            )
+        target = scratch / _travelling_name(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    if place is None or not spec.rpartition(":")[0].endswith(".py"):
+        return Luggage(scratch, spec)
+    return Luggage(scratch, f"{_travelling_name(place)}:{spec.rpartition(':')[2]}")
+
+
+def _file_of(spec: str) -> Path | None:
+    """Return the file of a text ``path/to/file.py:name`` or ``module:name``; None if installed."""
+    name = spec.rpartition(":")[0]
+    if name.endswith(".py"):
+        path = Path(name).expanduser().absolute()
+        return None if is_installed(path) else Path(os.path.normpath(path))
+    below = Path.cwd() / Path(*name.split(".")) if name else None
+    if below is not None:
+        for path in (below.with_suffix(".py"), below / "__init__.py"):
+            if path.is_file() and not is_installed(path):
+                return path
+    return None
+
+
+def _beside(path: Path) -> Iterator[Path]:
+    """Yield the Python files of a file's folder, or of the outermost package that it is in."""
+    folder = path.parent
+    while (folder / "__init__.py").is_file() and (folder.parent / "__init__.py").is_file():
+        folder = folder.parent
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _is_left(Path(place, name)))
+        yield from (Path(place, name) for name in sorted(files) if name.endswith(".py"))
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether a folder stays: hidden ones, caches and environments."""
+    name = folder.name
+    return name.startswith(".") or name == "__pycache__" or (folder / "pyvenv.cfg").exists()
+
+
+def _declared(folder: Path, problem: Problem) -> Iterator[Path]:
+    """Yield the files that a problem says it reads."""
+    for given in problem.depends_on:
+        place = folder / Path(given).expanduser()
+        if place.is_file():
+            yield place
+        yield from (path for path in sorted(place.rglob("*")) if path.is_file())
+
+
+def _travelling_name(path: Path) -> str:
+    """Name a file as from the current folder, or what lies elsewhere in a folder of its own."""
+    cwd = Path.cwd()
+    if path.is_relative_to(cwd):
+        return path.relative_to(cwd).as_posix()
+    return f"{_OUTSIDE}/{path.as_posix().lstrip('/')}"

@@ -1,0 +1,17 @@
+"""Schedules of the step size: a factor, from the step (0-based) and the number of steps."""
+
+_DROPS = (0.3, 0.6, 0.8)
+
+
+def constant(step: int, steps: int) -> float:
+    """Leave the step size as it is."""
+    return 1.0
+
+
+def fifths(step: int, steps: int) -> float:
+    """Take a fifth after 30, 60 and 80 % of the steps: after 60, 120 and 160 of 200 epochs.
+
+    References:
+        S. Zagoruyko, N. Komodakis, "Wide Residual Networks", BMVC 2016; DeepOBS uses it for P3.
+    """
+    return 0.2 ** sum(step >= share * steps for share in _DROPS)
