@@ -63,7 +63,7 @@ def test_readme_commands_exist() -> None:
 
 
 def test_readme_shows_p1_as_recorded() -> None:
-    folder = ROOT / "results" / "fmnist-2c2d"
+    folder = ROOT / "results" / "paper-step-sizes" / "fmnist-2c2d"
     analysis = analyse(folder)
     text = (ROOT / "README.md").read_text()
     for row in rows(analysis).values():

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from svag import optim
-from svag.lab.session import Session
+from svag.errors import InvalidOption
+from svag.lab.session import Session, captures
 from svag.lab.studies import Study
 from svag.lab.template import template
 from svag.problems import Data, Problem
@@ -19,6 +20,7 @@ class Overhead:
     """Milliseconds a step (medians), and the median of the ratios of neighbouring timings."""
 
     problem: str
+    device: str
     runner: float
     by_hand: float
     ratio: float
@@ -26,20 +28,39 @@ class Overhead:
 
     def __str__(self) -> str:
         return (
-            f"{self.problem}: {self.runner:.3f} ms a step, {self.by_hand:.3f} ms by hand; "
-            f"overhead {100 * (self.ratio - 1):+.1f} % (median of {self.rounds} interleaved ratios)"
+            f"{self.problem} on {self.device}: {1e3 / self.runner:.4g} steps/s "
+            f"({self.runner:.3f} ms a step), by hand {1e3 / self.by_hand:.4g} "
+            f"({self.by_hand:.3f} ms); overhead {100 * (self.ratio - 1):+.1f} % "
+            f"(median of {self.rounds} interleaved ratios)"
         )
 
 
-def measure(problem: Problem, data: Data, *, steps: int, rounds: int) -> Overhead:
-    """Time ``steps`` steps of M-SGD in the lab's loop and by hand, ``rounds`` times in turn."""
-    study = Study(base=template(problem, data, steps=10**9), methods=("m-sgd",), seeds=1)
-    session = Session(problem, data, replace(study.run("m-sgd"), lr=1e-3))
+def measure(
+    problem: Problem, data: Data, *, steps: int, rounds: int, device: str = "cpu"
+) -> Overhead:
+    """Time ``steps`` steps of M-SGD in the lab's loop and by hand, ``rounds`` times in turn.
+
+    Both augment and prepare batches of data that lie on the device.
+
+    Raises:
+        InvalidOption: the problem carries state or takes a step of its own, whose loop by hand is
+            not known, or it diverges.
+    """
+    if problem.carry_state or problem.step or problem.optimizers:
+        raise InvalidOption(
+            f"{problem.name!r} carries state or takes steps of its own; time a problem that takes "
+            "the usual step"
+        )
+    base = template(problem, data, steps=10**9, device=device)
+    run = replace(Study(base=base, methods=("m-sgd",), seeds=1).run("m-sgd"), lr=1e-3)
+    on_gpu = device == "cuda"
+    session = Session(problem, data, run, captured=on_gpu and captures(problem, data, run))
 
     def by_lab() -> None:
-        session.advance(session.step + steps)
+        if not session.advance(session.step + steps):
+            raise InvalidOption(f"{problem.name!r} diverged after {session.step} steps; time fewer")
 
-    by_hand = _by_hand(problem, data, steps)
+    by_hand = _by_hand(problem, data.to(torch.device(device)), steps)
     by_lab()
     by_hand()
     lab: list[float] = []
@@ -50,21 +71,30 @@ def measure(problem: Problem, data: Data, *, steps: int, rounds: int) -> Overhea
             times.append(_seconds(timed) / steps * 1e3)
         turns.reverse()
     ratio = statistics.median(a / b for a, b in zip(lab, hand, strict=True))
-    return Overhead(problem.name, statistics.median(lab), statistics.median(hand), ratio, rounds)
+    return Overhead(
+        problem.name, device, statistics.median(lab), statistics.median(hand), ratio, rounds
+    )
 
 
 def _by_hand(problem: Problem, data: Data, steps: int) -> Callable[[], None]:
     torch.manual_seed(1)
-    model = problem.model()
-    optimizer = optim.MSGD(model.parameters(), lr=1e-3)
     inputs, targets = data.train.inputs, data.train.targets
+    device = data.train.device
+    model = problem.model().to(device)
+    if problem.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    generator = torch.Generator(device).manual_seed(1)
+    optimizer = optim.MSGD(model.parameters(), lr=1e-3)
 
     def loop() -> None:
         model.train()
         for _ in range(steps):
             chosen = torch.randint(len(inputs), (problem.batch_size,))
+            batch = inputs[chosen]
+            batch = problem.augment(batch, generator) if problem.augment else batch
+            batch = problem.prepare(batch) if problem.prepare else batch
             optimizer.zero_grad()
-            loss = problem.loss(model(inputs[chosen]), targets[chosen])
+            loss = problem.loss(model(batch), targets[chosen])
             loss.backward()
             optimizer.step()
 
@@ -74,4 +104,6 @@ def _by_hand(problem: Problem, data: Data, steps: int) -> Callable[[], None]:
 def _seconds(function: Callable[[], None]) -> float:
     started = time.perf_counter()
     function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - started

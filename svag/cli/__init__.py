@@ -7,6 +7,7 @@ import typer
 from svag import __version__
 from svag.cli.bench import bench
 from svag.cli.compare import compare
+from svag.cli.exporting import export, track
 from svag.cli.listing import figure, list_methods, list_problems
 from svag.cli.reporting import report, status
 
@@ -20,6 +21,8 @@ app = typer.Typer(
 app.command()(compare)
 app.command()(report)
 app.command()(status)
+app.command()(export)
+app.command()(track)
 app.command("problems")(list_problems)
 app.command("methods")(list_methods)
 app.command()(figure)

@@ -25,14 +25,17 @@ def bench_runner(
     problem: Problem = "fmnist-2c2d",
     steps: Annotated[int, typer.Option(min=1, help="Steps of each timing.")] = 20,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved pairs of timings.")] = 15,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     data_dir: DataDir = None,
 ) -> None:
     """Time the training loop against a hand-written one, evaluations aside."""
     from svag import problems
     from svag.bench import runner
+    from svag.lab.devices import device_named
 
-    task = problems.get(problem)
-    print(runner.measure(task, problems.load(task, data_dir), steps=steps, rounds=rounds))
+    task, chosen = problems.get(problem), device_named(device)
+    data = problems.load(task, data_dir)
+    print(runner.measure(task, data, steps=steps, rounds=rounds, device=chosen))
 
 
 @bench.command("rounding")

@@ -39,16 +39,21 @@ def cluster_of(given: str | None, workers: int | None) -> "Cluster":
     """Return where runs are carried out; this machine by default.
 
     Raises:
-        ClusterError: the cluster file cannot be used.
+        ClusterError: the cluster file cannot be used, or the cluster is not there.
         InvalidOption: ``--workers`` is given for a cluster of another kind.
     """
-    from svag.lab.executors.cluster import LocalCluster, read
+    from svag.lab.executors import submission
+    from svag.lab.executors.cluster import LocalCluster, RayCluster, SlurmCluster, reach, read
 
     cluster = LocalCluster(workers=workers) if given is None else read(given)
     if given is not None and workers is not None:
         raise InvalidOption(
             f"--workers {workers} with --cluster {given}: write workers into the cluster file"
         )
+    if isinstance(cluster, RayCluster):
+        reach(cluster)
+    elif isinstance(cluster, SlurmCluster):
+        submission.reach(cluster)
     return cluster
 
 

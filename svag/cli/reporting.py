@@ -84,12 +84,12 @@ def status(directory: Folder, study: WhichStudy = None) -> None:
 def _driver(directory: Path) -> str:
     """Return a line about the detached driver of a folder, or about who records in it now."""
     from svag.lab import claims
-    from svag.lab.executors import detached, keeping
+    from svag.lab.executors import detached, driving
 
     driver = detached.found(directory)
     if driver is not None:
         said = detached.state(directory, driver).said
-        return f"{said}; it prints to {directory / keeping.LOG}\n"
+        return f"{said}; it prints to {directory / driving.LOG}\n"
     holder = claims.holder(directory)
     return f"{holder} is at work\n" if holder else ""
 
@@ -109,7 +109,7 @@ def present(
     page = reports.write(analysis, directory, records, target)
     console = Console(stderr=True)
     if as_json:
-        print(json.dumps(_as_data(analysis), indent=1))
+        print(json.dumps(as_data(analysis), indent=1))
     else:
         print(verdict(analysis))
         Console(width=max(100, Console().width)).print(_table(analysis), highlight=False)
@@ -133,7 +133,7 @@ def _report_several(directories: list[Path], out: Path | None, *, as_json: bool)
     )
     console = Console(stderr=True)
     if as_json:
-        problems = [_as_data(analysis) for analysis in read.several.analyses]
+        problems = [as_data(analysis) for analysis in read.several.analyses]
         print(json.dumps({"problems": problems, **several.as_data(read.several)}, indent=1))
     else:
         for sentence in overview(read.several):
@@ -172,7 +172,7 @@ def _table(analysis: "Analysis") -> Table:
     return table
 
 
-def _as_data(analysis: "Analysis") -> dict[str, Any]:
+def as_data(analysis: "Analysis") -> dict[str, Any]:
     """Return what a script would want: verdict, effects, and methods with their figures."""
     from svag.analysis.verdict import verdict
 

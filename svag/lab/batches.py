@@ -55,9 +55,21 @@ class Batches:
 
     def __next__(self) -> tuple[Any, Any]:
         """Return the next batch."""
+        return self.take(self.choose())
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """What a batch draws random numbers from, on the device."""
+        return [self._augmenting]
+
+    def choose(self) -> Tensor:
+        """Return the indices of the next batch."""
         if not self._waiting:
             self._begin_epoch()
-        chosen = self._waiting.pop()
+        return self._waiting.pop()
+
+    def take(self, chosen: Tensor) -> tuple[Any, Any]:
+        """Return the batch of these examples, augmented and prepared."""
         inputs, targets = self._split.inputs, self._split.targets
         inputs = inputs[chosen] if isinstance(inputs, Tensor) else _taken(inputs, chosen)
         targets = targets[chosen] if isinstance(targets, Tensor) else _taken(targets, chosen)

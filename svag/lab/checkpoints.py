@@ -18,8 +18,8 @@ import torch
 
 from svag import __version__
 from svag.errors import in_one_line
+from svag.lab.held import NotResumable, State
 from svag.lab.records import Run
-from svag.lab.resuming import NotResumable, State
 
 EVERY = 60.0
 """Seconds between two checkpoints, unless others are asked for."""
@@ -68,6 +68,7 @@ class Checkpoints:
             content = torch.load(self.path, weights_only=True)
             differing = _differing(content, _header(self._run))
             found = Checkpoint(**content["checkpoint"])
+            there, here = content["computed"], _computed()
         except FileNotFoundError:
             return None
         except Exception as error:  # of a damaged file, torch raises all kinds of errors
@@ -75,6 +76,8 @@ class Checkpoints:
         if differing:
             self.set_aside(differing)
             return None
+        if there != here:
+            self.trouble = f"begun with {there}, gone on with {here}: sums may be rounded otherwise"
         return found
 
     def set_aside(self, reason: str) -> None:
@@ -88,22 +91,26 @@ class Checkpoints:
             return
         try:
             self._write(checkpoint())
-        except NotResumable as reason:
-            self.trouble, self._every = f"no checkpoints: {reason}", None
-            self.remove()
         except OSError as error:
             self.trouble = f"a checkpoint could not be written: {error.strerror}"
+        except Exception as error:  # whatever the state_dict of a user's step raises
+            reason = str(error) if isinstance(error, NotResumable) else in_one_line(error)[:200]
+            self.trouble, self._every = f"no checkpoints: {reason}", None
+            self.remove()
         self._due = _after(self._every)
 
     def remove(self) -> None:
         """Remove it; the run has ended."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
+            for left in self.path.parent.glob(f"{self._run.id}.*.part"):  # by a kill while writing
+                left.unlink(missing_ok=True)
             self.path.parent.rmdir()  # which only an empty folder allows
 
     def _write(self, checkpoint: Checkpoint) -> None:
         written = io.BytesIO()
-        torch.save({**_header(self._run), "checkpoint": vars(checkpoint)}, written)
+        content = {**_header(self._run), "computed": _computed(), "checkpoint": vars(checkpoint)}
+        torch.save(content, written)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         scratch = self.path.with_suffix(f".{os.getpid()}.part")
         try:
@@ -120,6 +127,13 @@ class Checkpoints:
 
 def _header(run: Run) -> dict[str, Any]:
     return {"format": _FORMAT, "svag": __version__, "torch": str(torch.__version__), "run": run.id}
+
+
+def _computed() -> str:
+    """Say what the order of sums depends on."""
+    count = torch.get_num_threads()
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{count} thread{'s' * (count != 1)} on {capability}"
 
 
 def _differing(content: Mapping[str, Any], expected: Mapping[str, Any]) -> str:

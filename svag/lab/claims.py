@@ -8,11 +8,11 @@ seconds. Ages are differences of times that the file server gave, so that clocks
 import fcntl
 import json
 import os
+import signal
 import socket
 import threading
 import time
 import uuid
-from _thread import interrupt_main
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -141,7 +141,7 @@ def _beat(folder: Path, token: str, stop: threading.Event) -> None:
     while not stop.wait(BEAT):
         held = _read(folder / ".claim")
         if held and held.get("token") != token:
-            interrupt_main()
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             return
         with suppress(OSError):  # a file server that is away for a while
             os.utime(folder / ".claim")

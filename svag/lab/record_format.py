@@ -192,7 +192,7 @@ def check_end(
     _choice(line, "status", get_args(Status))
     if line.get("wall_time") is not None and not _number(line, "wall_time") >= 0:
         raise WrongLine(f"wall_time={line['wall_time']!r}; it is a number of at least 0")
-    for name in ("message", "checkpoints"):
+    for name in ("message", "checkpoints", "captured"):
         if line.get(name) is not None:
             _text(line, name)
     if line.get("resumed") is not None:

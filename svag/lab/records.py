@@ -50,7 +50,7 @@ STUDY = (
 """Fields of a run that are alike throughout a study."""
 
 _DESCRIBED = {"identity": False}
-_OF_THE_ATTEMPT = ("wall_time", "resumed", "checkpoints")
+_OF_THE_ATTEMPT = ("wall_time", "resumed", "checkpoints", "captured")
 
 
 @dataclass(frozen=True, kw_only=True)

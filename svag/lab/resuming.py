@@ -2,37 +2,48 @@
 
 A model, an optimizer or a step can hold more than its ``state_dict`` says: buffers that are not
 persistent, counters, caches, generators. What is plain (tensors, numbers, texts and nestings of
-them) is taken along. What is not has to be as it was when the run began: where it has changed,
-there is no checkpoint, and the run begins again rather than go on with a part of its state.
+them) is taken along. What is not (objects, hooks, functions of the problem, tensors that share the
+memory of a parameter) has to be as it was when the run began: where it has changed, there is no
+checkpoint, and the run begins again rather than go on with a part of its state. What is given back
+is taken once more and compared. Out of sight are global variables and attributes of classes.
 """
 
 import hashlib
 import io
 import pickle
 import random
-from collections import OrderedDict
-from collections.abc import Iterator
-from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import Any, TypeAlias
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from types import FunctionType, ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from svag.lab.held import (
+    GENERATORS,
+    NotResumable,
+    State,
+    demand_plain,
+    give_back,
+    has_state_dict,
+    modules_in,
+    state_of,
+    values,
+)
+from svag.optim import Dissected
 from svag.problems.steps import Step
 
-State: TypeAlias = dict[str, Any]
-
-_PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size)
-_STATELESS = (type, ModuleType, BuiltinFunctionType)
 _OF_MODULES = frozenset(vars(nn.Module()))
-_OF_OPTIMIZERS = frozenset(vars(torch.optim.SGD([torch.zeros(1)], lr=1.0)))
-
-
-class NotResumable(Exception):
-    """Something has state that cannot be taken along; the message says what."""
+_OF_OPTIMIZERS = frozenset(vars(torch.optim.SGD([torch.zeros(1)], lr=1.0))) - {"defaults"}
+_OF_PARAMETERS = frozenset({"grad_var"})  # made anew in every step
+_HOOKS = (
+    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
+    *("_post_accumulate_grad_hooks", "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"),
+)
 
 
 class Resumable:
@@ -42,22 +53,28 @@ class Resumable:
         model: it.
         optimizers: those of the run.
         step: the problem's own, if it has one; gradients are then part of the state.
-        outside: whether the optimizers are from outside svag, so may keep state of any kind.
+        functions: others that a step calls, such as the loss, by what they are called; their state
+            is not taken along.
     """
 
     def __init__(
-        self, model: nn.Module, optimizers: list[Optimizer], step: Step | None, *, outside: bool
+        self,
+        model: nn.Module,
+        optimizers: list[Optimizer],
+        step: Step | None,
+        functions: Mapping[str, Callable[..., Any] | None] | None = None,
     ) -> None:
         self._model, self._optimizers, self._step = model, optimizers, step
-        self._holders: list[tuple[str, Any, frozenset[str]]] = [
-            (f"{type(module).__name__} {name}".strip(), module, _OF_MODULES)
-            for name, module in model.named_modules()
-        ]
-        if outside:
-            self._holders += [(type(o).__name__, o, _OF_OPTIMIZERS) for o in optimizers]
-        held = [*model.modules(), *model.parameters(), *optimizers]
-        self._known = {id(one): number for number, one in enumerate(held)}
-        self._at_start = {where: self._digest(value) for where, value in self._opaque()}
+        self._functions = {name: f for name, f in (functions or {}).items() if f is not None}
+        self._roots = {"the model": model, **dict(modules_in(step, "the step"))}
+        self._outside = [o for o in optimizers if not isinstance(o, Dissected)]
+        self._held = self._parts_held()
+        self._known = {id(one): number for number, one in enumerate([*self._held, *optimizers])}
+        self._at_start = self.digests()
+
+    def digests(self) -> dict[str, str | None]:
+        """Return hashes of what cannot be taken along, None where there is none, with its names."""
+        return {where: self._digest(value) for where, value in self._opaque()}
 
     def state_dict(self) -> State:
         """Return the state.
@@ -65,75 +82,170 @@ class Resumable:
         Raises:
             NotResumable: something has state that cannot be taken along.
         """
-        for where, value in self._opaque():
-            digest = self._digest(value)
-            if digest is None or self._at_start.get(where) != digest:
-                raise NotResumable(f"{where} is {type(value).__name__} and may have changed")
+        if [id(one) for one in self._parts_held()] != [id(one) for one in self._held]:
+            raise NotResumable("a module or a parameter was added, removed or replaced")
+        now = self.digests()
+        plain = [
+            f"{name!r} of {of}" for of, *its in self._holders() for name, _ in _attributes(*its)
+        ]
+        for where in [*now, *(self._at_start.keys() - plain)]:
+            if now.get(where) is None or now[where] != self._at_start.get(where):
+                raise NotResumable(f"{where} may have changed")
         params = dict(self._model.named_parameters())
         state: State = {
             "model": self._model.state_dict(),
-            "buffers": dict(self._model.named_buffers()),
+            "parameters": [p.detach() for p in self._parameters()],
+            "buffers": [
+                dict(root.named_buffers(remove_duplicate=False)) for root in self._roots.values()
+            ],
             "frozen": [name for name, p in params.items() if not p.requires_grad],
+            "training": [m.training for m in self._held if isinstance(m, nn.Module)],
             "attributes": [
                 {name: value for name, value in _attributes(holder, usual) if self._plain(value)}
-                for _, holder, usual in self._holders
+                for _, holder, usual in self._holders()
             ],
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
         }
         if self._step is not None:
             state["gradients"] = {name: p.grad for name, p in params.items()}
-            state["step"] = _state_of(self._step, "the step")
-        _demand_plain(state, "the state")
+            state["step"] = state_of(self._step, "the step")
+            if not has_state_dict(self._step) and self._shares_memory(values(state["step"])):
+                raise NotResumable("the step holds parameters or buffers of the model")
+        demand_plain(state, "the state")
         return state
 
     def load_state_dict(self, state: State) -> None:
-        """Give the state back to what was built anew."""
+        """Give the state back to what was built anew.
+
+        Raises:
+            NotResumable: it does not come back as it was.
+        """
         self._model.load_state_dict(state["model"])
-        for (_, holder, _), values in zip(self._holders, state["attributes"], strict=True):
-            for name, value in values.items():
+        for (_, holder, usual), held in zip(self._holders(), state["attributes"], strict=True):
+            for name, value in _attributes(holder, usual):
+                if name not in held and self._plain(value):
+                    delattr(holder, name)
+            for name, value in held.items():
                 setattr(holder, name, value)
+        for root, buffers in zip(self._roots.values(), state["buffers"], strict=True):
+            _set_buffers(root, buffers)
+        for number, optimizer in enumerate(self._optimizers):
+            optimizer.load_state_dict(state["optimizers"][number])
+            if type(optimizer).load_state_dict is Optimizer.load_state_dict:
+                _set_exactly(optimizer, state["optimizers"][number]["state"])
+        if self._step is not None:
+            give_back(self._step, state["step"])
         with torch.no_grad():
-            for name, buffer in self._model.named_buffers():
-                buffer.copy_(state["buffers"][name])
+            for param, value in zip(self._parameters(), state["parameters"], strict=True):
+                param.copy_(value)
         for name, param in self._model.named_parameters():
             param.requires_grad_(name not in state["frozen"])
             param.grad = state.get("gradients", {}).get(name)
-        for optimizer, its in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(its)
-        if self._step is not None:
-            _give_back(self._step, state["step"])
+        modules = [m for m in self._held if isinstance(m, nn.Module)]
+        for module, training in zip(modules, state["training"], strict=True):
+            module.training = training
+        given = self.state_dict()
+        if differing := _difference({name: state[name] for name in given}, given):
+            raise NotResumable(f"{differing} does not come back as it was")
+
+    def _parts_held(self) -> list[nn.Module | nn.Parameter]:
+        """Return modules and parameters, which are to be the same objects throughout."""
+        roots = self._roots.values()
+        return [
+            *(m for r in roots for m in r.modules()),
+            *(p for r in roots for p in r.parameters()),
+        ]
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for root in self._roots.values() for p in root.parameters()]
+
+    def _holders(self) -> Iterator[tuple[str, Any, frozenset[str]]]:
+        """Yield all that may hold more than torch knows of, and the attributes that torch makes."""
+        for at, root in self._roots.items():
+            of = "" if root is self._model else f" of {at}"
+            for name, module in root.named_modules():
+                yield f"{type(module).__name__} {name}".strip() + of, module, _OF_MODULES
+            for name, param in root.named_parameters():
+                yield f"parameter {name}{of}", param, _OF_PARAMETERS
+        for number, optimizer in enumerate(self._outside):
+            yield f"{type(optimizer).__name__} {number or ''}".strip(), optimizer, _OF_OPTIMIZERS
 
     def _opaque(self) -> Iterator[tuple[str, Any]]:
         """Yield what is held and not plain, with a name for each."""
-        for of, holder, usual in self._holders:
+        for of, holder, usual in self._holders():
             for name, value in _attributes(holder, usual):
                 if not self._plain(value):
                     yield f"{name!r} of {of}", value
+        held = [(of, holder) for of, holder, _ in self._holders()]
+        ours = [(type(o).__name__, o) for o in self._optimizers if o not in self._outside]
+        for of, holder in held + ours:
+            for name in _HOOKS:
+                if hooks := getattr(holder, name, None):
+                    yield f"{name!r} of {of}", list(hooks.values())
+        for name, function in self._functions.items():
+            yield f"what {name} holds", function
 
     def _plain(self, value: Any) -> bool:
         """Whether it can be taken along: plain, and no parameter, of which a copy would be made."""
         try:
-            _demand_plain(value, "")
+            demand_plain(value, "")
         except NotResumable:
             return False
-        return not any(isinstance(part, nn.Parameter) for part in _ends(value))
+        return not self._shares_memory(value)
+
+    def _shares_memory(self, value: Any) -> bool:
+        """Whether there are parameters or buffers in it, or tensors that are made of them."""
+        ends = [part for part in _ends(value) if isinstance(part, Tensor)]
+        if not ends:
+            return False
+        held = [t for r in self._roots.values() for t in (*r.parameters(), *r.buffers())]
+        return bool({_memory(t) for t in ends} & {_memory(t) for t in held} - {0})
 
     def _digest(self, value: Any) -> str | None:
         """Hash a value, the model's own parts by their names; None for what cannot be pickled."""
-        if isinstance(value, _STATELESS):
-            return "stateless"
-        known = self._known
-
-        class Pickler(pickle.Pickler):
-            def persistent_id(self, held: Any) -> int | None:
-                return known.get(id(held))
-
         written = io.BytesIO()
         try:
-            Pickler(written).dump(value)
+            _Pickler(written, self._known).dump(value)
         except Exception:  # whatever a __reduce__ raises
             return None
         return hashlib.sha256(written.getvalue()).hexdigest()
+
+
+class _Pickler(pickle.Pickler):
+    """Writes what is to be compared: functions with what they hold, tensors by their values."""
+
+    def __init__(self, file: io.BytesIO, known: Mapping[int, int]) -> None:
+        super().__init__(file)
+        self._known = known
+        self._met: dict[int, str] = {}
+
+    def persistent_id(self, held: Any) -> int | str | None:
+        held = held() if isinstance(held, weakref.ref) else held
+        if isinstance(held, FunctionType):
+            if id(held) in self._met:
+                return self._met[id(held)]
+            self._met[id(held)] = f"function {len(self._met)}"
+        return GENERATORS.get(id(held)) or self._known.get(id(held))
+
+    def reducer_override(self, held: Any) -> Any:
+        if held is _written:
+            return NotImplemented
+        if isinstance(held, FunctionType):
+            cells = [cell.cell_contents for cell in held.__closure__ or ()]
+            defaults = (held.__defaults__, held.__kwdefaults__)
+            return _written, (held.__module__, held.__qualname__, defaults, cells, vars(held))
+        if isinstance(held, type):
+            return _written, (held.__module__, held.__qualname__)
+        if isinstance(held, ModuleType):
+            return _written, (held.__name__,)
+        if isinstance(held, Tensor) and held.layout is torch.strided:
+            flat = held.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
+            return _written, (str(held.dtype), tuple(held.shape), flat.numpy().tobytes())
+        return NotImplemented
+
+
+def _written(*parts: Any) -> None:
+    """Stand for what a pickle that is never read would call."""
 
 
 def generators(device: torch.device) -> State:
@@ -157,24 +269,17 @@ def set_generators(state: State, device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
+def plain_attributes(module: nn.Module) -> list[tuple[str, Any]]:
+    """Return what a module holds beside parameters, buffers and modules, and is no object."""
+    found = []
+    for name, value in _attributes(module, _OF_MODULES):
+        with suppress(NotResumable):
+            found.append((name, demand_plain(value, name)))
+    return found
+
+
 def _attributes(holder: Any, usual: frozenset[str]) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in vars(holder).items() if name not in usual]
-
-
-def _demand_plain(value: Any, where: str) -> Any:
-    """Return a value that is plain throughout; raise where it is not."""
-    if isinstance(value, Tensor) or type(value) in _PLAIN:
-        return value
-    if type(value) in (dict, OrderedDict):
-        for key, part in value.items():
-            _demand_plain(key, f"a key of {where}")
-            _demand_plain(part, f"{where}[{key!r}]")
-        return value
-    if type(value) in (list, tuple):
-        for index, part in enumerate(value):
-            _demand_plain(part, f"{where}[{index}]")
-        return value
-    raise NotResumable(f"{where} is {type(value).__name__}")
 
 
 def _ends(value: Any) -> Iterator[Any]:
@@ -188,52 +293,52 @@ def _ends(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _state_of(value: Any, where: str) -> Any:
-    """Return the state of a step, or of something that it holds."""
-    if isinstance(value, torch.Generator):
-        return value.get_state()
-    if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
-        return value.state_dict()
-    parts = _parts(value, where)
-    if parts is None:
-        return _demand_plain(value, where)
-    return {name: _state_of(part, f"{name} of {where}") for name, part in parts.items()}
+def _memory(tensor: Tensor) -> int:
+    """Return where a tensor's memory begins; 0 if it has none."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError, ValueError):  # sparse, or without a shape yet
+        return 0
 
 
-def _give_back(value: Any, state: Any) -> Any:
-    """Give its state back to a value, and return what is to stand in its place."""
-    if isinstance(value, torch.Generator):
-        value.set_state(state)
-    elif hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
-        value.load_state_dict(state)
-    elif (parts := _parts(value, "")) is None:
-        return state
-    else:
-        for name, part in parts.items():
-            given = _give_back(part, state[name])
-            if isinstance(value, FunctionType):
-                (value.__closure__ or ())[int(name)].cell_contents = given
-            elif not isinstance(value, MethodType | partial):
-                setattr(value, name, given)
-    return value
+def _set_buffers(root: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    """Give buffers back, in place where they are of the same kind."""
+    for at, module in root.named_modules():
+        for name, buffer in module._buffers.items():
+            value = buffers.get(f"{at}.{name}".lstrip("."))
+            if value is None or buffer is None or _kind(value) != _kind(buffer):
+                module._buffers[name] = value
+            else:
+                buffer.copy_(value)
 
 
-def _parts(value: Any, where: str) -> dict[str, Any] | None:
-    """Return what a function or an object holds; None for what is a value itself."""
-    if isinstance(value, _STATELESS):
-        return {}
-    if isinstance(value, MethodType):
-        return {"self": value.__self__}
-    if isinstance(value, partial):
-        bound = [*value.args, *value.keywords.values()]
-        if not all(type(part) in _PLAIN or callable(part) for part in bound):
-            raise NotResumable(f"{where} is a partial with arguments that may change")
-        return {str(n): part for n, part in enumerate([value.func, *filter(callable, bound)])}
-    if isinstance(value, FunctionType) and not vars(value):
-        cells = value.__closure__ or ()
-        return {str(number): cell.cell_contents for number, cell in enumerate(cells)}
-    if isinstance(value, (Tensor, list, tuple, dict, *_PLAIN)):
-        return None
-    if type(value).__module__ != "builtins" and hasattr(value, "__dict__"):
-        return dict(vars(value))
-    raise NotResumable(f"{where} is {type(value).__name__}")
+def _set_exactly(optimizer: Optimizer, state: Mapping[int, Any]) -> None:
+    """Give the state of parameters back as it was: torch casts it to the parameters' dtypes."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, entry in state.items():
+        optimizer.state[params[index]] = entry
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.shape, tensor.device
+
+
+def _difference(one: Any, other: Any, where: str = "the state") -> str:
+    """Say where two states differ; empty if nowhere."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        same = _kind(one) == _kind(other) and bool(torch.equal(one, other) or _alike(one, other))
+        return "" if same else where
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        found = (_difference(one[key], other[key], f"{where}[{key!r}]") for key in one)
+        return next(filter(None, found), "")
+    if type(one) is type(other) and isinstance(one, list | tuple) and len(one) == len(other):
+        pairs = enumerate(zip(one, other, strict=True))
+        found = (_difference(a, b, f"{where}[{index}]") for index, (a, b) in pairs)
+        return next(filter(None, found), "")
+    same = type(one) is type(other) and (one == other or (one != one and other != other))
+    return "" if same else where
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether all values are equal, NaN to NaN."""
+    return bool(((one == other) | ((one != one) & (other != other))).all())

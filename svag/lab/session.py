@@ -14,17 +14,22 @@ from svag.entrants import entrant
 from svag.errors import ProblemError
 from svag.lab.agreement import Agreement
 from svag.lab.batches import Batches
+from svag.lab.capture import WARM_UP, Captured, Finite
 from svag.lab.devices import device_of
 from svag.lab.evaluation import Evaluation, Figures, splits_of, subset
+from svag.lab.held import NotResumable, State
 from svag.lab.optimizers import build
 from svag.lab.records import Run
-from svag.lab.resuming import Resumable, State, generators, set_generators
+from svag.lab.resuming import Resumable, generators, set_generators
 from svag.optim import Dissected
 from svag.problems import Data, Problem, Split, supervised
 from svag.problems.nested import mapped, tensors
 from svag.problems.seeding import seed_everything
 from svag.problems.steps import Context, Step, afresh, micro_batched
 from svag.variance.per_example import within_batch_variance
+
+_LOOK_EVERY = 50
+"""Steps between two looks whether losses on a GPU are finite: each makes the host wait."""
 
 
 class Session:
@@ -35,7 +40,8 @@ class Session:
         diverged: whether a loss, or a parameter, is no longer a finite number.
     """
 
-    def __init__(self, problem: Problem, data: Data, run: Run) -> None:
+    def __init__(self, problem: Problem, data: Data, run: Run, *, captured: bool = False) -> None:
+        """Build it; ``captured``: with the usual step as a CUDA graph, see :func:`captures`."""
         seed_everything(run.seed)
         self.problem, self.run = problem, run
         self.device = device_of(run.device)
@@ -48,6 +54,7 @@ class Session:
         self._factor = 1.0
         self.agreement = self._watch()
         self.step, self.diverged = 0, False
+        self._began = 0
         in_order = problem.carry_state
         training, evaluated = splits_of(data.to(self.device), run, in_order=in_order)
         self._batches = Batches(
@@ -65,9 +72,15 @@ class Session:
         self._evaluation_in_full = self._evaluation_on(evaluated, data)
         self._own_step = None if problem.step is None else afresh(problem.step)
         self._take_step = self._step_function()
-        outside = self._entrant.outside or problem.optimizers is not None
-        self._resumable = Resumable(self.model, self.optimizers, self._own_step, outside=outside)
-        self._resumed = False
+        self._finite_losses = Finite(self.device)
+        functions = {
+            name: getattr(problem, name) for name in ("loss", "augment", "prepare", "schedule")
+        }
+        self._resumable = Resumable(self.model, self.optimizers, self._own_step, functions)
+        self._resumed = self._as_left = False
+        self._captured = captured
+        if captured:
+            self._capture()
 
     def __iter__(self) -> Iterator[int]:
         """Train, and stop before the first step and at each evaluation with the step count."""
@@ -91,13 +104,15 @@ class Session:
             stop: number of steps to have taken.
             due: called before every step.
         """
-        self.model.train()
+        if not self._as_left:  # else modules are in the modes that a checkpoint gave back
+            self.model.train()
+        self._as_left = False
         schedule, steps = self.problem.schedule, self.run.steps
         for step in range(self.step, stop):
             due()
             self._set_step_size(schedule(step, steps))
             loss = self._take_step(self.model, self._batches, self.optimizers)
-            if not math.isfinite(self._number(loss)):
+            if not self._is_finite(loss, look=step + 1 == stop or (step + 1) % _LOOK_EVERY == 0):
                 return False
             if self.problem.carry_state:
                 self._detach()
@@ -105,6 +120,16 @@ class Session:
                 self.agreement.observe()
             self.step = step + 1
         return True
+
+    def _is_finite(self, loss: Tensor | float, *, look: bool) -> bool:
+        """Whether the loss is, and those before; on a GPU that is looked up now and then only."""
+        if not isinstance(loss, Tensor) or self.device.type == "cpu":
+            return math.isfinite(self._number(loss))
+        self._finite_losses.observe(loss)
+        if not look or self._finite_losses:
+            return True
+        self.step = self._began + self._finite_losses.count
+        return False
 
     def evaluate(self, *, full: bool = False) -> Figures:
         """Return the figures of the evaluated splits; the state that is carried stays as it is.
@@ -133,6 +158,8 @@ class Session:
         Raises:
             NotResumable: the model, an optimizer or the step has state that cannot be taken along.
         """
+        if not self._finite_losses:
+            raise NotResumable("a loss was not finite")
         return {
             **self._resumable.state_dict(),
             "taken": self.step,
@@ -145,7 +172,11 @@ class Session:
     def load_state_dict(self, state: State) -> None:
         """Go on from there, in a session of the same run."""
         self._resumable.load_state_dict(state)
+        if self._captured:  # the state may be of an attempt that was not
+            self._on_the_device()
         self.step, self._factor, self._resumed = state["taken"], state["factor"], True
+        self._as_left = True
+        self._began = self.step
         self._batches.load_state_dict(state["batches"])
         if self.agreement:
             self.agreement.load_state_dict(state["agreement"])
@@ -200,7 +231,10 @@ class Session:
         self._factor = factor
         for optimizer, lrs in zip(self.optimizers, self._lrs, strict=True):
             for group, lr in zip(optimizer.param_groups, lrs, strict=True):
-                group["lr"] = lr * factor
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(lr * factor)
+                else:
+                    group["lr"] = lr * factor
 
     def _watch(self) -> Agreement | None:
         """Return what compares the estimates of the variance, where the method keeps its own."""
@@ -220,9 +254,28 @@ class Session:
             return micro_batched(self.problem.loss, self._precision)
         return supervised(self.problem.loss, self._precision, self._recording)
 
+    def _capture(self) -> None:
+        """Have the step replayed: what changes from step to step goes to the device."""
+        self._on_the_device()
+        self._take_step = Captured(self._take_step, self.device, self._resumable.digests)
+
+    def _on_the_device(self) -> None:
+        """Keep step sizes and numbers of steps where a graph reads them."""
+        if self.device.type != "cuda":
+            return
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["capturable"] = True
+                group["lr"] = torch.tensor(float(group["lr"]), device=self.device)
+            for state in optimizer.state.values():
+                if isinstance(state.get("step"), Tensor):
+                    state["step"] = state["step"].to(self.device)
+
     def _with_precision(self, own: Step) -> Step:
         def step(model: nn.Module, batches: Any, optimizers: Sequence[Optimizer]) -> Tensor | float:
             with self._precision():
+                # The cache of weights in low precision would outlast an update of the weights.
+                torch.set_autocast_cache_enabled(False)
                 return own(model, batches, optimizers)
 
         return own if self.run.autocast is None else step
@@ -254,6 +307,22 @@ class Session:
         carried = getattr(self.model, "carried_state", None)
         if any(isinstance(t, Tensor) and t.requires_grad for _, t in tensors(carried)):
             setattr(self.model, "carried_state", mapped(Tensor.detach, carried))  # noqa: B010
+
+
+def captures(problem: Problem, data: Data, run: Run) -> bool:
+    """Whether the step of a run can be replayed as a CUDA graph, by trying it on the device.
+
+    It can where it is the usual one, without state that is carried on, and the optimizer is svag's.
+    """
+    one = entrant(run.method)
+    own = problem.step or problem.optimizers or problem.carry_state
+    if own or one.outside or one.within_batch:
+        return False
+    try:
+        Session(problem, data, run, captured=True).advance(min(WARM_UP + 2, run.steps))
+    except Exception:  # what is wrong with the problem itself is for its run to report
+        return False
+    return True
 
 
 def _parted(group: dict[str, Any], decay: float) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from svag.lab import checkpoints
 from svag.lab.evaluation import Figures
 from svag.lab.record_format import Status
 from svag.lab.records import Recorder, Run
-from svag.lab.session import Session
+from svag.lab.session import Session, captures
 from svag.problems import Data, Problem
 
 _BROADCAST = "Using a target size .* that is different to the input size"
@@ -42,7 +42,8 @@ def train(
     """Train once and record it; whatever ends the run is in the record as its status.
 
     A run that was broken off goes on from its checkpoint. On a CPU it ends as one that was not, to
-    the bit; on a GPU within the determinism that torch offers there.
+    the bit, where processor and number of threads are the same; on a GPU within the determinism
+    that torch offers there, which does not restore the dropout inside cuDNN's recurrent layers.
 
     Args:
         problem: the task.
@@ -96,6 +97,7 @@ class _Attempt:
         self._progress, self._timeout = progress, timeout
         self._started, self._before = time.perf_counter(), 0.0
         self._resumed: int | None = None
+        self._captured = False
 
     def carry_out(self) -> tuple[Status, Figures]:
         """Train until the end or until the run diverges; return its last figures."""
@@ -116,6 +118,8 @@ class _Attempt:
         noted: dict[str, float | str] = {"wall_time": self._seconds}
         if self._resumed is not None:
             noted["resumed"] = self._resumed
+        if self._captured:
+            noted["captured"] = "as a CUDA graph"
         if self._kept.trouble:
             noted["checkpoints"] = self._kept.trouble
         return noted
@@ -123,14 +127,16 @@ class _Attempt:
     def _session(self) -> Session:
         """Return the session where its checkpoint left it, or a new one."""
         found = self._kept.read()
-        session = Session(self._problem, self._data, self._run)
+        task = (self._problem, self._data, self._run)
+        self._captured = self._run.device == "cuda" and captures(*task)
+        session = Session(*task, captured=self._captured)
         if found is None:
             return session
         try:
             session.load_state_dict(found.state)
         except Exception as error:  # whatever the load_state_dict of a user's model raises
             self._kept.set_aside(f"does not fit ({in_one_line(error)[:200]})")
-            return Session(self._problem, self._data, self._run)
+            return Session(*task, captured=self._captured)
         self._recorder.repeat(found.lines)
         self._before, self._resumed = found.seconds, found.step
         return session

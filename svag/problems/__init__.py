@@ -9,8 +9,9 @@ from svag.problems.metric import (
     r_squared,
     r_squared_metric,
 )
-from svag.problems.problem import Data, Problem, Split, constant
+from svag.problems.problem import Data, Problem, Split
 from svag.problems.registry import PROBLEMS, get, load
+from svag.problems.schedules import constant, fifths
 from svag.problems.seeding import seed_everything
 from svag.problems.steps import supervised
 
@@ -24,6 +25,7 @@ __all__ = [
     "accuracy_metric",
     "constant",
     "cross_entropy",
+    "fifths",
     "get",
     "load",
     "loss_metric",

@@ -53,18 +53,17 @@ def _read_pixels(known: CifarSet, path: Path) -> NDArray[np.uint8]:
     """Read decoded images, and check them."""
     remedy = "remove it, so that the images are decoded again"
     try:
-        pixels = np.load(path, allow_pickle=False)
+        with path.open("rb") as opened:
+            pixels = np.lib.format.read_array(opened, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{str(path)!r} cannot be read ({reason}); {remedy}") from error
     shape = (known.train + known.test, 32, 32, 3)
-    if not isinstance(pixels, np.ndarray) or (pixels.shape, pixels.dtype) != (shape, np.uint8):
-        found = (
-            f"{pixels.dtype} of shape {pixels.shape}"
-            if isinstance(pixels, np.ndarray)
-            else "several arrays"
+    if pixels.shape != shape or pixels.dtype != np.uint8:
+        raise DataError(
+            f"{str(path)!r} holds {pixels.dtype} of shape {pixels.shape} instead of uint8 of "
+            f"shape {shape}; {remedy}"
         )
-        raise DataError(f"{str(path)!r} holds {found} instead of uint8 of shape {shape}; {remedy}")
     _check_pixels(known, pixels, f"{str(path)!r}", remedy)
     return np.ascontiguousarray(pixels)
 

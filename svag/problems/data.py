@@ -221,13 +221,14 @@ def check(path: Path, file: DataFile, remedy: str, known: Mapping[str, str] = {}
             found = hashlib.file_digest(opened, algorithm).hexdigest()
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be read ({error.strerror}); {remedy}") from error
+    if found == expected:
+        return
+    if other := known.get(f"{algorithm}:{found}"):
+        raise DataError(f"{str(path)!r} is {other}; {remedy}")
     if file.size is not None and size < file.size:
         raise DataError(f"{str(path)!r} has {size} of {file.size} bytes (truncated); {remedy}")
-    if (other := known.get(f"{algorithm}:{found}")) and found != expected:
-        raise DataError(f"{str(path)!r} is {other}; {remedy}")
-    if found != expected:
-        name = {"sha256": "SHA-256", "md5": "MD5"}[algorithm]
-        raise DataError(f"{str(path)!r} has {name} {found} instead of {expected}; {remedy}")
+    name = {"sha256": "SHA-256", "md5": "MD5"}[algorithm]
+    raise DataError(f"{str(path)!r} has {name} {found} instead of {expected}; {remedy}")
 
 
 def _search(data_set: DataSet, root: Path, origin: str) -> dict[str, Path]:

@@ -17,6 +17,8 @@ PROBLEMS: dict[str, str] = {
     "cifar100-wrn102-5k": "svag.problems.cifar:cifar100_wrn102_5k",
     "tolstoi-char-lstm": "svag.problems.text:tolstoi_char_lstm",
     "stdlib-chars": "svag.problems.text:stdlib_chars",
+    "quadratic": "svag.problems.quadratic:quadratic",
+    "wilson": "svag.problems.quadratic:wilson",
 }
 
 

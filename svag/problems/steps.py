@@ -96,19 +96,34 @@ def afresh(step: Step) -> Step:
         ProblemError: something of it cannot be copied.
     """
     try:
-        if not (isinstance(step, FunctionType) and step.__closure__):
-            return copy.deepcopy(step)
-        memo: dict[int, Any] = {}
-        cells = (CellType(copy.deepcopy(cell.cell_contents, memo)) for cell in step.__closure__)
-        fresh = FunctionType(
-            step.__code__, step.__globals__, step.__name__, step.__defaults__, tuple(cells)
-        )
+        return _afresh(step, {})  # type: ignore[no-any-return]
     except Exception as error:  # whatever a __deepcopy__ raises
         raise ProblemError(
             f"the state of the step {getattr(step, '__name__', step)!r} cannot be copied for a run "
             f"({type(error).__name__}: {error}); keep in it what copy.deepcopy can copy"
         ) from error
-    fresh.__kwdefaults__ = step.__kwdefaults__
+
+
+def _afresh(value: Any, memo: dict[int, Any]) -> Any:
+    """Copy a value; of nested functions what they have around them too, once where it is shared."""
+    if not (isinstance(value, FunctionType) and (value.__closure__ or value.__defaults__)):
+        return copy.deepcopy(value, memo)
+    if id(value) in memo:
+        return memo[id(value)]
+    cells = value.__closure__ or ()
+    new = [cell for cell in cells if id(cell) not in memo]
+    memo.update({id(cell): CellType() for cell in new})
+    fresh = FunctionType(
+        value.__code__,
+        value.__globals__,
+        value.__name__,
+        copy.deepcopy(value.__defaults__, memo),
+        tuple(memo[id(cell)] for cell in cells),
+    )
+    fresh.__kwdefaults__ = copy.deepcopy(value.__kwdefaults__, memo)
+    memo[id(value)] = fresh
+    for cell in new:
+        memo[id(cell)].cell_contents = _afresh(cell.cell_contents, memo)
     return fresh
 
 

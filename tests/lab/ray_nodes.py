@@ -62,7 +62,7 @@ class Nodes:
 
     @staticmethod
     def kill(node: subprocess.Popen[bytes]) -> None:
-        """Kill all processes of a node at once, as a power cut does."""
+        """Kill a node; its workers notice within seconds, and end too."""
         try:
             os.killpg(node.pid, signal.SIGKILL)
         except ProcessLookupError:

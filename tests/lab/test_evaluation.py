@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lab.made import after, classification, equal, points, trained
+from lab.made import after, classification, equal, points, run_of, trained
+from svag.lab.evaluation import subset
+from svag.lab.session import Session
 from svag.problems import Data, Metric, Split
 
 
@@ -63,3 +65,29 @@ def test_what_is_drawn_in_an_evaluation_leaves_no_trace():
     often, seldom = after(problem, data, eval_every=1), after(problem, data, eval_every=20)
     assert equal(often, seldom)
     assert len(set(drawn)) == 2  # of the training and of the test data, the same each time
+
+
+def test_during_a_run_some_examples_are_evaluated_and_at_its_end_all(tmp_path):
+    data = points(train=60, test=40)
+    record = trained(tmp_path, classification(linear, data), data, eval_examples=7, steps=20)
+    session = Session(*(task := (classification(linear, data), data)), run_of(*task, steps=20))
+    for _ in session:
+        pass
+    with torch.no_grad():
+        for name, split in (("train", data.train), ("test", data.test)):
+            losses = functional.cross_entropy(
+                session.model(split.inputs), split.targets, reduction="none"
+            )
+            some = subset(split, 7)
+            of_some = functional.cross_entropy(session.model(some.inputs), some.targets)
+            assert record.end[f"{name}_loss"] == pytest.approx(losses.mean().item(), rel=1e-6)
+            assert record.evals[-1][f"{name}_loss"] == pytest.approx(of_some.item(), rel=1e-6)
+            assert len(some) == len(some.inputs.unique(dim=0)) == 7
+
+
+def test_the_evaluated_examples_are_the_same_in_every_run():
+    data = points(train=60, test=40)
+    assert torch.equal(subset(data.train, 9).inputs, subset(data.train, 9).inputs)
+    assert torch.equal(subset(data.train, 9, in_order=True).inputs, data.train.inputs[:9])
+    for count in (None, 60, 61):
+        assert subset(data.train, count) is data.train

@@ -3,9 +3,9 @@
 import re
 import socket
 import sys
+import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +14,7 @@ pytest.importorskip("ray", reason="ray is not installed; pip install 'svag[ray]'
 from lab.made import run_of
 from lab.ray_nodes import Nodes
 from svag import problems
-from svag.lab.executors.cluster import ClusterError, RayCluster
+from svag.lab.executors.cluster import ClusterError, RayCluster, reach
 from svag.lab.executors.contract import Place
 from svag.lab.executors.local import Here
 from svag.lab.executors.ray_cluster import Ray
@@ -22,7 +22,7 @@ from svag.lab.executors.travelling import pack
 from svag.lab.records import find, path_of
 
 SLOW = '''
-"""A task whose steps take a while, so that there is a middle in which a node can be killed."""
+"""A task whose runs wait half way while a file is there, so that a node can be killed."""
 
 import os
 import time
@@ -32,6 +32,8 @@ from helper import clouds
 from torch import nn
 
 from svag.problems import Data, Problem, Split
+
+HOLD = "@"
 
 
 def task():
@@ -48,11 +50,14 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(3, 3)
-        self.seed = torch.initial_seed()
+        self.seed, self.steps = torch.initial_seed(), 0
 
     def forward(self, inputs):
         if self.training:
-            time.sleep(0.1)
+            time.sleep(0.02)
+            self.steps += 1
+            while self.steps > 10 and os.path.exists(HOLD):
+                time.sleep(0.02)
             if self.seed == 99:
                 os._exit(7)
         return self.linear(inputs)
@@ -83,7 +88,7 @@ def task(tmp_path, monkeypatch):
     """A task in a folder of its own, with a module beside it."""
     folder = tmp_path / "mine"
     folder.mkdir()
-    (folder / "slow.py").write_text(SLOW)
+    (folder / "slow.py").write_text(SLOW.replace("@", str(tmp_path / "hold")))
     (folder / "helper.py").write_text(HELPER)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "helper", raising=False)
@@ -129,17 +134,20 @@ def test_one_of_two_nodes_is_killed_half_way(nodes, task, tmp_path):
         pass
     second = nodes.start(cpus=1)
     ended, killed, under_way = [], [], {}
+    hold, there = tmp_path / "hold", tmp_path / "there"
+    hold.touch()
 
     def watch(event):
-        under_way[event.run.seed] = 0 if event.ended else event.step
+        under_way[event.run.seed] = event.step
         if event.ended:
             ended.append(event.run.seed)
-        both_train = sum(step >= 4 for step in under_way.values()) == 2  # each has one core
-        if both_train and not killed:
+        elif sum(step >= 10 for step in under_way.values()) == 2 and not killed:  # one a node
+            assert len(list(there.glob("checkpoints/*.pt"))) == 2
             nodes.kill(second)
-            killed.append(time.monotonic())
+            killed.append(event.run.seed)
+        elif killed and event.step == 0 and hold.exists():  # the loss was noticed
+            hold.unlink()
 
-    there = tmp_path / "there"
     events = list(carry_out(on_ray(nodes, task, problem, there), runs, watch))
     assert killed
     assert sorted(ended) == [1, 2, 3, 4, 5]  # each once
@@ -153,25 +161,22 @@ def test_one_of_two_nodes_is_killed_half_way(nodes, task, tmp_path):
     assert {event.run.id for event in events if event.ended} == {run.id for run in runs}
 
 
-def test_a_run_whose_worker_dies_twice_is_an_error(nodes, task, tmp_path):
+def test_a_run_whose_worker_dies_twice_is_an_error_and_so_is_an_edit_on_the_way(
+    nodes, task, tmp_path
+):
     problem = problems.get(task)
     data = problems.load(problem)
     runs = [run_of(problem, data, seed=seed) for seed in (99, 5)]
-    events = list(carry_out(on_ray(nodes, task, problem, tmp_path / "out"), runs))
-    assert sorted(event.run.seed for event in events if event.ended) == [5, 99]
+    edited = replace(runs[1], version="another", seed=6)
+    events = list(carry_out(on_ray(nodes, task, problem, tmp_path / "out"), [*runs, edited]))
+    assert sorted(event.run.seed for event in events if event.ended) == [5, 6, 99]
     bad, good = (find(tmp_path / "out", run) for run in runs)
     assert (bad.status, good.status) == ("error", "done")
     assert re.match(r"the task was lost \(WorkerCrashedError: ", bad.end["message"])
     text = path_of(tmp_path / "out", runs[0]).read_text()
     assert text.count('"status": "interrupted"') == 1
     assert text.count('"status": "error"') == 1
-
-
-def test_an_edit_on_the_way_is_an_error_of_its_runs(nodes, task, tmp_path):
-    problem = problems.get(task)
-    run = replace(run_of(problem, problems.load(problem)), version="another")
-    list(carry_out(on_ray(nodes, task, problem, tmp_path / "out"), [run]))
-    record = find(tmp_path / "out", run)
+    record = find(tmp_path / "out", edited)
     assert record.status == "error"
     assert record.end["message"] == f"the code of {task} has changed since the study began"
 
@@ -179,6 +184,7 @@ def test_an_edit_on_the_way_is_an_error_of_its_runs(nodes, task, tmp_path):
 def test_closing_interrupts_and_the_same_command_goes_on(nodes, task, tmp_path):
     problem = problems.get(task)
     run = run_of(problem, problems.load(problem))
+    (tmp_path / "hold").touch()
     executor = on_ray(nodes, task, problem, tmp_path / "out")
     executor.submit(run)
     for event in executor.events():
@@ -188,6 +194,7 @@ def test_closing_interrupts_and_the_same_command_goes_on(nodes, task, tmp_path):
     record = find(tmp_path / "out", run)
     assert record.status == "interrupted"
     assert record.evals[-1]["step"] >= 8
+    (tmp_path / "hold").unlink()
     (tmp_path / "again").mkdir()
     luggage = pack(problem, (), task, tmp_path / "again")
     place = Place(task, None, tmp_path / "out")
@@ -206,11 +213,23 @@ def test_more_than_any_node_has_is_refused(nodes, task, tmp_path):
         on_ray(nodes, task, problem, tmp_path / "2", resources={"unobtainium": 1})
 
 
-def test_no_cluster_is_said_within_seconds(task, tmp_path):
+@pytest.mark.parametrize("answer", [None, b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+def test_no_cluster_is_said_within_seconds(answer):
+    """Nobody listens, or something else does."""
     started = time.monotonic()
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        if answer is not None:
+            listening.listen()
+            threading.Thread(target=reply, args=(listening, answer), daemon=True).start()
         with pytest.raises(ClusterError, match=f"^no Ray cluster answers at {address} "):
-            Ray(RayCluster(address=address), Place(task, None, Path(tmp_path)))
+            reach(RayCluster(address=address))
     assert time.monotonic() - started < 20
+
+
+def reply(listening, answer):
+    connection, _ = listening.accept()
+    with connection:
+        connection.sendall(answer)
+        connection.recv(100)

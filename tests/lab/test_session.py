@@ -10,8 +10,8 @@ from torch.nn import functional
 import svag
 from lab.made import classification, points, run_of, trained
 from svag.errors import InvalidOption, ProblemError
-from svag.lab.records import find
 from svag.lab.devices import device_of
+from svag.lab.records import find
 from svag.lab.session import Session
 from svag.lab.train import train
 from svag.problems import Data, Metric, Split, r_squared_metric, supervised

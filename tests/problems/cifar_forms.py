@@ -107,7 +107,8 @@ class Sample:
             shutil.copyfile(data_dir / name, root / name)
         cut = self.known.train
         np.savez(home / "labels.npz", train=self.labels[:cut], test=self.labels[cut:])
-        encode(self.pixels, data_dir).tofile(home / "images.rans")
+        stream = _encoded(self.pixels.tobytes(), len(self.pixels), data_dir)
+        (home / "images.rans").write_bytes(stream)
         known = replace(
             self.known,
             label_file=described(home / "labels.npz"),
@@ -134,6 +135,13 @@ def sample(name: str, train_images, train_labels, test_images, test_labels) -> S
 def _decoder(data_dir: Path):
     functions = runpy.run_path(str(data_dir / "decode_cifar.py"))
     return functions["Model"](str(data_dir / "cifar_model.npz"))
+
+
+@cache
+def _encoded(content: bytes, count: int, data_dir: Path) -> bytes:
+    """The stream of some images, made once."""
+    pixels = np.frombuffer(content, np.uint8).reshape(count, 32, 32, 3)
+    return encode(pixels, data_dir).tobytes()
 
 
 def encode(pixels: np.ndarray, data_dir: Path) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Finding, checking and reading original files; the corrupted ones are made from real ones."""
 
 import gzip
+import hashlib
 import re
 import shutil
 import sys
@@ -17,7 +18,15 @@ import torch
 
 from svag.errors import DataError
 from svag.problems import get
-from svag.problems.data import FASHION_MNIST, locate, read_idx
+from svag.problems.data import (
+    FASHION_MNIST,
+    TOLSTOY,
+    DataFile,
+    cache_folder,
+    check,
+    locate,
+    read_idx,
+)
 
 LABELS = "t10k-labels-idx1-ubyte.gz"
 FILE = next(file for file in FASHION_MNIST.files if file.name == LABELS)
@@ -138,9 +147,66 @@ def test_no_network(no_data_dir):
     assert "$SVAG_DATA" in text
 
 
+def test_cache_folder(no_data_dir, monkeypatch, tmp_path):
+    assert cache_folder() == no_data_dir / "svag"
+    monkeypatch.setenv("SVAG_CACHE", str(tmp_path / "elsewhere"))
+    assert cache_folder() == tmp_path / "elsewhere"
+    monkeypatch.setenv("SVAG_CACHE", "")
+    assert cache_folder() == no_data_dir / "svag"
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    with pytest.raises(DataError, match=r"pip install 'svag\[lab\]', or name a folder as \$SVAG_C"):
+        cache_folder()
+
+
+def test_download_to_a_named_cache(labels, no_data_dir, monkeypatch, tmp_path):
+    monkeypatch.setenv("SVAG_CACHE", str(tmp_path / "elsewhere"))
+    with served(labels.parent) as data_set:
+        assert locate(data_set)[LABELS].is_relative_to(tmp_path / "elsewhere")
+
+
 def test_download_without_pooch(no_data_dir, monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
     assert "pip install 'svag[lab]'" in message(ONLY_LABELS)
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "sha256"])
+def test_check_by_either_hash(labels, algorithm):
+    right = hashlib.new(algorithm, labels.read_bytes()).hexdigest()
+    check(labels, DataFile(LABELS, f"{algorithm}:{right}", 5148), "")
+    check(labels, DataFile(LABELS, f"{algorithm}:{right}"), "")
+    wrong = DataFile(LABELS, f"{algorithm}:{right[::-1]}", 5148)
+    with pytest.raises(DataError, match=f" {right} instead of {right[::-1]}; do this"):
+        check(labels, wrong, "do this")
+    with pytest.raises(DataError, match="is a cat; do this"):
+        check(labels, wrong, "do this", {f"{algorithm}:{right}": "a cat"})
+
+
+def test_unreadable_file(tmp_path):
+    """Reading the start of this process's memory fails, even for a superuser."""
+    (tmp_path / LABELS).symlink_to("/proc/self/mem")
+    text = message(ONLY_LABELS, tmp_path)
+    assert f"{str(tmp_path / LABELS)!r} cannot be read (Input/output error); get it again" in text
+
+
+@pytest.mark.parametrize("folder", ["", "tolstoy"])
+def test_war_and_peace(data_dir, tmp_path, folder):
+    path = tmp_path / folder / "war_and_peace.txt"
+    path.parent.mkdir(exist_ok=True)
+    shutil.copyfile(data_dir / "tolstoy" / "war_and_peace.txt", path)
+    assert locate(TOLSTOY, tmp_path) == {path.name: path}
+    text = path.read_bytes().replace(b"\n", b"\r\n")
+    path.write_bytes(text)
+    assert "has SHA-256" in message(TOLSTOY, tmp_path)
+    assert "EBook 2600" in message(TOLSTOY, tmp_path)
+
+
+def test_war_and_peace_is_not_downloaded(no_data_dir, tmp_path):
+    for arguments in ((TOLSTOY,), (TOLSTOY, tmp_path)):
+        text = message(*arguments)
+        assert "war_and_peace.txt" in text
+        assert "Project Gutenberg's EBook 2600" in text
+        assert "warpeace_input.txt of char-rnn" in text
+    assert "is not to be downloaded" in message(TOLSTOY)
 
 
 def test_read_idx(labels):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from svag.errors import DataError
+from svag.errors import DataError, InvalidOption
+from svag.lab.template import template
 from svag.problems import accuracy, get
 from svag.problems.text import CHARACTERS, MODULES, _encode, _text, _windows
 
@@ -116,3 +117,47 @@ def test_chars_are_learnt(chars):
         get("stdlib-chars"), chars, 60, lambda params: torch.optim.Adam(params, lr=1e-2)
     )
     assert accuracy > 0.25  # always a space: 0.2
+
+
+@pytest.fixture(scope="module")
+def tolstoy(data_dir):
+    return get("tolstoi-char-lstm").load(data_dir)
+
+
+def test_war_and_peace_runs_in_streams(tolstoy, data_dir):
+    """50 streams of the first four fifths; the last fifth likewise. Row i + 50 continues row i."""
+    text = (data_dir / "tolstoy" / "war_and_peace.txt").read_text(encoding="utf-8")
+    characters = sorted(set(text))
+    assert len(characters) == 82
+    cut = -(-len(text) * 4 // 5)
+    for split, part in ((tolstoy.train, text[:cut]), (tolstoy.test, text[cut:])):
+        windows = (len(part) - 1) // 2500
+        assert split.inputs.shape == split.targets.shape == (50 * windows, 50)
+        for stream in (0, 1, 49):
+            rows, following = split.inputs[stream::50], split.targets[stream::50]
+            first = stream * windows * 50
+            expected = part[first : first + windows * 50]
+            assert "".join(characters[i] for i in rows.flatten()) == expected
+            expected = part[first + 1 : first + windows * 50 + 1]
+            assert "".join(characters[i] for i in following.flatten()) == expected
+    assert len(tolstoy.train) == 50 * 1022
+
+
+def test_p4_carries_its_state_through_an_epoch(tolstoy):
+    model = get("tolstoi-char-lstm").model().eval()
+    with torch.no_grad():
+        first, second = (model(tolstoy.train.inputs[at : at + 50]) for at in (0, 50))
+        model.carried_state = None
+        rows = tolstoy.train.inputs[:100]
+        at_once = model(torch.cat([rows[:50], rows[50:]], 1))
+    torch.testing.assert_close(torch.cat([first, second], 1), at_once)
+
+
+def test_p4_takes_batches_of_its_streams_alone(tolstoy):
+    with pytest.raises(InvalidOption, match="laid out for batches of 50; leave --batch-size away"):
+        template(get("tolstoi-char-lstm"), tolstoy, steps=10, batch_size=25)
+
+
+def test_p4_decreases_its_step_size_as_p3_does():
+    factors = [get("tolstoi-char-lstm").schedule(step, 200) for step in (0, 59, 60, 120, 160, 199)]
+    assert factors == pytest.approx([1, 1, 0.2, 0.04, 0.008, 0.008])

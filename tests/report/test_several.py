@@ -286,3 +286,14 @@ def test_twelve_problems(tmp_path: Path) -> None:
     page = Page(text)
     assert len(page.ids) == len(set(page.ids))
     assert all(f"p{number}" in page.text for number in range(12))
+
+
+def test_intervals_are_corrected_for_the_problems_that_are_judged(tmp_path: Path) -> None:
+    found, _ = several(tmp_path, *TWO, {"seeds": 1})
+    alone = together(found.analyses[:1]).families["p0"].loss["sign"].interval
+    both = found.families["p0"].loss["sign"].interval
+    assert alone is not None
+    assert both is not None
+    assert both[1] - both[0] > 1.05 * (alone[1] - alone[0])
+    again = together(found.analyses[:2]).families["p0"].loss["sign"].interval
+    assert again == both  # one that is not judged costs nothing

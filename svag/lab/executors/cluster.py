@@ -4,8 +4,11 @@ A file has lines such as ``kind: ray``, ``address: 10.0.0.1:6379``, ``num_gpus: 
 ``kind: slurm``, ``slurm_partition: short``, ``runs_per_job: 40``.
 """
 
+import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -94,6 +97,8 @@ Cluster: TypeAlias = LocalCluster | RayCluster | SlurmCluster
 _KINDS: Mapping[str, type[Cluster]] = {
     each.kind: each for each in (LocalCluster, RayCluster, SlurmCluster)
 }
+_PATIENCE = 3.0
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _COUNTS = ("workers", "threads", "runs_per_job", "jobs", "timeout_min", "memory")
 _AMOUNTS = ("num_cpus", "num_gpus")
 _TEXTS = ("address", "working_dir", "executor")
@@ -118,6 +123,33 @@ def read(given: str) -> Cluster:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ClusterError(f"cannot read the cluster file {given}: {reason}") from error
     return parse(text, given)
+
+
+def reach(cluster: RayCluster) -> None:
+    """Refuse a cluster that cannot be used from here, within seconds.
+
+    Raises:
+        ClusterError: ray is not installed, or no Ray cluster answers at the address.
+    """
+    if find_spec("ray") is None:
+        raise ClusterError("--cluster needs ray; pip install 'svag[ray]'")
+    if cluster.address == "auto" or os.environ.get("RAY_USE_TLS", "0") != "0":
+        return
+    host, _, port = cluster.address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_PATIENCE) as found:
+            found.sendall(_GREETING)
+            answer = found.recv(9)
+    except (OSError, OverflowError) as error:
+        reason = str(error)
+    else:
+        if answer[3:4] == b"\x04":  # settings, the first frame of HTTP/2 that gRPC sends
+            return
+        reason = "what listens there is something else"
+    raise ClusterError(
+        f"no Ray cluster answers at {cluster.address} ({reason}); start one with `ray start --head "
+        f"--port={port}` on {host}, or give the address of another"
+    )
 
 
 def parse(text: str, name: str) -> Cluster:

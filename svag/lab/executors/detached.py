@@ -8,7 +8,6 @@ prints, ``DIR/driver.end`` its exit code.
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -24,10 +23,8 @@ from svag.errors import RecordError
 from svag.lab import claims
 from svag.lab.executors import submission
 from svag.lab.executors.cluster import Cluster, ClusterError, RayCluster, SlurmCluster
-from svag.lab.executors.keeping import END, LOG, Keeper, exit_code
-
-DETACHED = "SVAG_DETACHED"
-"""Set for a driver that runs apart, so that it does not attach to itself."""
+from svag.lab.executors.driving import DETACHED, END, LOG, drive, exit_code
+from svag.lab.executors.keeping import Keeper
 
 _POLL = 1.0
 _PLACE = "driver.json"
@@ -151,31 +148,6 @@ def follow(directory: Path, driver: Driver, say: Callable[[str], None]) -> State
             time.sleep(_POLL)
 
 
-def drive(directory: Path, command: Sequence[str], cwd: str) -> int:
-    """Run the command, keep what it prints and its exit code in the folder."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / LOG).open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "svag", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=cwd,
-            env={**os.environ, DETACHED: "1", "COLUMNS": "200"},
-        )
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:  # the study is to stop: so are its jobs
-            process.send_signal(signal.SIGINT)
-            code = process.wait()
-        except BaseException:  # the driver moves: its jobs go on meanwhile
-            process.kill()
-            process.wait()
-            raise
-    (directory / END).write_text(json.dumps({"code": code}))
-    return code
-
-
 class Drive:
     """The driver as a job."""
 
@@ -206,7 +178,7 @@ def _alone(cluster: SlurmCluster) -> SlurmCluster:
 def _start_process(directory: Path, command: Sequence[str]) -> str:
     """Start the driver on this machine, in a session that the end of this terminal leaves alone."""
     code = (
-        "import sys; from pathlib import Path; from svag.lab.executors.detached import drive; "
+        "import sys; from pathlib import Path; from svag.lab.executors.driving import drive; "
         "drive(Path(sys.argv[1]), sys.argv[2:], '.')"
     )
     process = subprocess.Popen(

@@ -13,14 +13,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, NamedTuple, Self
 
 from svag.errors import RecordError
 from svag.lab.executors.cluster import ClusterError, RayCluster
+from svag.lab.executors.driving import END, LOG, drive, exit_code
 from svag.lab.executors.ray_cluster import NAMESPACE, connect
 
 _WAIT = 60.0
-LOG, END = "driver.log", "driver.end"
 _SENT = ("records/*.jsonl", "studies/*.json", "checkpoints/*.pt")
 _FETCHED = ("records/*.jsonl", LOG, END)
 
@@ -95,6 +96,8 @@ class Keeper:
         _write(self._directory, news.files)
         self._known = news.known
         if news.code is not None:
+            with suppress(self._ray.exceptions.RayError):
+                self._ray.get(actor.remove.remote(), timeout=_WAIT)
             self._ray.kill(actor)
         return news.code is None, news.code
 
@@ -110,8 +113,6 @@ class _Driving:
         """Run the command in a thread."""
         import ray
 
-        from svag.lab.executors.detached import drive
-
         given = {name: value for name, value in cluster.items() if value is not None}
         given |= {"kind": "ray", "address": ray.get_runtime_context().gcs_address}
         file = self._directory / "cluster.yml"
@@ -125,6 +126,10 @@ class _Driving:
         code = exit_code(self._directory)  # read first: nothing changes after it is there
         files, now = _contents(self._directory, known)
         return News(files, now, code)
+
+    def remove(self) -> None:
+        """Remove the folder; all of it was fetched."""
+        rmtree(self._directory, ignore_errors=True)
 
 
 def _contents(
@@ -154,11 +159,3 @@ def _write(directory: Path, files: Mapping[str, bytes]) -> None:
             scratch.replace(path)
     except OSError as error:
         raise RecordError(f"cannot write to {directory}: {error.strerror}") from error
-
-
-def exit_code(directory: Path) -> int | None:
-    """Return the exit code of a driver that has ended."""
-    try:
-        return int(json.loads((directory / END).read_text())["code"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return None

@@ -7,7 +7,6 @@ checkpoint, so that a run whose node leaves goes on elsewhere from there.
 
 import logging
 import os
-import socket
 import tempfile
 import threading
 from collections import deque
@@ -19,7 +18,7 @@ from shutil import rmtree
 from typing import Any, NamedTuple
 
 from svag.lab.checkpoints import Checkpoints
-from svag.lab.executors.cluster import ClusterError, RayCluster
+from svag.lab.executors.cluster import ClusterError, RayCluster, reach
 from svag.lab.executors.contract import TRIES, Event, Losses, Place
 from svag.lab.executors.streaming import Tail, Transcript
 from svag.lab.executors.threads import environment
@@ -28,7 +27,6 @@ from svag.lab.records import Run
 NODE_TRIES = 5
 """How often a run is begun whose node leaves."""
 
-_PATIENCE = 3.0
 _POLL = 0.2
 NAMESPACE = "svag"
 
@@ -177,12 +175,9 @@ def connect(cluster: RayCluster, folder: Path | None = None) -> Any:
     Raises:
         ClusterError: ray is not installed, or there is no cluster at the address.
     """
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ClusterError("--cluster needs ray; pip install 'svag[ray]'") from error
-    if cluster.address != "auto":
-        _knock(cluster.address)
+    reach(cluster)
+    import ray
+
     threads = cluster.threads or max(1, int(cluster.num_cpus))
     code = cluster.working_dir or (None if folder is None else str(folder))
     travelling = {} if code is None else {"working_dir": code}
@@ -206,18 +201,6 @@ def connect(cluster: RayCluster, folder: Path | None = None) -> Any:
 def _passed_on() -> dict[str, str]:
     """Return the variables that mean the same on the nodes."""
     return {name: os.environ[name] for name in ("SVAG_DATA",) if name in os.environ}
-
-
-def _knock(address: str) -> None:
-    """Refuse an address that nothing listens at, within seconds."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
-    except (OSError, OverflowError) as error:
-        raise ClusterError(
-            f"no Ray cluster answers at {address} ({error}); start one with `ray start --head "
-            f"--port={port}` on {host}, or give the address of another"
-        ) from error
 
 
 def _attempt(there: Place, source: str, run: Run, checkpoint: bytes | None) -> Iterator[Piece]:

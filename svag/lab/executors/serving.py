@@ -35,11 +35,12 @@ class Server:
         Raises:
             RecordError: the record cannot be written.
         """
+        failure = self._failure
         if self._loaded is not None and run.version != self._loaded[0].version:
-            self._failure = f"the code of {self._source} has changed since the study began"
-        if self._loaded is None or self._failure is not None:
+            failure = f"the code of {self._source} has changed since the study began"
+        if self._loaded is None or failure is not None:
             with Recorder(place.directory, run, source=self._source) as recorder:
-                recorder.end("error", message=str(self._failure))
+                recorder.end("error", message=str(failure))
             return
         problem, data = self._loaded
         train(

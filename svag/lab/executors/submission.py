@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,9 @@ from svag.errors import nearest
 from svag.lab.executors.cluster import ClusterError, SlurmCluster
 
 _PATIENCE = 20
+_REQUEUES = 1000
+"""How often a job whose time is over is put into the queue again; runs have limits of their own."""
+
 _ALIVE = frozenset(
     {
         *("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING"),
@@ -39,17 +43,16 @@ class Queue:
     """
 
     def __init__(self, cluster: SlurmCluster, folder: Path) -> None:
-        try:
-            import submitit
-        except ModuleNotFoundError as error:
-            raise ClusterError("--cluster needs submitit; pip install 'svag[slurm]'") from error
+        reach(cluster)
+        import submitit
+
         self._submitit, self._folder = submitit, folder.absolute()
         self._local = cluster.executor == "local"
-        if not self._local:
-            _squeue()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._executor = submitit.AutoExecutor(self._folder, cluster=cluster.executor)
+            self._executor = submitit.AutoExecutor(
+                self._folder, cluster=cluster.executor, slurm_max_num_timeout=_REQUEUES
+            )
         except OSError as error:
             raise ClusterError(f"cannot write {self._folder}: {error.strerror}") from error
         self._update(_parameters(cluster))
@@ -117,6 +120,18 @@ class Queue:
     def _known(self) -> set[str]:
         known = {f"slurm_{name}" for name in self._submitit.SlurmExecutor._valid_parameters()}
         return known | {"timeout_min", "name", "cpus_per_task"}
+
+
+def reach(cluster: SlurmCluster) -> None:
+    """Refuse a cluster that cannot be used from here, within seconds.
+
+    Raises:
+        ClusterError: submitit is not installed, or Slurm is not there or does not answer.
+    """
+    if find_spec("submitit") is None:
+        raise ClusterError("--cluster needs submitit; pip install 'svag[slurm]'")
+    if cluster.executor == "slurm":
+        _squeue()
 
 
 def _parameters(cluster: SlurmCluster) -> dict[str, Any]:
@@ -194,11 +209,21 @@ def _accounted(job_id: str) -> str:
 def _local_end(handle: Any) -> str | None:
     """Return how a process of this machine has ended; None while it lives."""
     state = str(handle.state)
-    if state == "RUNNING":
+    if state == "RUNNING" or (state != "FINISHED" and runs(int(handle.job_id))):
         return None
-    if state == "FINISHED" or not runs(int(handle.job_id)):
-        return "FINISHED" if handle.paths.result_pickle.exists() else "FAILED"
-    return None
+    if handle.paths.result_pickle.exists():
+        return "FINISHED"
+    return None if _has_processes(handle.job_id) else "FAILED"
+
+
+def _has_processes(job_id: str) -> bool:
+    """Whether processes of a job whose first one is gone still close their records."""
+    mark = f"SUBMITIT_LOCAL_JOB_ID={job_id}\0".encode()
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended, or is another user's
+            if mark in environment.read_bytes():
+                return True
+    return False
 
 
 def runs(pid: int) -> bool:

@@ -1,0 +1,116 @@
+"""A run as a tracker is sent it: hyperparameters, curves, final figures, status."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from svag.lab.record_format import Status
+from svag.lab.records import STUDY, Record, identity
+from svag.lab.roles import Part
+
+Value: TypeAlias = str | int | float | bool
+
+_HYPERPARAMETERS = ("method", "lr", "seed", "beta", "beta2", *STUDY)
+_UNSHOWN = ("version", "data", "metric")
+_NOTED = ("version", "data", "svag", "torch", "numpy", "python", "machine", "commit", "threads")
+_SPLITS = ("train", "test", "validation")
+
+
+@dataclass(frozen=True)
+class Point:
+    """Figures after some steps, by names such as ``test/accuracy``; what is not finite is left out.
+
+    Attributes:
+        step: steps taken.
+        seconds: since the run began; 0 where that is not recorded.
+        figures: their values.
+    """
+
+    step: int
+    seconds: float
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A run.
+
+    Attributes:
+        id: name of the run; every tracker has one run of it.
+        name: method, step size and seed, for people.
+        problem: the problem's name.
+        hyperparameters: method, lr, seed, and what else is set.
+        noted: versions, machine, and the part that the run has in a study.
+        points: its evaluations.
+        final: figures of all examples at the end, with names such as ``final/test/accuracy``.
+        status: how it ended.
+        message: what an error said; empty without one.
+        started: when, in seconds since 1970; 0 where that is not recorded.
+        seconds: wall time.
+        digest: changes whenever any of this does.
+    """
+
+    id: str
+    name: str
+    problem: str
+    hyperparameters: Mapping[str, Value]
+    noted: Mapping[str, str]
+    points: list[Point]
+    final: Mapping[str, float]
+    status: Status
+    message: str
+    started: float
+    seconds: float
+    digest: str
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is done or has diverged: it is not run again."""
+        return self.status in ("done", "diverged")
+
+
+def tracked(record: Record, part: Part | None = None) -> Tracked:
+    """Return a record as it is sent, with the part that it has in a study."""
+    run, end = record.run, record.end or {}
+    points = [_point(line) for line in record.evals]
+    final = _point(end)
+    named = {name: run[name] for name in _HYPERPARAMETERS if name not in _UNSHOWN}
+    noted = {name: str(run[name]) for name in _NOTED if run.get(name) is not None}
+    if part is not None:
+        noted |= {"study": part.study, "role": part.role}
+    return Tracked(
+        id=identity(record),
+        name=f"{run['method']} lr={run['lr']:g} seed={run['seed']}",
+        problem=run["problem"],
+        hyperparameters={name: value for name, value in named.items() if value is not None},
+        noted=noted,
+        points=points,
+        final={f"final/{name}": value for name, value in final.figures.items()},
+        status=record.status,
+        message=str(end.get("message") or ""),
+        started=_seconds(run.get("started")),
+        seconds=final.seconds or max((point.seconds for point in points), default=0.0),
+        digest=_digest([run, record.evals, record.end, noted]),
+    )
+
+
+def _point(line: Mapping[str, Any]) -> Point:
+    figures = {}
+    for name, value in line.items():
+        split, _, figure = name.partition("_")
+        if split in _SPLITS and figure and value is not None:
+            figures[f"{split}/{figure}"] = float(value)
+    return Point(int(line.get("step") or 0), float(line.get("wall_time") or 0.0), figures)
+
+
+def _seconds(started: object) -> float:
+    """Return a time as records have it in seconds since 1970."""
+    return datetime.fromisoformat(started).timestamp() if isinstance(started, str) else 0.0
+
+
+def _digest(content: object) -> str:
+    text = json.dumps(content, sort_keys=True, default=dict)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
