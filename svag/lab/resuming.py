@@ -15,6 +15,7 @@ import random
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -38,7 +39,6 @@ from svag.optim import Dissected
 from svag.problems.steps import Step
 
 _OF_MODULES = frozenset(vars(nn.Module()))
-_OF_OPTIMIZERS = frozenset(vars(torch.optim.SGD([torch.zeros(1)], lr=1.0))) - {"defaults"}
 _OF_PARAMETERS = frozenset({"grad_var"})  # made anew in every step
 _HOOKS = (
     *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
@@ -168,7 +168,7 @@ class Resumable:
             for name, param in root.named_parameters():
                 yield f"parameter {name}{of}", param, _OF_PARAMETERS
         for number, optimizer in enumerate(self._outside):
-            yield f"{type(optimizer).__name__} {number or ''}".strip(), optimizer, _OF_OPTIMIZERS
+            yield f"{type(optimizer).__name__} {number or ''}".strip(), optimizer, _of_optimizers()
 
     def _opaque(self) -> Iterator[tuple[str, Any]]:
         """Yield what is held and not plain, with a name for each."""
@@ -267,6 +267,12 @@ def set_generators(state: State, device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+@cache
+def _of_optimizers() -> frozenset[str]:
+    """Return what every optimizer holds; the first one that is built takes torch two seconds."""
+    return frozenset(vars(torch.optim.SGD([torch.zeros(1)], lr=1.0))) - {"defaults"}
 
 
 def plain_attributes(module: nn.Module) -> list[tuple[str, Any]]:
