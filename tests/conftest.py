@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -44,3 +46,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("worst figures")
     for name, (value, bound) in sorted(WORST.items()):
         terminalreporter.line(f"{name}: {value:.2e} (bound {bound:.0e})")
+
+
+@pytest.fixture
+def svag(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[Any, str, str]]:
+    """Runs the command in this process; returns exit code, output and messages."""
+    from svag.__main__ import main
+
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # typer sets one
+
+    def run(*arguments: object) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["svag", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        printed = capsys.readouterr()
+        return caught.value.code or 0, printed.out, printed.err
+
+    return run

@@ -41,20 +41,6 @@ def surroundings(monkeypatch, tmp_path):
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def svag(monkeypatch, capsys):
-    """Runs the command in this process; returns exit code, output and messages."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["svag", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        printed = capsys.readouterr()
-        return caught.value.code or 0, printed.out, printed.err
-
-    return run
-
-
 def start(*arguments):
     """Start the command as a shell does: a process group of its own."""
     return subprocess.Popen(

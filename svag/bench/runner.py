@@ -84,7 +84,7 @@ def _by_hand(problem: Problem, data: Data, steps: int) -> Callable[[], None]:
     if problem.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     generator = torch.Generator(device).manual_seed(1)
-    optimizer = optim.MSGD(model.parameters(), lr=1e-3)
+    optimizer = optim.MSGD(model.parameters(), lr=1e-3, weight_decay=problem.weight_decay)
 
     def loop() -> None:
         model.train()

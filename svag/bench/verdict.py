@@ -315,9 +315,11 @@ class _Method:
             "metric_better": run.metric_better,
             "lr": run.lr,
             "seed": run.seed,
+            "steps": run.steps,
         }
         end = {"status": "diverged"} if lost else {"status": "done", _FIGURE: accuracy}
-        return Record(line, [{"step": 0, _FIGURE: _CHANCE / 100}], end)
+        first = {"step": 0, _FIGURE: _CHANCE / 100}
+        return Record(line, [first] if lost else [first, {"step": run.steps, **end}], end)
 
     def _share_diverging(self, lr: float) -> float:
         share = self._world.diverging[self._place]

@@ -83,7 +83,7 @@ def compare(
     ] = None,
     channels_last: Annotated[
         bool | None,
-        typer.Option(help="Lay images and filters out so; the problem's own by default."),
+        typer.Option(help="Lay filters out with the channels last; the problem's own by default."),
     ] = None,
     eval_examples: Annotated[
         str,

@@ -19,7 +19,7 @@ import torch
 from svag import __version__
 from svag.errors import in_one_line
 from svag.lab.held import NotResumable, State
-from svag.lab.records import Run
+from svag.lab.records import Run, environment
 
 EVERY = 60.0
 """Seconds between two checkpoints, unless others are asked for."""
@@ -77,7 +77,9 @@ class Checkpoints:
             self.set_aside(differing)
             return None
         if there != here:
-            self.trouble = f"begun with {there}, gone on with {here}: sums may be rounded otherwise"
+            self.trouble = (
+                f"begun with {there}, gone on with {here}: figures may differ from a run in one go"
+            )
         return found
 
     def set_aside(self, reason: str) -> None:
@@ -130,10 +132,12 @@ def _header(run: Run) -> dict[str, Any]:
 
 
 def _computed() -> str:
-    """Say what the order of sums depends on."""
+    """Say what the figures of a run depend on that its identity has not: code, order of sums."""
     count = torch.get_num_threads()
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{count} thread{'s' * (count != 1)} on {capability}"
+    commit = environment()["commit"]
+    code = f", commit {commit[:10]}" if commit else ""
+    return f"{count} thread{'s' * (count != 1)} on {capability}{code}"
 
 
 def _differing(content: Mapping[str, Any], expected: Mapping[str, Any]) -> str:

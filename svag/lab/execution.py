@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from svag.lab import records
+from svag.lab.checkpoints import Checkpoints
 from svag.lab.executors.contract import Event, Executor
 from svag.lab.protocol import Plan
 from svag.lab.records import Record, Run
@@ -100,6 +101,7 @@ class _Conductor:
         record = records.find(self._directory, run)
         if record is not None and record.finished:
             self._known[run.id] = record
+            Checkpoints(self._directory, run, None).remove()  # left by a kill just after its end
             self._observe(Event(run, run.steps, ended=True, reused=True), record)
         else:
             self._submitted[run.id] = run

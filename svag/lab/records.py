@@ -77,7 +77,7 @@ class Run:
         select: what step sizes are chosen by; ``validation`` is a tenth of the training data.
         device: where it runs, ``cpu`` or ``cuda``.
         autocast: dtype of autocast, such as ``bfloat16``; None where it is off.
-        channels_last: whether images and filters are laid out with the channels last.
+        channels_last: whether filters are laid out with the channels last.
         metric: name of the figure that step sizes are chosen by and methods are compared by.
         metric_better: ``larger`` or ``smaller``.
         metric_unit: ``%`` for fractions shown as percentages; what stands behind values.
@@ -175,9 +175,27 @@ class Record:
 
     @property
     def merit_at_start(self) -> float:
-        """The same before the first step; -inf if it was not evaluated."""
-        first = self.evals[0] if self.evals else {}
-        value = first.get(self._chosen_by) if first.get("step") == 0 else None
+        """The same before the first step, on the examples that are evaluated during a run.
+
+        -inf if it was not evaluated.
+        """
+        return self._evaluated(self.evals[0], 0) if self.evals else -math.inf
+
+    @property
+    def gain(self) -> float:
+        """How much better it became from the first evaluation to the last, on the same examples.
+
+        -inf for a run that did not get to its end; inf where the first is not known.
+        """
+        if self.status != "done" or not self.evals:
+            return -math.inf
+        start = self.merit_at_start
+        end = self._evaluated(self.evals[-1], self.run["steps"])
+        return end - start if math.isfinite(start) else math.inf
+
+    def _evaluated(self, line: Mapping[str, Any], step: int) -> float:
+        """Return what an evaluation says of that, if it is the one after a number of steps."""
+        value = line.get(self._chosen_by) if line.get("step") == step else None
         return -math.inf if value is None else self._turned(float(value))
 
     @property

@@ -123,7 +123,7 @@ class Search:
         record = self.trials[best]
         bound = self._run.quantity.best_merit
         ceiling = _LEARNT * (bound - record.merit_at_start) if math.isfinite(bound) else 0.0
-        return self._gain(record) > ceiling
+        return record.gain > ceiling
 
     def _along(
         self, indices: range, ahead_also: int | None = None
@@ -191,13 +191,9 @@ class Search:
     def _best_merit(self) -> float:
         return max((record.merit for record in self.trials.values()), default=-math.inf)
 
-    def _gain(self, record: Record) -> float:
-        start = record.merit_at_start
-        return record.merit - start if math.isfinite(start) else math.inf
-
     def _gain_of_best(self) -> float:
         best = self.best
-        gain = 0.0 if best is None else self._gain(self.trials[best])
+        gain = 0.0 if best is None else self.trials[best].gain
         return gain if math.isfinite(gain) else 0.0
 
 

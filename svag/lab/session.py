@@ -38,6 +38,7 @@ class Session:
     Attributes:
         step: steps taken so far.
         diverged: whether a loss, or a parameter, is no longer a finite number.
+        evaluates_all: whether evaluations are of all examples in any case.
     """
 
     def __init__(self, problem: Problem, data: Data, run: Run, *, captured: bool = False) -> None:
@@ -70,6 +71,7 @@ class Session:
         some = {name: subset(s, count, in_order=in_order) for name, s in evaluated.items()}
         self._evaluation = self._evaluation_on(some, data)
         self._evaluation_in_full = self._evaluation_on(evaluated, data)
+        self.evaluates_all = all(some[name] is evaluated[name] for name in some)
         self._own_step = None if problem.step is None else afresh(problem.step)
         self._take_step = self._step_function()
         self._finite_losses = Finite(self.device)

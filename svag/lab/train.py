@@ -101,7 +101,7 @@ class _Attempt:
 
     def carry_out(self) -> tuple[Status, Figures]:
         """Train until the end or until the run diverges; return its last figures."""
-        session = self._session()
+        session, figures = self._session(), Figures()
         for step in session.stops(lambda: self._between_steps(session)):
             figures = session.evaluate()
             self._recorder.eval(step, **figures, wall_time=self._seconds)
@@ -110,7 +110,8 @@ class _Attempt:
             self._progress(step)
         if session.step < self._run.steps:
             return "diverged", {"step": session.step}
-        figures = session.evaluate(full=True)
+        if not session.evaluates_all:
+            figures = session.evaluate(full=True)
         return "diverged" if session.diverged else "done", {"step": session.step, **figures}
 
     def noted(self) -> dict[str, float | str]:

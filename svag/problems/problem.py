@@ -173,8 +173,8 @@ class Problem:
             device of the inputs.
         prepare: turns the inputs of every batch into what the model takes, after ``augment``: bytes
             into standardised floats, for instance, so that data lie on the device as bytes.
-        channels_last: whether 4-dimensional parameters and inputs are laid out with the channels
-            last, which makes convolutions faster on most processors.
+        channels_last: whether the model's 4-dimensional parameters are laid out with the channels
+            last, and with them what convolutions return: faster on most processors.
         step: a training step of one's own, see :mod:`svag.problems.steps`. One with state (a
             scaler) is copied for every run.
         optimizers: builds the optimizers from the model and ``make``, where one is not enough:

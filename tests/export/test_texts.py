@@ -3,12 +3,10 @@
 import csv
 import json
 import re
-import sys
 
 import pytest
 from report.studies import LOSS, study
 
-from svag.__main__ import main
 from svag.analysis.study import analyse
 from svag.cli.reporting import as_data
 from svag.entrants import entrant
@@ -24,20 +22,6 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("study")
     study(place, seeds=3, diverging=["adam"])
     return place
-
-
-@pytest.fixture
-def svag(monkeypatch, capsys):
-    """Runs the command in this process; returns exit code, output and messages."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["svag", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        printed = capsys.readouterr()
-        return caught.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 def cells(table):

@@ -2,12 +2,10 @@
 
 import os
 import signal
-import sys
 
 import pytest
 
 from lab.made import wait_until, write_task
-from svag.__main__ import main
 from svag.lab import claims
 from svag.lab.executors import detached
 from svag.lab.records import load
@@ -26,21 +24,6 @@ def folder(tmp_path, monkeypatch):
     if driver is not None and driver.kind == "local":
         (tmp_path / "hold").unlink(missing_ok=True)
         wait_until(lambda: not detached.state(tmp_path / "out", driver).alive, "the driver ends")
-
-
-@pytest.fixture
-def svag(monkeypatch, capsys):
-    """Runs the command in this process; returns exit code, output and messages."""
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # typer sets one
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["svag", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        printed = capsys.readouterr()
-        return caught.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 def test_submit_ask_refuse_attach(folder, svag):

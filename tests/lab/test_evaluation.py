@@ -8,7 +8,7 @@ from torch.nn import functional
 from lab.made import after, classification, equal, points, run_of, trained
 from svag.lab.evaluation import subset
 from svag.lab.session import Session
-from svag.problems import Data, Metric, Split
+from svag.problems import Data, Metric, Split, loss_metric
 
 
 def linear():
@@ -91,3 +91,31 @@ def test_the_evaluated_examples_are_the_same_in_every_run():
     assert torch.equal(subset(data.train, 9, in_order=True).inputs, data.train.inputs[:9])
     for count in (None, 60, 61):
         assert subset(data.train, count) is data.train
+
+
+@pytest.mark.parametrize("some", [None, 7])
+def test_a_gain_is_measured_on_the_same_examples(tmp_path, some):
+    """Nothing is learnt with a step size of next to nothing, whatever the examples."""
+    data = points(train=60, test=40)
+    loss = functional.cross_entropy
+    problem = classification(linear, data, loss=loss, metric=loss_metric(loss))
+    record = trained(tmp_path, problem, data, eval_examples=some, lr=1e-12, method="sgd")
+    assert record.gain == pytest.approx(0, abs=1e-6)
+    if some:
+        assert abs(record.merit - record.merit_at_start) > 1e-3
+
+
+def test_all_examples_are_evaluated_once_at_the_end(tmp_path):
+    data, seen = points(train=60, test=40), []
+
+    class Watched(nn.Linear):
+        def forward(self, inputs):
+            seen.append(0 if self.training else len(inputs))
+            return super().forward(inputs)
+
+    for some, last in ((None, 100), (7, 14 + 100)):
+        seen.clear()
+        problem = classification(lambda: Watched(3, 3), data, steps=4)
+        trained(tmp_path, problem, data, eval_examples=some, eval_every=4, seed=last)
+        at = max(place for place, count in enumerate(seen) if not count)
+        assert sum(seen[at:]) == last

@@ -1,11 +1,8 @@
 """``svag track``: where runs go by default, what is said, and what is refused."""
 
-import sys
-
 import pytest
 from report.studies import study
 
-from svag.__main__ import main
 from trackers.made import every_status
 
 
@@ -16,20 +13,10 @@ def folder(tmp_path_factory):
     return place
 
 
-@pytest.fixture
-def svag(monkeypatch, capsys, tmp_path):
-    """Runs the command in this process, in an empty folder; returns code, output and messages."""
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "400")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["svag", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        printed = capsys.readouterr()
-        return caught.value.code or 0, printed.out, printed.err
-
-    return run
 
 
 def test_event_files_lie_beside_the_records_and_once_each(folder, svag):
