@@ -1,6 +1,6 @@
 """Write ``docs/theory.md`` and its pictures: every number in it is measured here.
 
-Run ``python docs/make_theory.py`` from the repository's root; it takes one to four minutes.
+Run ``python docs/make_theory.py`` from the repository's root; it takes three to ten minutes.
 """
 
 import re
@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from svag.theory.averages import rho
 from svag.theory.factors import (
     estimate_optimal_factor,
     estimate_optimal_sign_factor,
@@ -23,16 +24,26 @@ from svag.theory.factors import (
     optimal_factor,
     optimal_sign_factor,
 )
-from svag.theory.figure2 import figure2_panels
-from svag.theory.figures import diagonal_mass, generalization, quadratics, rates, sketch, tables
+from svag.theory.figure2 import SEEDS, figure2_panels
+from svag.theory.figures import (
+    conditions,
+    diagonal_mass,
+    generalization,
+    quadratics,
+    rates,
+    sketch,
+    tables,
+)
 from svag.theory.quadratic import StochasticQuadratic
-from svag.theory.rules import rho
 from svag.theory.spectra import eigenvalues_structured, eigenvalues_uniform, random_rotation
 from svag.theory.wilson import wilson_comparison
 
 HERE: Final = Path(__file__).parent
 PICTURES: Final = HERE / "theory"
-CHEAP: Final = ("improvements", "covariance", "ratios", "lemma1", "start", "lines")
+CHEAP: Final = (
+    *("improvements", "interaction", "covariance", "lemma1", "noises", "start", "drift"),
+    *("lines", "margins"),
+)
 """Sections that take seconds, which a test renders again."""
 
 _SAMPLES = 200_000
@@ -94,9 +105,14 @@ def covariance() -> Section:
 
 
 def ratios() -> Section:
-    """Figure 2's ratios beside the band."""
-    found = quadratics.verdicts(figure2_panels())
+    """Figure 2's ratios beside the band, and Figure 2."""
+    panels = figure2_panels(seeds=quadratics.PRECISE)
+    scales = quadratics.by_scale()
+    quadratics.draw(PICTURES, panels, scales, page=False)
+    found = quadratics.verdicts(panels)
     return {
+        "seeds": quadratics.PRECISE,
+        "scales": tables.markdown(*quadratics.scale_table(scales)),
         "table": tables.markdown(*quadratics.table([verdict.panel for verdict in found])),
         "agree": sum(verdict.agrees for verdict in found),
         "out": [verdict for verdict in found if not verdict.agrees],
@@ -106,14 +122,20 @@ def ratios() -> Section:
 
 
 def scale() -> Section:
-    """How the ratios move with the scale of the start, and with the draw of the matrices."""
-    draws = [figure2_panels(problem_seed=seed) for seed in _OTHER_DRAWS]
+    """How the ratios move with the draw of the matrices, each with seeds of its own."""
+    draws = [
+        figure2_panels(problem_seed=draw, seeds=range(SEEDS * draw, SEEDS * (draw + 1)))
+        for draw in _OTHER_DRAWS
+    ]
     rows: list[list[object]] = []
     for panels in zip(*draws, strict=True):
         medians = np.array([panel.ratio for panel in panels])
+        intervals = np.array([panel.median_interval() for panel in panels])
         winners = [panel.winner for panel in panels]
         counts = ", ".join(
-            f"{name} {winners.count(name)}" for name in ("SGD", "tie", "SSD") if name in winners
+            f"{name} {winners.count(name)}"
+            for name in ("SGD", "tie", "SSD", "open")
+            if name in winners
         )
         interval = tables.interval(float(medians.min()), float(medians.max()))
         rows.append(
@@ -122,14 +144,14 @@ def scale() -> Section:
                 f"{panels[0].noise:g}",
                 float(np.median(medians)),
                 interval,
+                tables.interval(float(intervals.min()), float(intervals.max())),
+                f"{float(np.median(intervals[:, 1] / intervals[:, 0])):.3g}",
                 counts,
             ]
         )
-    head = ["problem", "nu", "SGD/SSD", "range over draws", "nearer, of 10 draws"]
-    return {
-        "table": tables.markdown(*quadratics.scale_table(quadratics.by_scale())),
-        "draws": tables.markdown(head, rows),
-    }
+    head = ["problem", "nu", "SGD/SSD", "medians", "their intervals reach", "width, as a factor"]
+    head += ["nearer, of 10 draws"]
+    return {"draws": tables.markdown(head, rows), "seeds": SEEDS}
 
 
 def lemma1() -> Section:
@@ -243,8 +265,9 @@ def wilson() -> Section:
 SECTIONS: Final[dict[str, Callable[[], Section]]] = {
     section.__name__: section
     for section in (
-        *(improvements, covariance, p_diag, ratios, scale),
-        *(lemma1, theorem1, start, lines, wilson),
+        *(improvements, conditions.interaction, covariance, p_diag, ratios, scale),
+        *(lemma1, conditions.noises, theorem1, start, conditions.drift),
+        *(lines, conditions.margins, wilson),
     )
 }
 
@@ -273,7 +296,6 @@ def write(names: Iterable[str] = SECTIONS) -> None:
 
     page = _tidy(template().render({name: SECTIONS[name]() for name in names}))
     with TemporaryDirectory() as folder:
-        quadratics.draw(Path(folder), page=False)
         for name in ("3", "4"):
             draw(name, Path(folder))
         for picture in Path(folder).glob("*.png"):

@@ -33,10 +33,25 @@ What the tables show:
   where the moving averages do at 0.3, and swings more at 1, which its search prefers; on P1
   after 1,000 steps the two variants of either method are within a point at 0.3.
 - In the layers next to the output the two factors agree, and more so at the smaller step size.
-- Further from the output they agree in some evaluations and not at all in others. The moving
-  average sees the last ten or so steps, and a gradient that has changed between them counts as
-  noise there; within a batch it does not. Which of the two is closer to the truth at such a step
-  these tables do not say.
+- Further from the output they agree in some evaluations and not at all in others. Which of the two
+  is closer to the truth at such a step these tables do not say.
+
+What each of the two is on average is known (`svag.theory.drift`,
+[theory.md](theory.md#drift-and-dependence)), and neither is the variance of m where gradients
+change or depend on one another:
+
+- Moving averages count drift as noise: E[s] = sigma^2 + (weighted variance of the path of the true
+  gradient)/(1 - rho). A gradient that changes by b a step adds 95 b^2 at beta = 0.9, so that a
+  change of a tenth of sigma a step doubles s. Where the gradient has no noise at all they still see
+  some, and shorten the step: Wilson et al.'s data.
+- A mini-batch sees the noise of its step only. r_t, the sum of c_s^2 s_s, is the variance of m if
+  successive gradients are independent. It is too large where they take back each other's noise:
+  1.8 times along a stationary path of SGD with step size times curvature 0.1, though 0.997 times
+  along that of M-SGD; and where epochs are drawn without replacement, 2.2 times with 20
+  mini-batches an epoch, 1.2 times with 100, 1.02 times with the 938 of P1. r_t too large by k
+  makes the factor 1/(1 + k eta^2) instead of 1/(1 + eta^2): steps come out shorter, never longer.
+  And what drifts is not in r_t: m lags behind a gradient that changes, and nothing shortens the
+  step for that.
 
 Written by `docs/make_within_batch.py` from `results/within-batch`; `results/README.md` has the
 commands.

@@ -19,6 +19,7 @@ from svag.compiled.machine_code import Address
 SYMBOLS: Final = {
     "gradient": "_ZNK3c1010TensorImpl4gradEv",  # c10::TensorImpl::grad() const
     "data": "aoti_torch_get_data_ptr",
+    "arrangement": "aoti_torch_get_layout",  # torch.strided is 0
     "dimensions": "aoti_torch_get_dim",
     "sizes": "aoti_torch_get_sizes",
     "strides": "aoti_torch_get_strides",

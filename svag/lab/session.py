@@ -26,7 +26,7 @@ from svag.problems import Data, Problem, Split, supervised
 from svag.problems.nested import mapped, tensors
 from svag.problems.seeding import seed_everything
 from svag.problems.steps import Context, Step, afresh, micro_batched
-from svag.variance.per_example import within_batch_variance
+from svag.variance.per_example import CHECK_EVERY, within_batch_variance
 
 _LOOK_EVERY = 50
 """Steps between two looks whether losses on a GPU are finite: each makes the host wait."""
@@ -283,7 +283,7 @@ class Session:
         return own if self.run.autocast is None else step
 
     def _recording(self) -> contextlib.AbstractContextManager[object]:
-        return within_batch_variance(self.model, check=self.step == 0)
+        return within_batch_variance(self.model, check=self.step % CHECK_EVERY == 0)
 
     @property
     def _precision(self) -> Context:

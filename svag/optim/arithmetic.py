@@ -44,13 +44,9 @@ class Arithmetic(NamedTuple):
     erf: Callable[..., Operand]
     sign: Callable[..., Operand]
     clamp_min_: Callable[..., Operand]
+    clamp_max_: Callable[..., Operand]
     maximum: Callable[..., Operand]
     copy_: Callable[..., Operand]
-    nan_to_num_: Callable[..., Operand]
-
-
-def _nan_to_num_each_(tensors: list[Tensor], **replacements: float) -> list[Tensor]:
-    return [tensor.nan_to_num_(**replacements) for tensor in tensors]
 
 
 def _list_operation(name: str) -> Callable[..., Operand]:
@@ -68,7 +64,4 @@ def _list_operation(name: str) -> Callable[..., Operand]:
 
 ONE: Final = Arithmetic(**{name: getattr(Tensor, name) for name in Arithmetic._fields})
 
-MANY: Final = Arithmetic(
-    nan_to_num_=_nan_to_num_each_,
-    **{name: _list_operation(name) for name in Arithmetic._fields if name != "nan_to_num_"},
-)
+MANY: Final = Arithmetic(**{name: _list_operation(name) for name in Arithmetic._fields})

@@ -22,11 +22,12 @@ def dispersion(ops: Arithmetic, variance: Operand, mean: Operand, dtype: torch.d
     """1 + r with r = variance/mean^2 (Eq. 9), in [1, inf].
 
     Where the squares underflow (0/0: float32 gradients below about 1e-19) no variance was seen
-    and r = 0; where they overflow (above about 1e18) r = inf. Neither becomes NaN.
+    and r = 0; where the variance overflows (above about 1e18) r = inf, since the square is bounded.
+    Neither becomes NaN.
     """
-    square = ops.add_(ops.mul(mean, mean), torch.finfo(dtype).tiny)
-    ratio = ops.nan_to_num_(ops.div_(variance, square), nan=torch.inf, posinf=torch.inf)
-    return ops.add_(ratio, 1)
+    range_ = torch.finfo(dtype)
+    square = ops.clamp_max_(ops.mul(mean, mean), range_.max)
+    return ops.add_(ops.div_(variance, ops.add_(square, range_.tiny)), 1)
 
 
 def raw_dispersion(ops: Arithmetic, denominator: Operand, mean: Operand) -> Operand:
@@ -35,7 +36,7 @@ def raw_dispersion(ops: Arithmetic, denominator: Operand, mean: Operand) -> Oper
     It can be below 1, because Adam averages m and v over different ranges.
     """
     ratio = ops.div(denominator, mean)
-    return ops.nan_to_num_(ops.mul(ratio, ratio), nan=torch.inf, posinf=torch.inf)
+    return ops.mul(ratio, ratio)
 
 
 def svag(ops: Arithmetic, dispersion: Operand) -> Operand:

@@ -6,6 +6,7 @@ is: what FSDP2 and tensor parallelism distribute (DTensor) is unwrapped before a
 
 from typing import Any, TypeGuard, cast
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -20,6 +21,12 @@ def is_distributed(tensor: Tensor) -> TypeGuard[Any]:
 def local(tensor: Tensor) -> Tensor:
     """Return the local shard of a DTensor, and any other tensor as it is."""
     return cast(Tensor, tensor.to_local()) if is_distributed(tensor) else tensor
+
+
+def shares_memory(one: Tensor, other: Tensor) -> bool:
+    """Return whether two plain tensors lie in one storage."""
+    plain = type(one) in PLAIN and type(other) in PLAIN
+    return plain and bool(cast(Any, torch._C)._is_alias_of(one, other))
 
 
 def local_gradient(param: Tensor) -> Tensor:

@@ -5,11 +5,36 @@ float, or a 0-dimensional tensor where it must stay on the device or in the grap
 """
 
 import math
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from svag.errors import InvalidOption
 from svag.optim.arithmetic import Arithmetic, Operand, Scalar
+
+
+def step_of(number: Any, device: torch.device | str = "cpu") -> Tensor:
+    """Return a number of steps as ``state["step"]`` holds it; a tensor is kept as it is.
+
+    In float32, in float64 where that is torch's default dtype, as in ``torch.optim``.
+
+    Raises:
+        InvalidOption: (a ValueError) it is not a number >= 0.
+    """
+    if isinstance(number, Tensor):
+        return number
+    is_number = isinstance(number, Real) and not isinstance(number, bool)
+    if not is_number or not 0 <= float(number) < math.inf:
+        raise InvalidOption(
+            f"state['step']={number!r} is not a number of steps: set a number >= 0, which becomes "
+            "a tensor at the next step, or delete the parameter's state to start it afresh"
+        )
+    wide = torch.get_default_dtype() == torch.float64
+    return torch.tensor(
+        float(number), dtype=torch.float64 if wide else torch.float32, device=device
+    )
 
 
 def debiasing(beta: Scalar, step: Scalar) -> Scalar:
@@ -48,6 +73,7 @@ def gradient_variance(
     exp_avg_sq: Operand,
     beta: float,
     step: Scalar,
+    dtype: torch.dtype,
 ) -> Operand:
     """Estimate the variance of a gradient from moving averages, s (Eq. 22).
 
@@ -66,15 +92,17 @@ def gradient_variance(
         exp_avg_sq: second moment likewise, averaged with the same beta.
         beta: in (0, 1).
         step: number of this step, at least 2 (:func:`has_variance`).
+        dtype: of the averages.
 
     Returns:
-        s, nowhere negative; NaN or inf where a square leaves the range of the dtype.
+        s, nowhere negative; inf where a square leaves the range of the dtype.
     """
     before = debiasing(beta, step - 1)
     mean = ops.div(exp_avg, before)
     deviation = ops.sub(grad, mean)
     variance = ops.div(exp_avg_sq, before)
-    ops.addcmul_(variance, mean, mean, value=-1)
+    square = ops.clamp_max_(ops.mul(mean, mean), torch.finfo(dtype).max)  # no inf - inf
+    ops.sub_(variance, square)
     weight = (1 - beta) / debiasing(beta, step)
     if isinstance(weight, Tensor):
         ops.addcmul_(variance, ops.mul(deviation, weight), deviation)

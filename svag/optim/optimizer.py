@@ -9,16 +9,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from svag.anatomy import Anatomy
-from svag.errors import InvalidOption, SparseGradient
-from svag.optim import checkpoint, memory, options
+from svag.errors import InvalidOption, MissingVariance, SparseGradient
+from svag.optim import checkpoint, options
+from svag.optim import state as states
 from svag.optim.engines import eager
-from svag.optim.local import local, local_gradient
-from svag.optim.moments import as_scalar
+from svag.optim.local import local, local_gradient, shares_memory
+from svag.optim.moments import as_scalar, step_of
 from svag.optim.options import Options
-from svag.optim.plan import Entry, Plan
+from svag.optim.plan import Entry, Plan, may_be_fused
 from svag.optim.rule import Bucket, Row, Rule
+from svag.optim.step_sizes import StepSizes
 from svag.variance import attachment
-from svag.variance.clipping import check_unscaled
+from svag.variance.rescaling import follow_torch
 
 # torch renamed its refusal to capture a step whose groups are not capturable.
 _CHECK_CAPTURE: Callable[[Optimizer], None] = (
@@ -43,8 +45,9 @@ class Dissected(Optimizer):
     State per parameter, as ``torch.optim.Adam`` names it and only as far as the anatomy needs it:
     ``step`` (number of steps taken), ``exp_avg`` (m before debiasing), ``exp_avg_sq`` (v before
     debiasing), ``max_exp_avg_sq`` (amsgrad), ``exp_avg_var`` (the variance of ``exp_avg``, where
-    mini-batches give that of g). SGD and SSD have no state. Half-precision parameters
-    have half-precision state, complex ones are pairs of reals.
+    mini-batches give that of g). SGD and SSD have no state. Half-precision parameters have
+    half-precision state unless ``state_dtype`` says otherwise, beside a ``grad_var`` in float32;
+    complex ones are pairs of reals.
 
     At the first step (t = 0), and at ``beta=0``, the averages hold one gradient and no variance:
     gamma = 1. A coordinate with m = v = 0 does not move; sign(0) = 0. There is no epsilon except
@@ -54,7 +57,8 @@ class Dissected(Optimizer):
     beta = 0.9, |g| below 4e-19 in float32 and 8e-4 in float16) no variance is seen: corrected
     rows have gamma = 1, raw rows divide by eps. Where it overflows (|g| above 1e19 in float32,
     8e2 in float16) gamma = 0 until the state is reset. Neither makes a NaN of a finite gradient;
-    a NaN gradient makes the parameter NaN in every row, with the sign too. In float16 averages
+    a NaN gradient, or a NaN variance from the mini-batch, makes the parameter NaN in every row,
+    with the sign too. In float16 averages
     with beta = 0.999 lose increments to rounding as well; bfloat16 has float32's range.
 
     Learning rate schedulers work; those that cycle momentum need ``cycle_momentum=False`` where
@@ -108,6 +112,7 @@ class Dissected(Optimizer):
             )
         self.anatomy = anatomy
         self._plan: Plan | None = None
+        self._saved_lrs: StepSizes | None = None
         defaults = options.defaults(
             type(self).__name__,
             anatomy,
@@ -120,8 +125,9 @@ class Dissected(Optimizer):
         )
         options.check(defaults)
         super().__init__(params, defaults)
-        # Within-batch rows have to hear of a scaler, since it does not touch their variances.
-        self._step_supports_amp_scaling = bool(defaults["fused"]) or anatomy.within_batch
+        self._step_supports_amp_scaling = bool(defaults["fused"])
+        if anatomy.within_batch:
+            follow_torch()
 
     def __getstate__(self) -> dict[str, Any]:
         scaling = self._step_supports_amp_scaling
@@ -133,7 +139,10 @@ class Dissected(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if self.anatomy.within_batch:
+            follow_torch()
         self._plan = None
+        self._saved_lrs = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group with options of its own; those it does not name are the optimizer's.
@@ -159,17 +168,28 @@ class Dissected(Optimizer):
         averages are rescaled to its betas' debiasing, so that m and v are what they were, and a
         parameter without ``exp_avg`` starts afresh. With ``exp_avg`` but no ``exp_avg_sq``, v
         starts at m^2, which is zero variance; between ``exp_avg_sq`` and the ``exp_avg_var`` of
-        within-batch rows, the variance of m is kept. Pre-hooks see what has been taken.
+        within-batch rows, the variance of m is kept. The ``momentum_buffer`` of
+        ``torch.optim.SGD`` is taken as the average of a long run; averages by these names of
+        another library's optimizer, its steps counted by parameter or by group, as well. The
+        warning says what was found, and what starts afresh.
+
+        Where a scheduler has set ``initial_lr`` in both groups, ``lr`` is the same share of it as
+        the saved one. A scheduler's own state brings the saved step sizes back: a change from this
+        optimizer's to them is warned of in the step that follows (docs/from-adam.md). Pre-hooks
+        see what has been taken.
         """
         translated = checkpoint.translate(state_dict, self.anatomy, self.param_groups)
         super().load_state_dict(translated)
+        foreign = not checkpoint.is_own(state_dict, self.anatomy)
+        saved_groups = state_dict["param_groups"]
+        self._saved_lrs = StepSizes(self.param_groups, saved_groups) if foreign else None
         # torch has cast the averages to the parameters' dtypes.
         saved = (index for group in translated["param_groups"] for index in group["params"])
         own = ((group, param) for group in self.param_groups for param in group["params"])
         for index, (group, param) in zip(saved, own, strict=True):
             state = self.state.get(param, {}) if group["state_dtype"] is not None else {}
-            for name in state.keys() & _buffers(self.anatomy, group):
-                dtype = _state_dtype(group, param)
+            for name in state.keys() & states.buffers(self.anatomy, group):
+                dtype = states.dtype_of(group, param)
                 state[name] = translated["state"][index][name].to(param.device, dtype, copy=True)
 
     @overload
@@ -196,13 +216,15 @@ class Dissected(Optimizer):
                 loss = closure()
         if _HAS_ACCELERATOR:
             _CHECK_CAPTURE(self)
+        if self._saved_lrs is not None and self._saved_lrs.are_decided(self.param_groups):
+            self._saved_lrs = None
         if self.anatomy.within_batch:
-            check_unscaled(self)
             self._check_variances()
         if self._repeat():
             return loss
         with torch.set_grad_enabled(bool(self.defaults["differentiable"])):
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() or not any(map(may_be_fused, self.param_groups)):
+                self._plan = None
                 self._step_eagerly(self._entries())
                 return loss
             of_plan = self.anatomy, self.param_groups, self.state
@@ -229,11 +251,21 @@ class Dissected(Optimizer):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _check_variances(self) -> None:
-        """Find a variance that is missing or stale before anything has changed."""
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    attachment.current(param)
+        """Find a variance that is missing or stale before anything has changed.
+
+        Gradients of zero that none has a variance come from torch.distributed.checkpoint, which
+        primes a fresh optimizer by a step with them: they have a variance of zero.
+        """
+        every = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
+        params = [param for param in every if param.grad is not None]
+        try:
+            for param in params:
+                attachment.current(param)
+        except MissingVariance:
+            if not attachment.are_zero(params):
+                raise
+            for param in params:
+                attachment.attach(param, torch.zeros_like(param.grad))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, or set them to zero, and drop their variances."""
@@ -296,8 +328,10 @@ class Dissected(Optimizer):
 
         A traced step must not be read, so there each tensor is a bucket of its own.
         """
-        buffers = _buffers(self.anatomy, group)
+        buffers = states.buffers(self.anatomy, group)
         if buffers:
+            for state in (entry.state for entry in entries):
+                state["step"] = step_of(state["step"])
             torch._foreach_add_([entry.state["step"] for entry in entries], 1)
         grad_scale = getattr(self, "grad_scale", None)
         buckets: dict[Any, Bucket] = {}
@@ -305,11 +339,15 @@ class Dissected(Optimizer):
         for param, place, _, state in entries:
             step = 1.0
             if buffers:
-                step = as_scalar(state["step"], traced=True) if traced else state["step"].item()
+                step = (
+                    as_scalar(state["step"], traced=True) if traced else states.count(state["step"])
+                )
             key = next(unique) if traced else (param.device, param.dtype, step)
             if group["differentiable"]:
                 state.update({name: state[name].clone() for name in buffers})
             grad = local_gradient(param).resolve_conj()
+            if not traced and shares_memory(local(param), grad):
+                grad = grad.clone()  # as it is before the parameter moves
             kept = {name: local(state[name]) for name in buffers}
             if self.anatomy.within_batch:
                 kept["grad_var"] = local(cast(Any, param).grad_var)
@@ -331,29 +369,4 @@ class Dissected(Optimizer):
                 f"{name} does not support sparse gradients, please consider SparseAdam instead, "
                 f"or make the layer's gradient dense (nn.Embedding(..., sparse=False))"
             )
-        state: dict[str, Any] = self.state[param]
-        buffers = _buffers(self.anatomy, group)
-        if buffers and not state:
-            device = param.device if group["capturable"] or group["fused"] else "cpu"
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-        for name in buffers:
-            if name not in state:
-                state[name] = memory.zeros_like(param, _state_dtype(group, param))
-        return state
-
-
-def _buffers(anatomy: Anatomy, group: dict[str, Any]) -> tuple[str, ...]:
-    largest = ("max_exp_avg_sq",) if group.get("amsgrad") else ()
-    return anatomy.buffers + largest
-
-
-def _state_dtype(group: dict[str, Any], param: Tensor) -> torch.dtype:
-    """Return the dtype of a parameter's moving averages."""
-    dtype: torch.dtype | None = group["state_dtype"]
-    if dtype is not None and param.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise InvalidOption(
-            f"state_dtype={dtype} with a parameter of dtype {param.dtype}; averages are kept in "
-            "another dtype for float32, bfloat16 and float16 parameters only: put others into a "
-            "group of their own with state_dtype=None"
-        )
-    return dtype or param.dtype
+        return states.of(self.state, self.anatomy, group, param)

@@ -20,7 +20,8 @@ class Options(TypedDict, total=False):
     fused engine (True), wherever there is one (None), or not (False). ``foreach``: operate on
     lists (True), tensor by tensor (False), or by the fused engine, else as is faster (None).
     ``capturable``: keep steps and their arithmetic on the device, for CUDA graphs.
-    ``differentiable``: let autograd see the step.
+    ``differentiable``: let autograd see the step. No engine writes to a gradient: where a fused
+    step divides by a ``GradScaler``'s scale itself, ``p.grad`` stays scaled, unlike in torch.
 
     ``state_dtype``: dtype of the moving averages, ``torch.bfloat16`` or ``torch.float32``, of
     parameters in float32 or half precision; None is the parameter's own. Averages kept in
@@ -105,7 +106,9 @@ def _own(anatomy: Anatomy) -> tuple[str, ...]:
 def check_names(group: Mapping[str, Any], known: Mapping[str, Any], name: str) -> None:
     """Refuse a group's option that this optimizer has not: another row's, or one misspelt.
 
-    Other keys pass, as in torch: schedulers and training scripts keep notes in groups.
+    Other keys pass, as in torch: schedulers and training scripts keep notes in groups, such as
+    ``no_weight_decay`` and ``weight_decay_end``. A key that has an option's whole name in it is
+    taken for a note, not for a misspelling.
 
     Raises:
         UnknownOption: a TypeError.
@@ -113,12 +116,17 @@ def check_names(group: Mapping[str, Any], known: Mapping[str, Any], name: str) -
     own = [key for key in known if key != "anatomy"]
     for key in group:
         foreign = key in _EVERY and key not in known
-        misspelt = key not in known and key not in _EVERY and nearest(key, _EVERY, cutoff=0.85)
-        if foreign or misspelt or key == "anatomy":
+        if foreign or _is_misspelt(key) or key == "anatomy":
             raise UnknownOption(
                 f"a parameter group has {key!r}, which {name} does not take per group; it takes "
                 f"{', '.join(own)}.{nearest(key, own)}"
             )
+
+
+def _is_misspelt(key: str) -> bool:
+    if any(option in key for option in _EVERY):
+        return False
+    return bool(nearest(key, _EVERY, cutoff=0.85))
 
 
 def check(group: Mapping[str, Any]) -> None:

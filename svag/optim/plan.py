@@ -186,7 +186,7 @@ class Plan:
     def _assign(self, anatomy: Anatomy, group: Group, entry: Entry) -> Kernel | None:
         """Choose the kernel that updates a parameter; None for the eager engine."""
         asked, param = group["fused"], local(entry.param)
-        if not (asked or (asked is None and group["foreach"] is None)) or group["differentiable"]:
+        if not may_be_fused(group):
             return None
         kernel = None
         reason = serving.refusal(param)
@@ -218,10 +218,15 @@ class Plan:
         )
         names = [name for name in needed.columns if name not in ("step", "grad_var")]
         buffers = [local(entry.state[name]) for name in names]
-        grads = [local_gradient(entry.param)]
-        if needed.within_batch:
-            grads.append(local(cast(Any, entry.param).grad_var))
-        reason = serving.mismatch(param, grads, buffers)
+        variance = local(cast(Any, entry.param).grad_var) if needed.within_batch else None
+        grad = local_gradient(entry.param)
+        if not all(map(serving.is_in_memory, (param, grad, *buffers))):
+            raise EngineUnavailable(
+                f"parameter {entry.place} of shape {tuple(param.shape)}, its gradient or its state "
+                "has no memory: a storage was resized to less than its tensor; restore it before "
+                "the step, or set p.grad to None to leave the parameter out"
+            )
+        reason = serving.mismatch(param, grad, variance, buffers)
         odd = [
             buffer.dtype
             for buffer in buffers
@@ -233,6 +238,12 @@ class Plan:
             return None, reason
         _settle_step(entry.state, param)
         return needed, None
+
+
+def may_be_fused(group: Group) -> bool:
+    """Whether a group's options leave its parameters to a fused engine where there is one."""
+    chosen = group["fused"] or (group["fused"] is None and group["foreach"] is None)
+    return bool(chosen) and not group["differentiable"]
 
 
 def _turns(entries: Iterable[Entry]) -> dict[int, int]:

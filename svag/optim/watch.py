@@ -30,7 +30,7 @@ class Watch(Protocol):
         """Return the columns that lie elsewhere now, None if anything else has changed."""
 
     def count_changes(self) -> None:
-        """Tell autograd that every parameter is another than the graph has seen."""
+        """Bump the versions of all parameters and averages, which autograd compares."""
 
 
 def watch(
@@ -129,6 +129,8 @@ class _Watch:
         # Held, so that nothing else can come to lie at the addresses that were seen.
         self._items = self._all_items()
         self._buffers = [state[name] for name in names for state in states]
+        # Inference tensors have no version.
+        self._counted = [t for t in [*params, *self._buffers] if not t.is_inference()]
         # What can be transposed where it lies.
         self._matrices = [t for t in map(local, [*params, *self._buffers]) if t.dim() > 1]
         self._grads, self._seen = self._sight()
@@ -150,7 +152,7 @@ class _Watch:
         return _rows(grads, self._of_gradients) if moved else {}
 
     def count_changes(self) -> None:
-        torch.autograd.graph.increment_version(self._params)
+        torch.autograd.graph.increment_version(self._counted)
 
     def _all_items(self) -> list[Any]:
         """Return the keys and the values of all states."""

@@ -193,7 +193,7 @@ class _Centred:
 
     def __init__(self, problem: StochasticQuadratic) -> None:
         self.problem = StochasticQuadratic(problem.Q, np.zeros(problem.dimension), problem.noise)
-        self.variance = problem.gradient_std() ** 2
+        self.std = problem.gradient_std()
         diagonal = np.diagonal(problem.Q)
         self._axis_aligned = np.count_nonzero(problem.Q) == np.count_nonzero(diagonal)
         self._diagonal = diagonal
@@ -221,7 +221,7 @@ class _Centred:
         """sigma^2/grad L^2; without noise 0, also where the gradient is 0."""
         if self.problem.noise == 0:
             return np.zeros_like(gradient)
-        return ratio(self.variance, gradient**2, undefined=np.inf)
+        return ratio(self.std, np.abs(gradient), undefined=np.inf) ** 2
 
 
 class _Player:

@@ -1,7 +1,8 @@
 """Variance adaptation factors as functions of the relative variance, and Lemma 1 (§§1, 3).
 
 Everything is elementwise over arrays, in float64. Conventions: sign(0) = 0, and eta = 0 where mean
-and variance are both 0 (nothing was seen to vary), so that the factor is 1 there.
+and variance are both 0 (nothing was seen to vary), so that the factor is 1 there. Where a square
+would leave the range of float64, the result is the limit, not NaN; NaN itself is refused.
 """
 
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def gamma_sqrt(eta: ArrayLike) -> Array:
         >>> gamma_sqrt([0.0, 0.75, np.inf])
         array([1. , 0.8, 0. ])
     """
-    return np.asarray(1 / np.hypot(1, _at_least_zero("eta", eta)))
+    return np.asarray(1 / np.hypot(1, check_eta(eta)))
 
 
 def gamma_erf(eta: ArrayLike) -> Array:
@@ -63,7 +64,7 @@ def gamma_erf(eta: ArrayLike) -> Array:
         array([1.    , 0.6827, 0.    ])
     """
     with np.errstate(divide="ignore", over="ignore"):
-        return expected_sign(1 / np.abs(_at_least_zero("eta", eta)))
+        return expected_sign(1 / np.abs(check_eta(eta)))
 
 
 def expected_sign(ratio: ArrayLike) -> Array:
@@ -84,20 +85,22 @@ def success_probability(gradient: ArrayLike, std: ArrayLike) -> Array:
 
     rho_i = 1/2 + 1/2 erf(|grad_i|/(sqrt(2) sigma_i))
 
-    It is 1/2 where the gradient is 0 and 1 where there is no noise, with or without a gradient.
+    It is 1/2 where the gradient is 0 and 1 where there is no noise, with or without a gradient. An
+    estimate from one gradient, whose mean is unknown, is another quantity:
+    :func:`expected_sign_confidence`.
 
     Args:
         gradient: grad.
         std: sigma >= 0; the two broadcast.
 
     Raises:
-        InvalidOption: a standard deviation is negative or NaN.
+        InvalidOption: a standard deviation is negative or NaN, a gradient NaN, or both infinite.
 
     Example:
         >>> success_probability([-1.0, 0.0, 2.0], [1.0, 1.0, 0.0]).round(4)
         array([0.8413, 0.5   , 1.    ])
     """
-    eta = _eta(gradient, _at_least_zero("std", std))
+    eta = _eta(gradient, at_least_zero("std", std))
     with np.errstate(divide="ignore", over="ignore"):
         return np.asarray(ndtr(1 / eta))
 
@@ -112,13 +115,13 @@ def optimal_factor(mean: ArrayLike, variance: ArrayLike) -> Array:
         variance: sigma^2 >= 0; the two broadcast.
 
     Raises:
-        InvalidOption: a variance is negative or NaN.
+        InvalidOption: a variance is negative or NaN, a mean NaN, or both infinite.
 
     Example:
         >>> optimal_factor([2.0, 1.0, 0.0], [1.0, 2.25, 1.0]).round(4)  # as in Fig. 4
         array([0.8   , 0.3077, 0.    ])
     """
-    return gamma_svag(_eta(mean, np.sqrt(_at_least_zero("variance", variance))))
+    return gamma_svag(_eta(mean, np.sqrt(at_least_zero("variance", variance))))
 
 
 def optimal_sign_factor(mean: ArrayLike, variance: ArrayLike) -> Array:
@@ -126,18 +129,23 @@ def optimal_sign_factor(mean: ArrayLike, variance: ArrayLike) -> Array:
 
     gamma = 2 rho - 1 = erf(|p|/(sqrt(2) sigma))
 
+    2 rho - 1 is the minimiser for any distribution, but lies in [0, 1] only where the median has
+    the sign of the mean: a gradient that is 200 with probability 0.01, else -1, has the mean
+    1.01 and 2 rho - 1 = -0.98, and descent along its sign walks uphill. For other symmetric noise
+    see :mod:`svag.theory.sign_factors`.
+
     Args:
         mean: p = E[p^].
         variance: sigma^2 >= 0; the two broadcast.
 
     Raises:
-        InvalidOption: a variance is negative or NaN.
+        InvalidOption: a variance is negative or NaN, a mean NaN, or both infinite.
 
     Example:
         >>> optimal_sign_factor([-2.0, 1.0, 0.0], 1.0).round(4)
         array([0.9545, 0.6827, 0.    ])
     """
-    return gamma_erf(_eta(mean, np.sqrt(_at_least_zero("variance", variance))))
+    return gamma_erf(_eta(mean, np.sqrt(at_least_zero("variance", variance))))
 
 
 def expected_distance(factor: ArrayLike, mean: ArrayLike, variance: ArrayLike) -> Array:
@@ -151,14 +159,18 @@ def expected_distance(factor: ArrayLike, mean: ArrayLike, variance: ArrayLike) -
         variance: sigma^2 >= 0; all three broadcast.
 
     Raises:
-        InvalidOption: a variance is negative or NaN.
+        InvalidOption: a variance is negative, or something NaN.
 
     Example:
         >>> expected_distance([0.8, 1.0], 2.0, 1.0).round(4)
         array([0.8, 1. ])
     """
-    gamma, p = np.asarray(factor, dtype=np.float64), np.asarray(mean, dtype=np.float64)
-    return np.asarray((gamma - 1) ** 2 * p**2 + gamma**2 * _at_least_zero("variance", variance))
+    gamma, p = _number("factor", factor), _number("mean", mean)
+    std = np.sqrt(at_least_zero("variance", variance))
+    with np.errstate(over="ignore", invalid="ignore"):
+        bias = np.where(gamma == 1, 0.0, (gamma - 1) * p)  # not 0 times infinity
+        noise = np.where(gamma == 0, 0.0, gamma * std)
+        return np.asarray(bias**2 + noise**2)
 
 
 def expected_sign_distance(factor: ArrayLike, probability: ArrayLike) -> Array:
@@ -250,66 +262,6 @@ def estimate_optimal_sign_factor(samples: ArrayLike, mean: ArrayLike) -> FactorE
     return _minimiser(np.sign(values), np.sign(target))
 
 
-def relative_variance(m: ArrayLike, v: ArrayLike) -> Array:
-    """Adam's estimate of the relative variance, (v - m^2)/m^2 (Eq. 9).
-
-    Negative, down to -1, where Adam's two betas leave v below m^2; inf where m = 0.
-
-    Example:
-        >>> relative_variance([2.0, 1.0, 0.0], [5.0, 0.5, 1.0])
-        array([ 0.25, -0.5 ,   inf])
-    """
-    m, v = np.asarray(m, dtype=np.float64), _at_least_zero("v", v)
-    square = m**2
-    out = np.full(np.broadcast_shapes(m.shape, v.shape), np.inf)
-    return np.asarray(np.divide(v - square, square, out=out, where=square > 0))
-
-
-def adam_split(m: ArrayLike, v: ArrayLike, eps: float = 0.0) -> tuple[Array, Array]:
-    """Split Adam's update direction into sign and factor (Eqs. 7 to 9).
-
-        m/(sqrt(v) + eps) = sign(m) * gamma,   gamma = |m|/(sqrt(v) + eps)
-
-    At eps = 0 gamma is (1 + eta^2)^(-1/2) with eta^2 = (v - m^2)/m^2
-    (:func:`relative_variance`); it is written so because v - m^2 cancels. It can exceed 1.
-
-    Args:
-        m: first moment, debiased.
-        v: second moment, debiased, >= 0; the two broadcast.
-        eps: Adam's epsilon, >= 0.
-
-    Returns:
-        ``(sign, factor)``, both 0 where m = 0.
-
-    Raises:
-        InvalidOption: v or eps is negative or NaN, or both are 0 where m is not.
-
-    Example:
-        >>> adam_split([-3.0, 0.0], [25.0, 1.0])
-        (array([-1.,  0.]), array([0.6, 0. ]))
-    """
-    m, v = np.asarray(m, dtype=np.float64), _at_least_zero("v", v)
-    denominator = np.sqrt(v) + _at_least_zero("eps", eps)
-    if np.any((denominator == 0) & (m != 0)):
-        raise InvalidOption(
-            f"v = 0 where m != 0 with eps={eps!r} divides by 0; v, the average of squares, is "
-            "above 0 where m is not 0, or else pass eps > 0"
-        )
-    factor = np.zeros(np.broadcast_shapes(m.shape, denominator.shape))
-    np.divide(np.abs(m), denominator, out=factor, where=denominator > 0)
-    return np.sign(m), factor
-
-
-def adam_join(sign: ArrayLike, factor: ArrayLike) -> Array:
-    """Put an update direction together again from sign and factor (Eq. 7).
-
-    Example:
-        >>> adam_join(*adam_split([-3.0, 0.0], [25.0, 1.0]))
-        array([-0.6,  0. ])
-    """
-    return np.asarray(np.asarray(sign, dtype=np.float64) * np.asarray(factor, dtype=np.float64))
-
-
 class Gap(NamedTuple):
     """The largest difference between two factors, ``size``, and the ``eta`` where it is."""
 
@@ -321,7 +273,9 @@ def largest_gap() -> Gap:
     """Largest |erf(1/(sqrt(2) eta)) - (1 + eta^2)^(-1/2)|, by which Adam is not optimal (Fig. 3).
 
     Adam's factor is the larger one from eta = 0.8424 on. Below, it is the smaller one, by at most
-    0.0618 (at eta = 0.4543).
+    0.0618 (at eta = 0.4543). The difference tends to 0 with eta, the ratio does not: Adam's
+    factor ends up sqrt(pi/2) = 1.25 times the best one (:mod:`svag.theory.sign_factors` has the
+    ratio for other noise).
 
     Example:
         >>> gap = largest_gap()
@@ -339,7 +293,21 @@ def largest_gap() -> Gap:
     return Gap(gap(found.x), float(np.exp(found.x)))
 
 
-def _at_least_zero(name: str, value: ArrayLike) -> Array:
+def check_eta(eta: ArrayLike) -> Array:
+    """Return relative standard deviations as an array, and refuse what is none.
+
+    Raises:
+        InvalidOption: eta is negative or NaN.
+    """
+    return at_least_zero("eta", eta)
+
+
+def at_least_zero(name: str, value: ArrayLike) -> Array:
+    """Return an array, and refuse NaN and what is negative.
+
+    Raises:
+        InvalidOption: a number is.
+    """
     array = np.asarray(value, dtype=np.float64)
     if not np.all(array >= 0):
         wrong = array[~(array >= 0)].flat[0]
@@ -347,9 +315,31 @@ def _at_least_zero(name: str, value: ArrayLike) -> Array:
     return array
 
 
+def _number(name: str, value: ArrayLike) -> Array:
+    """Refuse NaN, which comparisons would hide."""
+    array = np.asarray(value, dtype=np.float64)
+    if np.isnan(array).any():
+        raise InvalidOption(f"{name} has the value nan; find out where it comes from")
+    return array
+
+
+def finite(name: str, value: ArrayLike) -> Array:
+    """Return an array, and refuse NaN and infinity.
+
+    Raises:
+        InvalidOption: a number is.
+    """
+    array = _number(name, value)
+    if np.isinf(array).any():
+        raise InvalidOption(f"{name} has the value {array[np.isinf(array)][0]}; it must be finite")
+    return array
+
+
 def _eta(mean: ArrayLike, std: Array) -> Array:
     """sigma/|p|, 0 where there is no noise and inf where there is nothing but noise."""
-    size = np.abs(np.asarray(mean, dtype=np.float64))
+    size = np.abs(_number("mean", mean))
+    if np.any(np.isinf(size) & np.isinf(std)):
+        raise InvalidOption("mean and standard deviation are both infinite; their ratio is unknown")
     with np.errstate(divide="ignore", over="ignore"):
         out = np.zeros(np.broadcast_shapes(size.shape, std.shape))
         return np.asarray(np.divide(std, size, out=out, where=std > 0))
@@ -369,15 +359,19 @@ def _samples(samples: ArrayLike, mean: ArrayLike) -> tuple[Array, Array]:
 
 def _minimiser(values: Array, target: Array) -> FactorEstimate:
     """Minimise avg (gamma x_k - p)^2; errors by the delta method."""
+    size = np.maximum(np.abs(values).max(axis=0), np.abs(target))
+    unit = np.where(size > 0, np.exp2(np.floor(np.log2(np.where(size > 0, size, 1)))), 1)
+    values, target = values / unit, target / unit  # so that no square leaves the range
     square = np.mean(values**2, axis=0)
     slope = target * np.mean(values, axis=0)
     factor = np.divide(slope, square, out=np.ones(target.shape), where=square > 0)
     residual = factor * values - target
     influence = residual * values / np.where(square > 0, square, 1)
     count = np.sqrt(len(values))
-    return FactorEstimate(
-        np.asarray(factor),
-        np.asarray(influence.std(axis=0, ddof=1) / count),
-        np.asarray(np.mean(residual**2, axis=0)),
-        np.asarray((residual**2).std(axis=0, ddof=1) / count),
-    )
+    distance = np.mean(residual**2, axis=0), (residual**2).std(axis=0, ddof=1) / count
+    with np.errstate(over="ignore", under="ignore"):
+        return FactorEstimate(
+            np.asarray(factor),
+            np.asarray(influence.std(axis=0, ddof=1) / count),
+            *(np.asarray(unit * (unit * part)) for part in distance),
+        )

@@ -16,6 +16,8 @@ Value: TypeAlias = float | Array
 
 _ASYMMETRY = 1e-10
 
+_quietly = np.errstate(over="ignore", under="ignore")  # the limit stands in the result
+
 
 class Improvement(NamedTuple):
     """A Monte Carlo estimate of an expected improvement.
@@ -43,7 +45,8 @@ class StochasticQuadratic:
 
     Every method takes one ``theta`` of shape (d,), and returns a float where it returns a number,
     or a stack of shape (..., d). Where there is neither noise nor gradient, improvement and step
-    size are 0.
+    size are 0. Scales far from 1 do no harm: all is computed on Q over a power of 2, and what
+    leaves the range of float64 in the end becomes 0 or inf.
 
     Args:
         Q: Q, of shape (d, d), d >= 1; symmetric and positive definite.
@@ -93,21 +96,27 @@ class StochasticQuadratic:
     @cached_property
     def eigenvalues(self) -> Array:
         """Eigenvalues lambda of Q, ascending."""
-        diagonal = np.sort(np.diagonal(self.Q))
-        return diagonal if self._diagonal else np.asarray(np.linalg.eigvalsh(self.Q))
+        if self._diagonal:
+            return np.sort(np.diagonal(self.Q))
+        with np.errstate(over="ignore", under="ignore"):
+            return np.asarray(np.linalg.eigvalsh(self._unit) * self._scale)
 
+    @_quietly
     def loss(self, theta: ArrayLike) -> Value:
         """L(theta) = 1/2 (theta - x*)^T Q (theta - x*) + nu^2/2 tr(Q) (Eq. 11)."""
-        return self.suboptimality(theta) + 0.5 * self.noise**2 * float(np.trace(self.Q))
+        spread = self.noise * np.sqrt(np.trace(self._unit))
+        return self.suboptimality(theta) + float(0.5 * spread * self._scale * spread)
 
+    @_quietly
     def suboptimality(self, theta: ArrayLike) -> Value:
         """L(theta) minus its minimum nu^2/2 tr(Q)."""
-        away = self._from_minimum(theta)
-        return _value(0.5 * np.sum(away * (away @ self.Q), axis=-1))
+        size, away = _unit(self._from_minimum(theta))
+        return _value(0.5 * np.sum(away * (away @ self._unit), axis=-1) * size * self._scale * size)
 
+    @_quietly
     def gradient(self, theta: ArrayLike) -> Array:
         """Gradient of the loss, Q (theta - x*)."""
-        return np.asarray(self._from_minimum(theta) @ self.Q)
+        return np.asarray(self._unit_gradient(theta) * self._scale)
 
     def gradient_std(self, theta: ArrayLike | None = None) -> Array:
         """sigma_i = nu sqrt([Q^2]_ii), the standard deviations of a stochastic gradient.
@@ -115,26 +124,44 @@ class StochasticQuadratic:
         They are the same at every theta: read-only, of theta's shape, or (d,) without one.
         """
         shape = () if theta is None else self._from_minimum(theta).shape[:-1]
-        return np.broadcast_to(self.noise * self._unit_std, (*shape, self.dimension))
+        with np.errstate(over="ignore"):
+            std = self.noise * (self._unit_std * self._scale)
+        return np.broadcast_to(std, (*shape, self.dimension))
 
+    @_quietly
     def gradient_covariance(self) -> Array:
         """nu^2 Q Q, the covariance of a stochastic gradient, the same at every theta."""
-        return np.asarray(self.noise**2 * self._square)
+        std = self.gradient_std()
+        with np.errstate(invalid="ignore"):  # infinity times 0
+            covariance = std * self._correlation * std[:, None]
+        return np.where(self._correlation == 0, 0.0, covariance)
 
+    @_quietly
     def sample_gradients(self, theta: ArrayLike, n: int, rng: np.random.Generator) -> Array:
-        """Draw n stochastic gradients Q (theta - x) at each theta, of shape (n, ..., d)."""
+        """Draw n stochastic gradients Q (theta - x) at each theta, of shape (n, ..., d).
+
+        Raises:
+            InvalidOption: they leave the range of float64.
+        """
         gradient = self.gradient(theta)
         if self.noise == 0:
             return np.repeat(gradient[None], n, axis=0)
-        return gradient - self.noise * (rng.standard_normal((n, *gradient.shape)) @ self.Q)
+        drawn = rng.standard_normal((n, *gradient.shape)) @ self._unit
+        samples = np.asarray(gradient - self.noise * drawn * self._scale)
+        if not np.isfinite(samples).all():
+            raise InvalidOption(
+                f"stochastic gradients with noise={self.noise:.3g} and entries of Q up to "
+                f"{self._scale:.3g} leave the range of float64; scale Q, theta or noise down"
+            )
+        return samples
 
     def expected_sign(self, theta: ArrayLike) -> Array:
         """E[sign(g_i)] = (2 rho_i - 1) sign(grad_i) (Eq. 10)."""
-        return expected_sign(self._ratio(self.gradient(theta)))
+        return expected_sign(self._ratio(self._unit_gradient(theta)))
 
     def expected_sign_products(self, theta: ArrayLike) -> Array:
         """E[s s^T] with s = sign(g), of shape (..., d, d), by Owen's T for every pair."""
-        ratio = self._ratio(self.gradient(theta))
+        ratio = self._ratio(self._unit_gradient(theta))
         if self.noise == 0:
             sign = np.sign(ratio)
             return np.asarray(sign[..., :, None] * sign[..., None, :])
@@ -145,6 +172,7 @@ class StochasticQuadratic:
         )
         return out
 
+    @_quietly
     def expected_sign_curvature(self, theta: ArrayLike, *, exact: bool = True) -> Value:
         """E[s^T Q s] = sum_ij q_ij E[s_i s_j] with s = sign(g), the denominator of I_SSD.
 
@@ -152,8 +180,9 @@ class StochasticQuadratic:
             theta: of shape (d,) or (..., d); many at once are cheap.
             exact: False means its upper bound sum_ij |q_ij| = tr(Q)/p_diag(Q), Eq. (14)'s.
         """
-        return self._sign_curvature(self.gradient(theta), exact)
+        return _value(self._sign_curvature(self._unit_gradient(theta), exact) * self._scale)
 
+    @_quietly
     def expected_improvement_sgd(self, theta: ArrayLike) -> Value:
         """Expected improvement of an SGD step of optimal size (Eq. 13).
 
@@ -163,20 +192,19 @@ class StochasticQuadratic:
             >>> StochasticQuadratic(np.eye(2), np.zeros(2), 1.0).expected_improvement_sgd([1, 1])
             0.5
         """
-        slope = np.sum(self.gradient(theta) ** 2, axis=-1)
-        return _value(0.5 * slope * self.optimal_step_size_sgd(theta))
+        size, unit = _unit(self._unit_gradient(theta))
+        slope = np.sum(unit**2, axis=-1)
+        gain = 0.5 * slope**2 / self._sgd_curvature(size, unit)
+        return _value(size * (size * self._scale) * gain)
 
+    @_quietly
     def optimal_step_size_sgd(self, theta: ArrayLike) -> Value:
         """alpha_* of SGD, grad^T grad / (grad^T Q grad + nu^2 sum_i lambda_i^3) (before Eq. 12)."""
-        gradient = self.gradient(theta)
-        size = np.max(np.abs(gradient), axis=-1)
-        scale = np.where(size > 0, size, 1)  # so that squares of small gradients do not underflow
-        unit = gradient / scale[..., None]
-        with np.errstate(over="ignore"):
-            noise = (self.noise / scale) ** 2 * np.sum(self.Q * self._square)
-        curvature = np.sum(unit * (unit @ self.Q), axis=-1) + noise
-        return _value(np.sum(unit**2, axis=-1) / np.where(size > 0, curvature, 1))
+        size, unit = _unit(self._unit_gradient(theta))
+        slope = np.sum(unit**2, axis=-1)
+        return _value(slope / self._sgd_curvature(size, unit) / self._scale)
 
+    @_quietly
     def expected_improvement_ssd(self, theta: ArrayLike, *, exact: bool = True) -> Value:
         """Expected improvement of an SSD step of optimal size (Eqs. 12 and 14).
 
@@ -195,11 +223,10 @@ class StochasticQuadratic:
             >>> f"{exact:.4f} >= {bound:.4f}"
             '0.0525 >= 0.0397'
         """
-        gradient = self.gradient(theta)
-        return _value(
-            0.5 * self._sign_slope(gradient) * self.optimal_step_size_ssd(theta, exact=exact)
-        )
+        slope = self._sign_slope(self._unit_gradient(theta)) * self._scale
+        return _value(0.5 * slope * self.optimal_step_size_ssd(theta, exact=exact))
 
+    @_quietly
     def optimal_step_size_ssd(self, theta: ArrayLike, *, exact: bool = True) -> Value:
         """alpha_* of SSD, sum_i (2 rho_i - 1) |grad_i| / E[s^T Q s] (before Eq. 12).
 
@@ -208,10 +235,11 @@ class StochasticQuadratic:
             exact: False takes tr(Q)/p_diag(Q) for the denominator, as Eq. (14) does, which is
                 several times too large where Q is not diagonal.
         """
-        gradient = self.gradient(theta)
+        gradient = self._unit_gradient(theta)
         slope, curvature = self._sign_slope(gradient), self._sign_curvature(gradient, exact)
         return _value(slope / np.where(slope > 0, curvature, 1))
 
+    @_quietly
     def expected_improvement(self, theta: ArrayLike, directions: ArrayLike) -> Improvement:
         """Expected improvement along any random direction z, from samples of it (Eq. 12).
 
@@ -225,7 +253,7 @@ class StochasticQuadratic:
             directions: samples of z at this theta, of shape (n, d), n >= 2.
 
         Raises:
-            InvalidOption: the shapes are others.
+            InvalidOption: the shapes are others, or a direction is not finite.
 
         Example:
             >>> problem = StochasticQuadratic(np.eye(2), np.zeros(2), 1.0)
@@ -234,19 +262,25 @@ class StochasticQuadratic:
             >>> abs(found.value - 0.5) < 3 * found.standard_error
             True
         """
-        gradient, z = self.gradient(theta), np.asarray(directions, dtype=np.float64)
+        gradient, z = self._unit_gradient(theta), np.asarray(directions, dtype=np.float64)
         if gradient.ndim != 1 or z.ndim != 2 or len(z) < 2 or z.shape[1] != self.dimension:
             raise InvalidOption(
                 f"directions of shape {z.shape} at theta of shape {gradient.shape}; pass at least "
                 f"two samples, (n, {self.dimension}), and one theta, ({self.dimension},)"
             )
-        slope, curvature = -(z @ gradient), np.einsum("ni,ni->n", z, z @ self.Q)
+        if not np.isfinite(z).all():
+            raise InvalidOption("directions hold NaN or inf; all must be finite")
+        size, g = _unit(gradient)
+        length = np.abs(z).max()
+        z = z / np.where(length > 0, length, 1)
+        slope, curvature = -(z @ g), np.einsum("ni,ni->n", z, z @ self._unit)
         if not curvature.any():
             return Improvement(0.0, 0.0, 0.0)
         alpha = slope.mean() / curvature.mean()
         gain = alpha * slope - 0.5 * alpha**2 * curvature
         error = gain.std(ddof=1) / np.sqrt(len(z))
-        return Improvement(float(gain.mean()), float(error), float(alpha))
+        value, error = (float(x * size * self._scale * size) for x in (gain.mean(), error))
+        return Improvement(value, error, float(alpha * (size / length)))
 
     def _check_positive_definite(self) -> None:
         lowest, highest = self.eigenvalues[[0, -1]]
@@ -264,45 +298,72 @@ class StochasticQuadratic:
                 f"theta has shape {parameters.shape}; this problem takes ({self.dimension},) or "
                 f"a stack (..., {self.dimension})"
             )
+        if not np.isfinite(parameters).all():
+            raise InvalidOption("theta holds NaN or inf; the loss there is not defined")
         return np.asarray(parameters - self.x_star)
 
     def _ratio(self, gradient: Array) -> Array:
         """grad/sigma; without noise +-inf, and 0 where the gradient is 0."""
-        out = np.zeros_like(gradient)
-        with np.errstate(divide="ignore", over="ignore"):
-            return np.divide(gradient, self.gradient_std(), out=out, where=gradient != 0)
+        if self.noise == 0:
+            return np.asarray(np.where(gradient == 0, 0, np.copysign(np.inf, gradient)))
+        with np.errstate(over="ignore", under="ignore"):
+            return np.asarray(gradient / self._unit_std / self.noise)
 
     def _sign_slope(self, gradient: Array) -> Array:
         return np.asarray(np.sum(gradient * expected_sign(self._ratio(gradient)), axis=-1))
 
-    def _sign_curvature(self, gradient: Array, exact: bool) -> Value:
+    def _sign_curvature(self, gradient: Array, exact: bool) -> Array:
+        """E[s^T Q s] in units of the scale of Q."""
         if not exact:
-            return _value(np.full(gradient.shape[:-1], np.abs(self.Q).sum()))
+            return np.full(gradient.shape[:-1], np.abs(self._unit).sum())
         if self.noise == 0:
             sign = np.sign(gradient)
-            return _value(np.sum(sign * (sign @ self.Q), axis=-1))
+            return np.asarray(np.sum(sign * (sign @ self._unit), axis=-1))
         stack = self._ratio(gradient).reshape(-1, self.dimension)
-        form = expected_sign_form(self.Q, stack, self._correlation)
-        return _value(form.reshape(gradient.shape[:-1]))
+        form = expected_sign_form(self._unit, stack, self._correlation)
+        return form.reshape(gradient.shape[:-1])
+
+    def _sgd_curvature(self, size: Array, unit: Array) -> Array:
+        """E[g^T Q g] of a gradient ``size * unit``, over size^2 and the scale of Q; 1 for none."""
+        noise = np.sqrt(np.einsum("ij,ik,jk->", self._unit, self._unit, self._unit, optimize=True))
+        curvature = np.sum(unit * (unit @ self._unit), axis=-1) + (self.noise * (noise / size)) ** 2
+        return np.asarray(np.where(unit.any(axis=-1), curvature, 1))
+
+    def _unit_gradient(self, theta: ArrayLike) -> Array:
+        """The gradient in units of the scale of Q."""
+        return np.asarray(self._from_minimum(theta) @ self._unit)
 
     @cached_property
     def _diagonal(self) -> bool:
         return bool(np.array_equal(self.Q, np.diag(np.diagonal(self.Q))))
 
     @cached_property
-    def _square(self) -> Array:
-        return np.asarray(self.Q @ self.Q)
+    def _scale(self) -> float:
+        """A power of 2 near the largest entry of Q, so that dividing by it rounds nothing."""
+        return float(np.exp2(np.floor(np.log2(np.abs(self.Q).max()))))
 
     @cached_property
+    def _unit(self) -> Array:
+        """Q in units of its scale."""
+        return np.asarray(self.Q / self._scale)
+
+    @cached_property
+    def _rows(self) -> tuple[Array, Array]:
+        """Lengths of the rows of Q, in units of its scale, and the rows as unit vectors."""
+        largest = np.abs(self._unit).max(axis=1, keepdims=True)
+        rows = self._unit / largest
+        length = np.linalg.norm(rows, axis=1, keepdims=True)
+        return (largest * length)[:, 0], rows / length
+
+    @property
     def _unit_std(self) -> Array:
-        """Standard deviations of a stochastic gradient at nu = 1."""
-        return np.sqrt(np.diagonal(self._square))
+        """Standard deviations of a stochastic gradient at nu = 1, in units of the scale of Q."""
+        return self._rows[0]
 
     @cached_property
     def _correlation(self) -> Array:
         """Correlations of the entries of a stochastic gradient, whatever the noise level."""
-        scale = self._unit_std
-        return np.asarray(np.clip(self._square / scale / scale[:, None], -1, 1))
+        return np.asarray(np.clip(self._rows[1] @ self._rows[1].T, -1, 1))
 
 
 def _symmetric(matrix: ArrayLike) -> Array:
@@ -312,13 +373,21 @@ def _symmetric(matrix: ArrayLike) -> Array:
         raise InvalidOption(f"Q has shape {copy.shape}; it must be (d, d) with d >= 1")
     if not np.isfinite(copy).all():
         raise InvalidOption("Q has entries that are NaN or infinite; all must be finite")
-    asymmetry, allowed = np.abs(copy - copy.T).max(), _ASYMMETRY * np.abs(copy).max()
+    with np.errstate(over="ignore"):
+        asymmetry, allowed = np.abs(copy - copy.T).max(), _ASYMMETRY * np.abs(copy).max()
     if asymmetry > allowed:
         raise InvalidOption(
             f"Q differs from its transpose by {asymmetry:.3g}; it must be symmetric, to "
             f"{allowed:.3g} (rounding). Use (Q + Q.T) / 2"
         )
-    return np.asarray((copy + copy.T) / 2)
+    return np.asarray(copy / 2 + copy.T / 2) if asymmetry else copy
+
+
+def _unit(vectors: Array) -> tuple[Array, Array]:
+    """Split vectors into sizes and what is left, so that squares of it stay in range."""
+    size = np.max(np.abs(vectors), axis=-1)
+    size = np.where(size > 0, size, 1)
+    return size, vectors / size[..., None]
 
 
 def _value(number: Array) -> Value:

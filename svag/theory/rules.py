@@ -4,6 +4,8 @@ A rule returns gamma * d of one step and keeps the moving averages between steps
 :mod:`svag.anatomy` are written from the paper's equations here, in float64 and apart from
 :mod:`svag.optim`; AdaGrad and RMSProp, which are no rows of that table, stand beside them.
 Conventions: sign(0) = 0 and 0/0 := 0, so that a coordinate without a gradient does not move.
+Averages of squares are kept as their roots, since g^2 leaves the range of float64 from 1e154 on
+and below 1e-154, where g and its factor do not.
 """
 
 import math
@@ -14,6 +16,7 @@ import numpy as np
 
 from svag.anatomy import Anatomy
 from svag.errors import InvalidOption
+from svag.theory.averages import check_decay, debiasing, rho
 from svag.theory.factors import Array, expected_sign
 
 
@@ -34,16 +37,6 @@ def ratio(numerator: Array | float, denominator: Array, *, undefined: float = 0.
     """Divide elementwise, with 0/0 := ``undefined`` (and x/0 as well)."""
     out = np.full(np.broadcast_shapes(np.shape(numerator), np.shape(denominator)), undefined)
     return np.asarray(np.divide(numerator, denominator, out=out, where=denominator != 0))
-
-
-def rho(beta: float, t: int) -> float:
-    """Variance of the average m_t in units of the variance of one gradient (Eq. 21).
-
-    rho(beta, t) = (1 - beta)(1 + beta^(t+1)) / ((1 + beta)(1 - beta^(t+1))); 1 at t = 0, where
-    the paper's §4.4 says 0 in error.
-    """
-    power = beta ** (t + 1)
-    return (1 - beta) * (1 + power) / ((1 + beta) * (1 - power))
 
 
 class AnatomyRule:
@@ -80,7 +73,7 @@ class AnatomyRule:
         self.eps = eps
         self.t = -1
         self._m: Array | float = 0.0
-        self._v: Array | float = 0.0
+        self._root: Array | float = 0.0
         if anatomy.variance == "within-batch":
             raise InvalidOption(
                 "variance='within-batch' needs the gradient of each example; use "
@@ -107,12 +100,12 @@ class AnatomyRule:
     def _average(self, gradient: Array) -> Array:
         """m_t, debiased (Eq. 4)."""
         self._m = self.beta * self._m + (1 - self.beta) * gradient
-        return self._m / _weight(self.beta, self.t)
+        return self._m / debiasing(self.beta, self.t)
 
-    def _average_square(self, gradient: Array) -> Array:
-        """v_t, debiased (Eq. 5)."""
-        self._v = self.beta2 * self._v + (1 - self.beta2) * gradient**2
-        return self._v / _weight(self.beta2, self.t)
+    def _root_mean_square(self, gradient: Array) -> Array:
+        """sqrt(v_t), debiased (Eq. 5)."""
+        self._root = _averaged_root(self._root, gradient, self.beta2)
+        return self._root / math.sqrt(debiasing(self.beta2, self.t))
 
     def _dispersion(self, gradient: Array, mean: Array, eta_sq: Array | None) -> Array:
         """1 + r, r being the relative variance of the direction; inf where its mean is 0."""
@@ -121,13 +114,14 @@ class AnatomyRule:
             if eta_sq is None:
                 raise InvalidOption("an idealised rule needs the true relative variance, eta_sq")
             return 1 + weight * eta_sq
-        square = self._average_square(gradient)
+        root = self._root_mean_square(gradient)
         if self.anatomy.raw:
-            return ratio((np.sqrt(square) + self.eps) ** 2, mean**2, undefined=np.inf)
+            return ratio(root + self.eps, np.abs(mean), undefined=np.inf) ** 2
         if self.t == 0 or self.beta == 0:
             return np.ones_like(mean)
-        s = np.maximum(square - mean**2, 0) / (1 - rho(self.beta, self.t))
-        return 1 + ratio(weight * s, mean**2, undefined=np.inf)
+        size = ratio(root, np.abs(mean), undefined=np.inf)  # sqrt(v)/|m|
+        s = np.maximum((size - 1) * (size + 1), 0) / (1 - rho(self.beta, self.t))  # s/m^2
+        return 1 + weight * s
 
     def _factor(self, dispersion: Array) -> Array:
         """Return gamma of 1 + r (Eqs. 15, 8, and 10 with 16)."""
@@ -143,12 +137,12 @@ class AdaGrad:
     """g_t / sqrt(sum of all g_s^2 so far), Duchi et al. (2011), without an eps."""
 
     def __init__(self) -> None:
-        self._sum: Array | float = 0.0
+        self._root: Array | float = 0.0
 
     def __call__(self, gradient: Array, eta_sq: Array | None = None) -> Array:
         """Return the update for the next gradient."""
-        self._sum = self._sum + gradient**2
-        return ratio(gradient, np.sqrt(self._sum))
+        self._root = np.hypot(self._root, gradient)
+        return ratio(gradient, self._root)
 
 
 class RMSProp:
@@ -158,18 +152,19 @@ class RMSProp:
     """
 
     def __init__(self, beta: float = 0.99) -> None:
+        check_decay(beta)
         self.beta = beta
-        self._v: Array | float = 0.0
+        self._root: Array | float = 0.0
 
     def __call__(self, gradient: Array, eta_sq: Array | None = None) -> Array:
         """Return the update for the next gradient."""
-        self._v = self.beta * self._v + (1 - self.beta) * gradient**2
-        return ratio(gradient, np.sqrt(self._v))
+        self._root = _averaged_root(self._root, gradient, self.beta)
+        return ratio(gradient, self._root)
 
 
-def _weight(beta: float, t: int) -> float:
-    """1 - beta^(t+1), the debiasing of Eqs. (4) and (5)."""
-    return -math.expm1((t + 1) * math.log(beta)) if beta else 1.0
+def _averaged_root(root: Array | float, gradient: Array, beta: float) -> Array:
+    """sqrt(beta root^2 + (1 - beta) g^2), wherever its squares would be."""
+    return np.asarray(np.hypot(math.sqrt(beta) * root, math.sqrt(1 - beta) * gradient))
 
 
 def _decays(anatomy: Anatomy, betas: Sequence[float]) -> tuple[float, float]:
@@ -180,6 +175,5 @@ def _decays(anatomy: Anatomy, betas: Sequence[float]) -> tuple[float, float]:
             f"betas={tuple(betas)!r}: {anatomy} averages with {wanted} decay(s); pass {wanted}"
         )
     for beta in betas:
-        if not 0 <= beta < 1:
-            raise InvalidOption(f"beta={beta!r} is not in [0, 1); 1 would never move")
+        check_decay(beta)
     return betas[0], betas[-1]

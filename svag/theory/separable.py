@@ -5,7 +5,9 @@
 Lemmas 2 and 3 say when full-batch Adam, AdaGrad, RMSProp and sign descent never leave the line
 through sign(X^T y): started at 0, without an eps, if X sign(X^T y) = c y. M-SVAG and gradient
 descent do leave it. One departure: the paper wants [X^T y]_i != 0 throughout; with sign(0) = 0
-and 0/0 := 0 a coordinate where it is 0 has no gradient on the line and stays 0.
+and 0/0 := 0 a coordinate where it is 0 has no gradient on the line and stays 0. The same choice
+is needed where an iterate hits X theta = y exactly: with the paper's sign(0) = 1 (its footnote 3)
+sign descent then leaves the line through sign(X^T y) along (1, ..., 1), against Lemma 3.
 """
 
 from collections.abc import Iterator
@@ -70,12 +72,25 @@ class LeastSquares:
         return self.residual(theta) @ self.X / len(self.y)
 
     def smoothness(self) -> float:
-        """L, the largest eigenvalue of X^T X / n: gradient descent is stable below 2/L."""
-        return float(np.linalg.norm(self.X, 2) ** 2 / len(self.y))
+        """L, the largest eigenvalue of X^T X / n: gradient descent is stable below 2/L.
+
+        Raises:
+            InvalidOption: L leaves the range of float64.
+        """
+        scale = np.abs(self.X).max()
+        root = float(np.linalg.norm(self.X / scale, 2)) * scale if scale > 0 else 0.0
+        with np.errstate(over="ignore", under="ignore"):
+            L = float(root * (root / len(self.y)))  # noqa: N806
+        if np.isinf(L) or (L == 0 and scale > 0):
+            raise InvalidOption(
+                f"X has entries up to {scale:.3g}: the curvature X^T X / n leaves the range of "
+                "float64. Scale the features"
+            )
+        return L
 
     def train_error(self, theta: Array) -> float:
-        """Share of the examples that sign(X theta) gets wrong; 0 is wrong."""
-        return float(np.mean(self.y * (self.X @ theta) <= 0))
+        """Share of the examples that sign(X theta) gets wrong; 0 and NaN are wrong."""
+        return float(np.mean(~(self.y * (self.X @ theta) > 0)))  # NaN is wrong, too
 
     def sign_direction(self) -> Array:
         """sign(X^T y), where Lemmas 2 and 3 keep the iterates, (d,)."""
@@ -96,25 +111,46 @@ class LeastSquares:
     def max_margin(self) -> Array:
         """The w of least norm with y_i x_i^T w >= 1 for all i, (d,), no intercept.
 
-        A least distance problem: with E = [(y x)^T; 1^T], f = (0, ..., 0, 1) and r = E u - f for
-        the u >= 0 that minimises |r|, it is w = -r[:-1]/r[-1] (Lawson & Hanson 1974, ch. 23).
-        Gradient descent on R from 0 goes to the w of least norm with X w = y. The paper's "provably
-        converge to the max-margin solution" therefore needs every example to be a support
-        vector, as on the data of Wilson et al.; in general the two differ.
+        A least distance problem, on features scaled to 1: with E = [(y x)^T; 1^T], f = (0, ..., 0,
+        1) and r = E u - f for the u >= 0 that minimises |r|, it is w = -r[:-1]/r[-1] (Lawson &
+        Hanson 1974, ch. 23). Gradient descent on R goes elsewhere, to :meth:`least_norm`, unless
+        every example is a support vector.
 
         Raises:
-            InvalidOption: the examples are not linearly separable.
+            InvalidOption: the examples are not linearly separable, or by so little that rounding
+                hides it.
         """
-        E = np.vstack(((self.y[:, None] * self.X).T, np.ones(len(self.y))))  # noqa: N806
+        scale = np.abs(self.X).max()
+        rows = self.y[:, None] * self.X / (scale if scale > 0 else 1.0)
+        E = np.vstack((rows.T, np.ones(len(self.y))))  # noqa: N806
         f = np.append(np.zeros(self.X.shape[1]), 1.0)
         u, _ = nnls(E, f)
         r = E @ u - f
-        if -r[-1] <= 1e-10:
+        w = -r[:-1] / r[-1] if r[-1] < 0 else np.zeros(len(f) - 1)
+        if not (rows @ w > 1 - 1e-6).all():
             raise InvalidOption(
                 f"the {len(self.y)} examples are not linearly separable; there is no max-margin "
                 "solution"
             )
-        return np.asarray(-r[:-1] / r[-1])
+        return np.asarray(w / scale)
+
+    def least_norm(self) -> Array:
+        """The w of least norm among the minimisers of R, X^+ y, (d,): gradient descent's limit.
+
+        The paper has the non-adaptive methods "provably converge to the max-margin solution" on
+        these problems. They converge to this one, from theta_0 = 0. The two have one direction if
+        every example is a support vector, which is if no y_i [(X X^T)^-1 y]_i is negative, as on
+        the data of Wilson et al. In general they differ: by 63 degrees for X = [[1, 0], [3, 1]], y
+        = (1, 1).
+
+        Example:
+            >>> problem = LeastSquares(np.array([[1.0, 0.0], [3.0, 1.0]]), np.ones(2))
+            >>> problem.least_norm().round(12), problem.max_margin().round(12)
+            (array([ 1., -2.]), array([1., 0.]))
+        """
+        scale = np.abs(self.X).max()
+        unit = self.X / (scale if scale > 0 else 1.0)
+        return np.asarray(np.linalg.pinv(unit) @ self.y / (scale if scale > 0 else 1.0))
 
 
 def full_batch_iterates(
@@ -157,7 +193,7 @@ def proportionality_error(theta: Array, direction: Array) -> float:
     theta = 0, NaN for one that has diverged.
 
     Raises:
-        InvalidOption: shapes differ, or the direction is 0.
+        InvalidOption: shapes differ, or the direction is 0 or not finite.
 
     Example:
         >>> proportionality_error(np.array([-3.0, 3.0]), np.array([1.0, -1.0]))
@@ -169,24 +205,28 @@ def proportionality_error(theta: Array, direction: Array) -> float:
             f"theta has shape {theta.shape} and the direction {direction.shape}; they must be the "
             "same, and the direction not 0"
         )
+    if not np.isfinite(direction).all():
+        raise InvalidOption("the direction holds NaN or inf; it must be finite")
     size = np.abs(theta).max()
     if size == 0 or not np.isfinite(size):
         return 0.0 if size == 0 else float("nan")
+    theta, direction = theta / size, direction / np.abs(direction).max()
     c = theta @ direction / (direction @ direction)
-    return float(np.abs(theta - c * direction).max() / size)
+    return float(np.abs(theta - c * direction).max())
 
 
 def angle(a: Array, b: Array) -> float:
-    """Angle between two vectors in degrees, accurate near 0 (Kahan); NaN if one is 0.
+    """Angle between two vectors in degrees, accurate near 0 (Kahan); NaN if one is 0 or diverged.
 
     Example:
         >>> round(angle(np.array([1.0, 0.0]), np.array([2.0, 2.0])), 12)
         45.0
     """
-    size_a, size_b = np.linalg.norm(a), np.linalg.norm(b)
-    if size_a == 0 or size_b == 0:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if not (a.any() and b.any() and np.isfinite(a).all() and np.isfinite(b).all()):
         return float("nan")
-    a, b = a / size_a, b / size_b
+    a, b = a / np.abs(a).max(), b / np.abs(b).max()  # squares stay in range
+    a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
     return float(np.degrees(2 * np.arctan2(np.linalg.norm(a - b), np.linalg.norm(a + b))))
 
 

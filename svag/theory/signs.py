@@ -77,7 +77,12 @@ def expected_sign_form(Q: Array, ratio: Array, correlation: Array) -> Array:  # 
 
     Returns:
         One number for each of the n means.
+
+    Raises:
+        InvalidOption: the shapes do not fit, a correlation is outside [-1, 1], or Q or a ratio
+            is NaN.
     """
+    _check_form(Q, ratio, correlation)
     h = np.clip(ratio, -_FAR, _FAR)
     weights = Q - np.diag(np.diagonal(Q))
     size = np.where(weights != 0, np.abs(correlation), 0)
@@ -95,6 +100,23 @@ def expected_sign_form(Q: Array, ratio: Array, correlation: Array) -> Array:  # 
         total += np.sum(a * (a @ weights), axis=1)
         weights *= correlation
     return np.asarray(total)
+
+
+def _check_form(Q: Array, ratio: Array, correlation: Array) -> None:  # noqa: N803
+    """Refuse what has no expectation."""
+    d = len(Q)
+    if Q.shape != (d, d) or correlation.shape != (d, d) or np.ndim(ratio) != 2:
+        raise InvalidOption(
+            f"Q of shape {Q.shape}, ratio {np.shape(ratio)} and correlation {correlation.shape}: "
+            "they must be (d, d), (n, d) and (d, d)"
+        )
+    if np.shape(ratio)[1] != d or not np.all(np.abs(correlation) <= 1):
+        raise InvalidOption(
+            f"ratio has shape {np.shape(ratio)}, of which the last must be {d}; correlations must "
+            "lie in [-1, 1]"
+        )
+    if not np.isfinite(Q).all() or np.isnan(ratio).any():
+        raise InvalidOption("Q must be finite, and a ratio a number, +-inf allowed")
 
 
 def _owen(h: Array, k: Array, r: Array) -> Array:

@@ -47,7 +47,7 @@ def theorem1_constants(problem: StochasticQuadratic) -> Theorem1Constants:
         mu=float(eigenvalues[0]),
         L=float(eigenvalues[-1]),
         c_v=0.0,
-        M_v=float(problem.noise**2 * np.sum(eigenvalues**2)),
+        M_v=float(np.trace(problem.gradient_covariance())),
     )
 
 
@@ -83,14 +83,25 @@ def theorem1_bound(constants: Theorem1Constants, start: float, steps: int) -> Ar
         constants: of the problem.
         start: e_0 = f(theta_0) - f*.
         steps: number of steps.
+
+    Raises:
+        InvalidOption: not 0 < mu <= L < inf, a constant or the start is negative or not finite,
+            or ``steps`` is negative.
     """
+    mu, smoothness = constants.mu, constants.L
+    c_v, M_v = constants.c_v, constants.M_v  # noqa: N806
+    if not (0 < mu <= smoothness < np.inf and c_v >= 0 <= M_v and 0 <= start < np.inf):
+        raise InvalidOption(
+            f"{constants} and start={start!r}: it takes 0 < mu <= L and the others >= 0, all finite"
+        )
+    if steps < 0:
+        raise InvalidOption(f"steps={steps!r} must be at least 0")
     e = np.empty(steps + 1)
     e[0] = start
-    for t in range(steps):
-        x = 2 * constants.mu * e[t]
-        denominator = (1 + constants.c_v) * x + constants.M_v
-        gain = x**2 / denominator if denominator > 0 else 0.0
-        e[t + 1] = e[t] - gain / (2 * constants.L)
+    for t in range(steps):  # x^2/((1 + c_v) x + M_v), and no square leaves the range
+        square = 2 * mu * float(e[t])
+        noise = M_v / square if square > 0 else np.inf
+        e[t + 1] = e[t] * (1 - mu / smoothness / (1 + c_v + noise))
     return e
 
 

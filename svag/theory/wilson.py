@@ -95,7 +95,8 @@ def wilson_test_error(theta: Array, p: float = 0.7, *, n: int = 10_000, seed: in
             "and n >= 1"
         )
     _check_majority(p)
-    wrong = {y: bool(y * (y * theta[0] + theta[1] + theta[2]) <= 0) for y in (1, -1)}
+    score = {y: y * (y * theta[0] + theta[1] + theta[2]) for y in (1, -1)}
+    wrong = {y: not score[y] > 0 for y in score}  # NaN is wrong, too
     positive = int((np.random.default_rng([seed, 1]).random(n) < p).sum())
     errors = positive * wrong[1] + (n - positive) * wrong[-1]
     return ErrorRate(

@@ -1,21 +1,27 @@
 """Clipping and unscaling of gradients that takes their variances along.
 
-A gradient multiplied by c has c^2 times the variance. The functions of ``torch`` change the
-gradient alone, after which ``p.grad_var`` is another quantity's; these call them and follow. A
-parameter without a current variance is clipped as in torch and left without one.
+A gradient multiplied by c has c^2 times the variance. These call the functions of ``torch`` that
+variances follow (:mod:`svag.variance.rescaling`); clipping by value has a factor for each entry,
+which only :func:`clip_grad_value_` knows. A parameter without a current variance is clipped as in
+torch and left without one.
 """
 
-from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import utils
 from torch.optim import Optimizer
 
-from svag.errors import MissingVariance
-from svag.variance.attachment import Parameters, is_current, listed, rescale, restamp
+from svag.variance.attachment import (
+    Parameters,
+    dtype_of_variance,
+    is_current,
+    listed,
+    rescale,
+    restamp,
+)
+from svag.variance.rescaling import follow_torch
 
 
 def clip_grad_norm_(
@@ -29,14 +35,16 @@ def clip_grad_norm_(
 
         c = min(1, max_norm / (|g| + 1e-6));    grad <- c grad;    grad_var <- c^2 grad_var
 
-    The coefficient counts as a constant, though it depends on the gradient.
+    The coefficient counts as a constant, though it depends on the gradient. torch's
+    own ``clip_grad_norm_`` does the same as soon as anything of svag's has made a variance or asked
+    for one.
 
     Args:
         parameters: a tensor or an iterable of tensors with gradients.
         max_norm: largest norm, in units of the gradient.
         norm_type: order of the norm, ``inf`` for the largest entry.
         error_if_nonfinite: raise if the norm is NaN or infinite.
-        foreach: as in ``torch.nn.utils.clip_grad_norm_``, which this calls.
+        foreach: as in ``torch.nn.utils.clip_grad_norm_``, whose result this has.
 
     Returns:
         The norm of all gradients together, before clipping.
@@ -58,16 +66,11 @@ def clip_grad_norm_(
         >>> weight.grad, weight.grad_var
         (tensor([1.5000, 2.0000]), tensor([0.2500, 0.2500]))
     """
+    follow_torch()
     params = listed(parameters)
-    carriers = [p for p in params if is_current(p)]
-    norm = utils.clip_grad_norm_(
-        params, max_norm, norm_type, error_if_nonfinite=error_if_nonfinite, foreach=foreach
-    )
-    variances = cast(Any, [SimpleNamespace(grad=cast(Any, p).grad_var) for p in carriers])
-    for _ in range(2):  # c, as torch computes it, then c once more
-        utils.clip_grads_with_norm_(variances, max_norm, norm, foreach=foreach)
-    for param in carriers:
-        restamp(param)
+    grads = [param.grad for param in params if param.grad is not None]
+    norm = utils.get_total_norm(grads, norm_type, error_if_nonfinite, foreach)
+    utils.clip_grads_with_norm_(params, max_norm, norm, foreach)
     return norm
 
 
@@ -113,11 +116,10 @@ def unscale_(scaler: torch.amp.GradScaler, optimizer: Optimizer) -> None:
 
         grad <- grad / scale;    grad_var <- grad_var / scale^2
 
-    Call it where ``scaler.unscale_(optimizer)`` would stand, between the backward pass and
-    clipping or ``scaler.step(optimizer)``, also where nothing is clipped: ``scaler.step`` unscales
-    what nobody has unscaled, and leaves the variances behind. A gradient with an infinite or NaN
-    entry makes ``scaler.step`` skip the step, as always. The scale is read, so on an accelerator
-    the host waits for it, as it does in ``scaler.step``.
+    It is ``scaler.unscale_(optimizer)``, which variances follow as soon as anything of svag's has
+    made or asked for one: ``scaler.step(optimizer)`` unscales them as well. A gradient with an
+    infinite or NaN entry makes ``scaler.step`` skip the step, as always. Where there is a variance
+    the scale is read, so on an accelerator the host waits for it, as it does in ``scaler.step``.
 
     Args:
         scaler: the scaler of the loss; a disabled one changes nothing.
@@ -141,43 +143,13 @@ def unscale_(scaler: torch.amp.GradScaler, optimizer: Optimizer) -> None:
         >>> scaler.step(optimizer)
         >>> scaler.update()
     """
-    carriers = [p for p in _parameters(optimizer) if is_current(p)]
+    follow_torch()
     scaler.unscale_(optimizer)
-    factor = 1.0 / scaler.get_scale()  # 1 of a disabled one
-    for param in carriers:
-        rescale(param, factor)
-        cast(Any, param).grad_var.unscaled = True
-
-
-def check_unscaled(optimizer: Optimizer) -> None:
-    """Raise if a scaler has unscaled this optimizer's gradients but not their variances.
-
-    ``GradScaler`` leaves no trace on a gradient. It tells an optimizer that has
-    ``_step_supports_amp_scaling``, in its ``step``, by a ``found_inf`` without a ``grad_scale``.
-
-    Raises:
-        MissingVariance: (a RuntimeError) a variance is still in units of the scaled gradient.
-    """
-    if getattr(optimizer, "found_inf", None) is None:
-        return
-    if getattr(optimizer, "grad_scale", None) is not None:
-        return
-    for param in _parameters(optimizer):
-        if is_current(param) and not getattr(cast(Any, param).grad_var, "unscaled", False):
-            raise MissingVariance(
-                f"the gradient of a parameter of shape {tuple(param.shape)} was unscaled and its "
-                "grad_var was not; call svag.unscale_(scaler, optimizer) in place of "
-                "scaler.unscale_(optimizer)"
-            )
-
-
-def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
-    for group in optimizer.param_groups:
-        yield from group["params"]
 
 
 def _shrinkage(grad: Tensor, clip_value: float) -> Tensor:
-    """Return by what clipping multiplies each entry; 0/0 is 1."""
+    """Return by what clipping multiplies each entry, in the variance's precision; 0/0 is 1."""
     with torch.no_grad():
-        factor = grad.clamp(min=-clip_value, max=clip_value).div_(grad)
+        wide = grad.to(dtype_of_variance(grad))
+        factor = grad.clamp(min=-clip_value, max=clip_value).to(wide.dtype).div_(wide)
         return factor.masked_fill_(grad == 0, 1.0)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from svag.errors import SparseGradient, TooFewSamples
 from svag.variance.attachment import Parameters, attach, clear, listed
+from svag.variance.rescaling import follow_torch
 
 Buffers: TypeAlias = dict[Tensor, Tensor]
 
@@ -42,8 +43,9 @@ class micro_batch_variance:  # noqa: N801 - reads as the function it is used as
     ``backward()`` may run several times in a micro-batch. With a ``GradScaler`` keep its scale
     until the end (``update()`` after the step) and unscale by :func:`svag.unscale_`. Under
     ``DistributedDataParallel`` let every backward pass synchronise: ``no_sync()`` would leave the
-    contributions before the last one unreduced. The sums are kept in the gradient's dtype; in
-    half precision many micro-batches lose to rounding what they add.
+    contributions before the last one unreduced. The sum is kept in the gradient's dtype, as plain
+    accumulation keeps it; in half precision many micro-batches lose to rounding what they add. The
+    variance of half-precision gradients is kept in float32.
 
     Args:
         parameters: a tensor or an iterable of tensors.
@@ -80,6 +82,7 @@ class micro_batch_variance:  # noqa: N801 - reads as the function it is used as
     """
 
     def __init__(self, parameters: Parameters) -> None:
+        follow_torch()
         self._params = listed(parameters)
         self._reset()
 
@@ -148,24 +151,26 @@ class micro_batch_variance:  # noqa: N801 - reads as the function it is used as
         self._sums.update(gradients)
         if self._count > 1:
             past = (self._count - 1) / self._count
-            self._spreads.update({p: g.square().mul_(past) for p, g in gradients.items()})
+            spreads = {p: _wide(g).square().mul_(past) for p, g in gradients.items()}
+            self._spreads.update(spreads)
 
     def _fold(self, gradients: Buffers) -> None:
         """Add c to the sums S and (k c - S)^2 / (k (k-1)) to the spreads, for micro-batch k.
 
-        The gradients' own memory is the scratch space, and at k = 2 becomes the spreads.
+        The gradients' own memory is the scratch space, and at k = 2 becomes the spreads; those in
+        half precision are widened first.
         """
         if not gradients:
             return
-        k, scratch = self._count, list(gradients.values())
-        sums = [self._sums[p] for p in gradients]
-        torch._foreach_add_(sums, scratch)
+        k, sums = self._count, [self._sums[p] for p in gradients]
+        torch._foreach_add_(sums, list(gradients.values()))
+        scratch = [_wide(gradient) for gradient in gradients.values()]
         torch._foreach_mul_(scratch, k)
-        torch._foreach_sub_(scratch, sums)
+        torch._foreach_sub_(scratch, [_wide(total) for total in sums])
         if k == 2:
             torch._foreach_mul_(scratch, scratch)
             torch._foreach_mul_(scratch, 0.5)
-            self._spreads.update(gradients)
+            self._spreads.update(zip(gradients, scratch, strict=True))
         else:
             spreads = [self._spreads[p] for p in gradients]
             torch._foreach_addcmul_(spreads, scratch, scratch, value=1 / (k * (k - 1)))
@@ -173,7 +178,7 @@ class micro_batch_variance:  # noqa: N801 - reads as the function it is used as
     def _fold_zeros(self, params: list[Tensor]) -> None:
         """The same for parameters without a gradient: c = 0 adds S^2 / (k (k-1))."""
         for param in params:
-            total = self._sums[param]
+            total = _wide(self._sums[param])
             if self._count == 2:
                 self._spreads[param] = torch.zeros_like(total)
             weight = 1 / (self._count * (self._count - 1))
@@ -205,6 +210,11 @@ def _owned(param: Tensor) -> Tensor:
     if grad.requires_grad or grad._is_view():  # of create_graph; of a DDP bucket
         grad = grad.detach().clone()
     return torch.view_as_real(grad) if grad.is_complex() else grad
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return the tensor itself, or a float32 copy of one in half precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _shaped(reals: Tensor, param: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ takes sums over all entries. Nothing here changes a gradient or waits for an acc
 :func:`summarize`, which returns numbers.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -20,7 +21,8 @@ def relative_variance(grad: Tensor, grad_var: Tensor) -> Tensor:
 
         eta_sq = s / g^2
 
-    Infinite where g = 0 and s > 0; 0 where both are 0, since nothing was seen to vary.
+    Infinite where g = 0 and s > 0; 0 where both are 0, since nothing was seen to vary; NaN where
+    either is NaN or s < 0.
 
     Args:
         grad: g, the estimate of the mean.
@@ -33,7 +35,8 @@ def relative_variance(grad: Tensor, grad_var: Tensor) -> Tensor:
     """
     # Twice by |g|: g^2 may underflow where the result does not.
     magnitude = grad.abs()
-    return (grad_var / magnitude / magnitude).masked_fill(grad_var == 0, 0.0)
+    ratio = (grad_var / magnitude / magnitude).masked_fill(_still(grad, grad_var), 0.0)
+    return ratio.masked_fill(grad_var < 0, torch.nan)
 
 
 def signal_to_noise(grad: Tensor, grad_var: Tensor) -> Tensor:
@@ -41,7 +44,7 @@ def signal_to_noise(grad: Tensor, grad_var: Tensor) -> Tensor:
 
         1 / eta = |g| / sqrt(s)
 
-    Infinite where nothing was seen to vary.
+    Infinite where nothing was seen to vary; NaN where either is NaN or s < 0.
 
     Args:
         grad: g, the estimate of the mean.
@@ -52,32 +55,45 @@ def signal_to_noise(grad: Tensor, grad_var: Tensor) -> Tensor:
         >>> signal_to_noise(torch.tensor([-2.0, 0.0, 0.0]), torch.tensor([1.0, 1.0, 0.0]))
         tensor([2., 0., inf])
     """
-    return (grad.abs() / grad_var.sqrt()).masked_fill(grad_var == 0, torch.inf)
+    return (grad.abs() / grad_var.sqrt()).masked_fill(_still(grad, grad_var), torch.inf)
 
 
-def success_probability(grad: Tensor, grad_var: Tensor) -> Tensor:
-    """Return the probability that each entry of a gradient has the right sign (Eq. 10).
+def sign_confidence(grad: Tensor, grad_var: Tensor) -> Tensor:
+    """Return Eq. (10) at each entry of a gradient, with the gradient in place of its mean.
 
-        rho = 1/2 + 1/2 erf(|grad L| / (sqrt(2) sigma))
+        1/2 + 1/2 erf(|g| / sqrt(2 s))
 
-    with g for the unknown grad L, of which it is an unbiased estimate, and s for sigma^2. As |g|
-    overestimates |grad L| on average, so does this: pure noise gives 3/4 and not 1/2. It is 1
-    where nothing was seen to vary, with or without a gradient.
+    Eq. (10) itself is the probability that g has the sign of its mean grad L, which is unknown.
+    This is an estimate, whose mean over gradients (:func:`svag.theory.expected_sign_confidence`)
+    is above that probability where |grad L| is small, and below it where it is large:
+
+        |grad L| / sigma                     0       1/2     1       2       3
+        success probability, Eq. (10)        0.5     0.691   0.841   0.977   0.999
+        mean of this, variance known         0.75    0.769   0.818   0.928   0.983
+        mean of this, from two examples      0.814   0.828   0.863   0.940   0.981
+
+    No function of g and s has the success probability for its mean. It is 1 where nothing was
+    seen to vary, with or without a gradient; NaN where either is NaN or s < 0.
 
     Args:
         grad: g, the estimate of the mean.
         grad_var: s >= 0, its variance.
 
     Returns:
-        Probabilities in [1/2, 1] of Gaussian gradients.
+        Numbers in [1/2, 1].
 
     Example:
         >>> import torch
-        >>> success_probability(torch.tensor([1.0, 0.0, 3.0]), torch.tensor([1.0, 1.0, 0.0]))
+        >>> sign_confidence(torch.tensor([1.0, 0.0, 3.0]), torch.tensor([1.0, 1.0, 0.0]))
         tensor([0.8413, 0.5000, 1.0000])
     """
-    probability: Tensor = torch.special.ndtr(signal_to_noise(grad, grad_var))
-    return probability
+    confidence: Tensor = torch.special.ndtr(signal_to_noise(grad, grad_var))
+    return confidence
+
+
+def _still(grad: Tensor, grad_var: Tensor) -> Tensor:
+    """Where nothing was seen to vary, a gradient that is NaN excepted."""
+    return (grad_var == 0) & ~grad.isnan()
 
 
 @dataclass(frozen=True)
@@ -97,11 +113,14 @@ class NoiseScale:
 
     @property
     def simple(self) -> float:
-        """The simple noise scale tr(Sigma) / |grad L|^2, in examples; inf if not positive below.
+        """The simple noise scale tr(Sigma) / |grad L|^2, in examples.
 
-        About the batch size up to which larger batches save steps in proportion.
+        About the batch size up to which larger batches save steps in proportion. inf if the
+        denominator is not positive, NaN if either is NaN.
         """
-        return self.trace / self.grad_sq if self.grad_sq > 0 else float("inf")
+        if math.isnan(self.grad_sq) or math.isnan(self.trace):
+            return math.nan
+        return self.trace / self.grad_sq if self.grad_sq > 0 else math.inf
 
 
 def noise_scale(grad_sq: float, variance: float, batch_size: float) -> NoiseScale:
@@ -117,7 +136,8 @@ def noise_scale(grad_sq: float, variance: float, batch_size: float) -> NoiseScal
         batch_size: B, the examples behind the gradient, over all micro-batches or ranks.
 
     Raises:
-        InvalidOption: (a ValueError) the batch has less than one example.
+        InvalidOption: (a ValueError) the batch has less than one example or infinitely many, or
+            ``grad_sq`` or ``variance`` is negative.
 
     Example:
         >>> noise_scale(grad_sq=5.0, variance=1.0, batch_size=64).simple
@@ -126,8 +146,9 @@ def noise_scale(grad_sq: float, variance: float, batch_size: float) -> NoiseScal
     References:
         McCandlish et al., An empirical model of large-batch training, 2018, appendix A.1.
     """
-    if not batch_size >= 1:
+    if not 1 <= batch_size < math.inf:
         raise InvalidOption(f"batch_size={batch_size!r} is not a number of examples; give B >= 1")
+    _at_least_zero(grad_sq=grad_sq, variance=variance)
     return NoiseScale(grad_sq=grad_sq - variance, trace=batch_size * variance)
 
 
@@ -148,7 +169,7 @@ def two_batch_noise_scale(
         big_batch: B > b, in examples.
 
     Raises:
-        InvalidOption: (a ValueError) not 0 < b < B.
+        InvalidOption: (a ValueError) not 0 < b < B < inf, or a squared norm is negative.
 
     Example:
         >>> two_batch_noise_scale(small_sq=8.0, big_sq=5.0, small_batch=16, big_batch=64).simple
@@ -157,7 +178,8 @@ def two_batch_noise_scale(
     References:
         McCandlish et al., An empirical model of large-batch training, 2018, appendix A.1.
     """
-    if not 0 < small_batch < big_batch:
+    _at_least_zero(small_sq=small_sq, big_sq=big_sq)
+    if not 0 < small_batch < big_batch < math.inf:
         raise InvalidOption(
             f"small_batch={small_batch!r} and big_batch={big_batch!r}: the small batch must be "
             "smaller than the big one, and not empty"
@@ -167,6 +189,13 @@ def two_batch_noise_scale(
         grad_sq=(big_batch * big_sq - small_batch * small_sq) / between,
         trace=(small_sq - big_sq) * small_batch * big_batch / between,
     )
+
+
+def _at_least_zero(**numbers: float) -> None:
+    """Refuse negative squares; NaN is a gradient's own and stays."""
+    for name, number in numbers.items():
+        if number < 0:
+            raise InvalidOption(f"{name}={number!r} is a sum of squares; it must be >= 0")
 
 
 @dataclass(frozen=True)
@@ -180,7 +209,8 @@ class ParameterNoise:
         variance: sum of ``grad_var``.
         relative_variance: median over entries of s / g^2.
         signal_to_noise: median over entries of |g| / sqrt(s).
-        success_probability: mean over entries of Eq. (10).
+        sign_confidence: mean over entries of :func:`sign_confidence`: above the mean success
+            probability of Eq. (10) where noise outweighs the gradient.
     """
 
     name: str
@@ -189,7 +219,7 @@ class ParameterNoise:
     variance: float
     relative_variance: float
     signal_to_noise: float
-    success_probability: float
+    sign_confidence: float
 
 
 def summarize(named_parameters: Iterable[tuple[str, Tensor]]) -> list[ParameterNoise]:
@@ -231,7 +261,7 @@ def _row(name: str, grad: Tensor, grad_var: Tensor) -> ParameterNoise:
             grad_var.sum(),
             relative_variance(grad, grad_var).median(),
             signal_to_noise(grad, grad_var).median(),
-            success_probability(grad, grad_var).mean(),
+            sign_confidence(grad, grad_var).mean(),
         ]
     )
     return ParameterNoise(name, grad.numel(), *numbers.tolist())

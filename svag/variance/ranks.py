@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from svag.errors import InvalidOption, TooFewSamples
 from svag.variance.attachment import attach, had_variance
+from svag.variance.rescaling import follow_torch
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -62,6 +63,7 @@ def rank_variance(model: nn.Module) -> None:
             model(batch_of_this_rank).pow(2).mean().backward()
             model.module.weight.grad_var
     """
+    follow_torch()
     if isinstance(model, DistributedDataParallel):
         group = model.process_group
         _require_two(dist.get_world_size(group))

@@ -343,6 +343,31 @@ def test_within_batch_variances(engine: ModuleType, dtype, factor: Any, momentum
         np.testing.assert_allclose(ours, theirs, rtol=BOUND[dtype])
 
 
+@pytest.mark.parametrize("momentum", [True, False], ids=["momentum", "gradient"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_within_batch_variances_beside_half_precision(
+    engine: ModuleType, dtype: torch.dtype, momentum: bool
+) -> None:
+    """They are in float32, where those of float16 gradients of 1e-4 are not zero."""
+    direction: Any = "momentum" if momentum else "gradient"
+    anatomy = Anatomy(direction, factor="svag", variance="within-batch")
+    gradient = (1e-4 * (1 + torch.rand(SIZE, generator=torch.Generator().manual_seed(0)))).to(dtype)
+    variance = gradient.float().square() * 10.0 ** torch.linspace(-2, 2, SIZE)
+    ends = []
+    for fused in (True, False):
+        param = parameter(np.zeros(SIZE), dtype)
+        optimizer = svag.Dissected(
+            [param], lr=1.0, anatomy=anatomy, fused=fused, state_dtype=torch.float32
+        )
+        for _ in range(2):
+            param.grad = gradient.clone()
+            attach(param, variance.clone())
+            optimizer.step()
+        ends.append(param.detach().double())
+    assert float(ends[0][0] / ends[0][-1]) > 20  # r is 0.01 there and 100 here
+    torch.testing.assert_close(*ends, rtol=2 * HALF[dtype], atol=1e-8)
+
+
 ODD = [torch.nan, torch.inf, -torch.inf, 0.0, 1e-30, -1e-30, 1e30, 1e-40, 3.0]
 
 

@@ -9,8 +9,9 @@ from reference import error, run
 
 from svag import METHODS, Anatomy
 from svag.errors import InvalidOption
+from svag.theory.averages import rho
 from svag.theory.factors import gamma_erf
-from svag.theory.rules import AdaGrad, AnatomyRule, RMSProp, ratio, rho
+from svag.theory.rules import AdaGrad, AnatomyRule, RMSProp, ratio
 
 STEPS, D = 60, 50
 BETAS = (0.0, 0.5, 0.9, 0.99)

@@ -123,6 +123,79 @@ def test_gradient_descent_finds_the_max_margin_only_if_all_are_support_vectors()
     assert angle(limit, here.max_margin()) > 1
 
 
+def test_least_norm_and_max_margin_are_63_degrees_apart():
+    here = LeastSquares(np.array([[1.0, 0.0], [3.0, 1.0]]), np.ones(2))
+    assert here.least_norm() == pytest.approx([1, -2])
+    assert here.max_margin() == pytest.approx([1, 0])
+    *_, limit = full_batch_iterates(here, "gd", 20_000)
+    assert limit == pytest.approx([1, -2], rel=1e-6)
+    assert angle(limit, here.max_margin()) == pytest.approx(63.43, abs=0.01)
+
+
+def test_on_random_problems_gradient_descent_misses_the_margin_by_8_degrees():
+    angles = [
+        angle(here.least_norm(), here.max_margin())
+        for here in (problem(10, 20, seed) for seed in range(300))
+    ]
+    assert 6.5 < np.median(angles) < 10
+    supported = [
+        (np.linalg.solve(here.X @ here.X.T, here.y) * here.y).min() >= 0
+        for here in (problem(10, 20, seed) for seed in range(300))
+    ]
+    assert np.array_equal(np.array(angles) < 1e-5, supported)
+    assert 0.05 < np.mean(supported) < 0.4
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-7, 1e7, 1e200])
+def test_solutions_scale_with_the_features(scale):
+    here = problem()
+    scaled = LeastSquares(scale * here.X, here.y)
+    assert scale * scaled.max_margin() == pytest.approx(here.max_margin(), rel=1e-9)
+    assert scale * scaled.least_norm() == pytest.approx(here.least_norm(), rel=1e-9)
+    assert angle(scaled.max_margin(), here.least_norm()) == pytest.approx(
+        angle(here.max_margin(), here.least_norm())
+    )
+    assert proportionality_error(scale * here.y, here.y) < 1e-15
+    assert proportionality_error(here.y, scale * here.y) < 1e-15
+    if 1e-100 < scale < 1e100:
+        assert scaled.smoothness() == pytest.approx(scale**2 * here.smoothness())
+    else:
+        with pytest.raises(InvalidOption, match="leaves the range of float64"):
+            scaled.smoothness()
+
+
+def test_an_exact_hit_keeps_to_the_line_with_sign_0_of_0_and_leaves_it_with_1():
+    """Lemma 3 fails with the paper's sign(0) = 1 where X theta = y exactly."""
+    here = LeastSquares(np.eye(2), np.array([1.0, -1.0]))
+    line = here.sign_direction()
+    *_, hit, after = full_batch_iterates(here, "sign-descent", 4, lr=0.5)
+    assert not here.residual(hit).any()
+    assert np.array_equal(after, hit)
+    assert proportionality_error(after, line) == 0
+    printed = hit - 0.5 * np.where(here.gradient(hit) >= 0, 1.0, -1.0)
+    assert proportionality_error(printed, line) > 0.1
+
+
+def test_what_has_diverged_is_no_success():
+    here = problem()
+    assert here.train_error(np.full(20, np.nan)) == 1
+    assert np.isnan(angle(np.full(2, np.inf), np.ones(2)))
+    assert np.isnan(angle(np.array([np.nan, 1.0]), np.ones(2)))
+
+
+def test_a_margin_that_is_tiny_is_found_or_refused():
+    """Examples that differ in one feature in a million: right to 1e-6, or an error."""
+    y = np.array([1.0, -1.0])
+    for gap in (1e-3, 1e-5, 1e-7, 1e-12):
+        X = np.column_stack((np.ones(2), gap * y))  # noqa: N806
+        try:
+            found = LeastSquares(X, y).max_margin()
+        except InvalidOption:
+            assert gap < 1e-6
+            continue
+        assert found == pytest.approx([0, 1 / gap], rel=1e-5, abs=1e-5 / gap)
+
+
 def test_inseparable_examples_have_no_margin():
     with pytest.raises(InvalidOption, match="not linearly separable"):
         LeastSquares(np.array([[1.0], [1.0]]), np.array([1.0, -1.0])).max_margin()
@@ -178,7 +251,8 @@ def test_bad_method_and_step_size():
 
 
 @pytest.mark.parametrize(
-    ("theta", "direction"), [(np.ones(2), np.ones(3)), (np.ones(2), np.zeros(2))]
+    ("theta", "direction"),
+    [(np.ones(2), np.ones(3)), (np.ones(2), np.zeros(2)), (np.ones(2), np.array([1.0, np.nan]))],
 )
 def test_bad_directions(theta, direction):
     with pytest.raises(InvalidOption, match="direction"):

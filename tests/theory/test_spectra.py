@@ -87,10 +87,53 @@ def test_p_diag_of_rank_one_has_the_papers_mean():
     assert 100 * np.mean(shares) == pytest.approx(np.pi / 2, rel=0.02)
 
 
-def test_p_diag_mean_takes_a_sample_of_the_eigenvalues():
-    eigenvalues = eigenvalues_uniform(50, np.random.default_rng(0))
-    assert p_diag_mean(eigenvalues) == p_diag_mean(np.tile(eigenvalues, 3), 50)
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 10, 50])
+def test_p_diag_mean_in_few_dimensions(d):
+    """1 % off at most for spread eigenvalues, drawn anew each time or not."""
+    rng = np.random.default_rng(d)
+    shares, closed = np.empty((2, 3_000))
+    for n in range(3_000):
+        eigenvalues, rotation = eigenvalues_uniform(d, rng), random_rotation(d, rng)
+        shares[n] = p_diag((rotation * eigenvalues) @ rotation.T)
+        closed[n] = p_diag_mean(eigenvalues)
+    error = shares.std() / len(shares) ** 0.5
+    assert abs(closed.mean() - shares.mean()) < 0.01 * shares.mean() + 3 * error
+    sample = eigenvalues_uniform(100_000, rng)
+    assert abs(p_diag_mean(sample, d) - shares.mean()) < 0.025 * shares.mean() + 3 * error
+
+
+def test_the_square_beside_the_diagonal_has_its_closed_form():
+    lam, rng, d = np.array([0.1, 1.1, 0.5, 3.0]), np.random.default_rng(0), 4
+    squares = []
+    for _ in range(6_000):
+        rotation = random_rotation(d, rng)
+        squares.append(((rotation * lam) @ rotation.T)[0, 1] ** 2)
+    expected = d * lam.var() / ((d - 1) * (d + 2))
+    assert np.mean(squares) == pytest.approx(expected, rel=0.06)
+
+
+def test_p_diag_mean_at_its_ends():
+    assert p_diag_mean([0.1, 1.1, 0.5], 1) == 1
+    assert p_diag_mean([3.0]) == 1
     assert p_diag_mean([2.0, 2.0]) == 1
+    assert p_diag_mean([1.0, 1.0], 1_000) == 1
+    eigenvalues = eigenvalues_uniform(50, np.random.default_rng(0))
+    assert p_diag_mean(np.repeat(eigenvalues, 3), 50) == pytest.approx(
+        p_diag_mean(eigenvalues, 50), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e104, 1e307])
+def test_shares_do_not_depend_on_the_scale(scale):
+    rng = np.random.default_rng(0)
+    lam, rotation = eigenvalues_uniform(20, rng), random_rotation(20, rng)
+    matrix = (rotation * lam) @ rotation.T
+    close = 1e-2 if scale < 1e-300 else 1e-12
+    assert p_diag(scale * matrix) == pytest.approx(p_diag(matrix), rel=close)
+    assert p_diag_bound(scale * lam, rotation) == pytest.approx(
+        p_diag_bound(lam, rotation), rel=close
+    )
+    assert p_diag_mean(scale * lam) == pytest.approx(p_diag_mean(lam), rel=close)
 
 
 RNG = np.random.default_rng(0)
@@ -110,6 +153,11 @@ RNG = np.random.default_rng(0)
         (lambda: p_diag_mean([0.0, 0.0]), "not all 0"),
         (lambda: p_diag_mean([[1.0]]), r"\(1, 1\).*vector"),
         (lambda: p_diag_mean([1.0, 2.0], 0), "d=0.*at least 1"),
+        (lambda: p_diag_mean([1.0, 2.0], 2.5), "d=2.5.*whole number"),
+        (lambda: p_diag_mean([1.0, np.inf]), "finite"),
+        (lambda: p_diag_mean([]), "vector"),
+        (lambda: p_diag_bound([1.0, 2.0], [[1.0, np.nan], [0.0, 1.0]]), "finite entries"),
+        (lambda: p_diag([[1.0, np.inf], [np.inf, 1.0]]), "finite"),
     ],
 )
 def test_spectra_that_are_none(call, quoted):

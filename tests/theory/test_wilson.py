@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from measured import assert_within
 from scipy.stats import binomtest
 
+from svag import METHODS
 from svag.errors import InvalidOption
+from svag.theory.rules import AnatomyRule
 from svag.theory.separable import angle, full_batch_iterates, proportionality_error
 from svag.theory.wilson import wilson_comparison, wilson_data, wilson_test_error
 
@@ -58,8 +60,7 @@ def test_lemmas_2_and_3_on_every_draw(n, seed, method):
 @pytest.mark.parametrize("method", ON_THE_LINE)
 def test_sign_methods_stay_on_the_line(rows, method):
     row = rows[method]
-    assert row.compared >= 30
-    assert row.residual <= 1e-6
+    assert 30 <= row.compared < 2_000  # solved, to 1e-6, before the last step
     assert_within("theory: Wilson, distance from the line", row.farthest, 1e-8, method)
 
 
@@ -119,6 +120,22 @@ def test_intervals_are_clopper_and_pearsons(theta):
     rate = wilson_test_error(theta, 0.7, n=500)
     exact = binomtest(round(rate.estimate * 500), 500).proportion_ci(0.95, method="exact")
     assert rate.interval == pytest.approx((exact.low, exact.high), rel=1e-9)
+
+
+def test_a_solution_that_diverged_is_wrong_everywhere():
+    assert wilson_test_error(np.array([np.nan, 0.0, 0.0])).expected == 1
+
+
+def test_drift_alone_turns_m_svag_away_from_the_margin():
+    """Without noise M-SGD reaches it, and M-SVAG, for which drift is noise, does not."""
+    data, ends = wilson_data(50), []
+    for row in (METHODS["m-sgd"], METHODS["m-svag"]):
+        theta, rule, lr = np.zeros(253), AnatomyRule(row.anatomy, row.betas), 1 / data.smoothness()
+        for _ in range(2_000):
+            theta = theta - lr * rule(data.gradient(theta))
+        ends.append(angle(theta, data.max_margin()))
+    assert ends[0] < 1e-3
+    assert ends[1] == pytest.approx(3.5, abs=0.05)
 
 
 def test_a_tie_is_an_error():

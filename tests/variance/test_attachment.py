@@ -65,7 +65,7 @@ STALE = {
     "zeroed in place": (zero_in_place, "changed in place"),
     "accumulated": (backward, "changed in place"),
     "multiplied": (lambda p: p.grad.mul_(2.0), "changed in place"),
-    "clipped by torch": (lambda p: nn.utils.clip_grad_norm_(p, 0.1), "svag.clip_grad_norm_"),
+    "clipped by value": (lambda p: nn.utils.clip_grad_value_(p, 0.1), "svag.clip_grad_value_"),
     "written to": (lambda p: p.grad.view(-1)[:1].fill_(0.0), "svag.unscale_"),
     "another": (another_gradient, "older than its gradient"),
     "copy of the gradient": (lambda p: setattr(p, "grad", copy.deepcopy(p.grad)), "older than"),

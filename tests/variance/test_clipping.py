@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from svag.errors import MissingVariance
 from svag.variance.attachment import attach, current, is_current
-from svag.variance.clipping import check_unscaled, clip_grad_norm_, clip_grad_value_, unscale_
+from svag.variance.clipping import clip_grad_norm_, clip_grad_value_, unscale_
 from svag.variance.micro_batches import micro_batch_variance
 
 SHAPES = ((3,), (2, 4), (), (0, 2), (5,))
@@ -206,30 +205,3 @@ def test_unscaling_twice_is_torchs_error_and_changes_nothing() -> None:
     with pytest.raises(RuntimeError, match="already been called"):
         unscale_(scaler, optimizer)
     assert torch.equal(current(param), kept)
-
-
-class Checking(torch.optim.SGD):
-    """An optimizer that looks at its scaler."""
-
-    _step_supports_amp_scaling = True
-
-    def step(self, closure: None = None) -> None:
-        check_unscaled(self)
-
-
-@pytest.mark.parametrize("recipe", ["svag.unscale_", "scaler.unscale_", "left to the optimizer"])
-def test_a_variance_that_was_not_unscaled_is_found(recipe: str) -> None:
-    param = nn.Parameter(torch.tensor([3.0, 4.0]))
-    optimizer, scaler = Checking([param]), torch.amp.GradScaler("cpu")
-    accumulate(param, scaler)
-    if recipe == "svag.unscale_":
-        unscale_(scaler, optimizer)
-    if recipe == "scaler.unscale_":
-        scaler.unscale_(optimizer)
-        with pytest.raises(MissingVariance, match=r"svag\.unscale_\(scaler, optimizer\)"):
-            scaler.step(optimizer)
-    else:
-        scaler.step(optimizer)
-    optimizer.zero_grad()
-    accumulate(param, scaler)
-    assert not hasattr(param.grad_var, "unscaled")

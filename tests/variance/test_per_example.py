@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from svag.problems import models
-from svag.variance import contributions, per_example, within_batch_variance
-from svag.variance.layout import Layout
+from svag.variance import within_batch_variance
+from svag.variance.per_example import context, contributions
+from svag.variance.per_example.placement import Layout
 from variance.oracle import one_by_one, relative_error, variance_of_sum
 
 
@@ -198,6 +199,6 @@ def test_chunks_stay_within_the_memory_given(which: int, room: int) -> None:
 
 def test_docstring_example_runs() -> None:
     finder = doctest.DocTestFinder()
-    tests = [t for t in finder.find(per_example, "per_example") if t.examples]
+    tests = [t for t in finder.find(context, "context") if t.examples]
     assert len(tests) == 1
     assert doctest.DocTestRunner().run(tests[0]).failed == 0

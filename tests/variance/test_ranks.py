@@ -165,18 +165,55 @@ def copies(param: Tensor) -> tuple[Tensor, Tensor]:
     return whole(param.grad).clone(), whole(current(param)).clone()
 
 
-def clipping(name: str, rank: int) -> float:
+def clipping(name: str, rank: int, clip: Callable[..., Tensor] = clip_grad_norm_) -> float:
     """How far variances are off c^2 after clipping by c, relatively."""
     case = CASES[name]
     model = parallel(case, rank)
     rank_variance(model)
     loss(model, rank, 0, 0, case.dtype).backward()
     before = [whole(current(p)).clone() for p in model.parameters()]
-    factor = 1e-3 / (float(whole(clip_grad_norm_(model.parameters(), 1e-3))) + 1e-6)
+    factor = 1e-3 / (float(whole(clip(model.parameters(), 1e-3))) + 1e-6)
     after = [whole(current(p)) for p in model.parameters()]
     return max(
         float((a / b / factor**2 - 1).abs().max()) for a, b in zip(after, before, strict=True)
     )
+
+
+CHANGES: dict[str, Callable[[Tensor], object]] = {
+    "of the DTensor": lambda grad: grad.mul_(0.5),
+    "of the list": lambda grad: torch._foreach_mul_([grad], 0.5),
+    "of the shard": lambda grad: getattr(grad, "_local_tensor", grad).mul_(0.5),
+    "of the data": lambda grad: grad.data.mul_(0.5),
+    "by one": lambda grad: torch._foreach_mul_([grad], 1.0),
+    "clipped by value to what it is": lambda grad: grad.clamp_(-1e9, 1e9),
+}
+
+
+def held_here(param: Tensor) -> bool:
+    """Whether this rank has any part of a parameter."""
+    return getattr(param, "_local_tensor", param).numel() > 0
+
+
+def changed(name: str, rank: int) -> dict[str, list[bool]]:
+    """Whether variances are current after each change, a parameter each."""
+    case, found = CASES[name], {}
+    model = parallel(case, rank)
+    rank_variance(model)
+    for what, change in CHANGES.items():
+        model.zero_grad()
+        loss(model, rank, 0, 0, case.dtype).backward()
+        for param in model.parameters():
+            change(param.grad)
+        found[what] = [is_current(p) for p in model.parameters() if held_here(p)]
+    return found
+
+
+def clipped_in_two(params: Iterator[Tensor], max_norm: float) -> Tensor:
+    """Clip as trainers do that reduce the norm themselves."""
+    params = list(params)
+    norm = nn.utils.get_total_norm([p.grad for p in params])
+    nn.utils.clip_grads_with_norm_(params, max_norm, norm)
+    return norm
 
 
 def fsdp_reduced_twice(rank: int) -> bool:
@@ -185,7 +222,7 @@ def fsdp_reduced_twice(rank: int) -> bool:
     rank_variance(model)
     for k in range(2):
         loss(model, rank, 0, k, torch.float64).backward()
-    return not any(is_current(p) for p in model.parameters())
+    return not any(is_current(p) for p in model.parameters() if held_here(p))
 
 
 def divided(rank: int, ranks: int) -> float:
@@ -272,7 +309,12 @@ def everything(rank: int, ranks: int) -> dict[str, Any]:
     found["divided"] = divided(rank, ranks)
     names = ("DDP", "DDP, views", "FSDP2")
     found["micro-batches"] = [accumulating(name, rank, ranks) for name in names]
-    found["clipping"] = [clipping(name, rank) for name in names]
+    found["clipping"] = [
+        clipping(name, rank, clip)
+        for name in names
+        for clip in (clip_grad_norm_, nn.utils.clip_grad_norm_, clipped_in_two)
+    ]
+    found["changed"] = {name: changed(name, rank) for name in names}
     found["refused"] = refused(rank, ranks)
     return found
 
@@ -333,6 +375,19 @@ def test_gradients_reduced_twice_by_fsdp_have_no_variance(results: list[dict]) -
 
 def test_clipping_reaches_variances_across_ranks(results: list[dict]) -> None:
     assert max(max(found["clipping"]) for found in results) < 1e-9
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["DDP", "DDP, views", "FSDP2"])
+def test_a_change_of_a_gradient_ends_its_variance_sharded_or_not(
+    name: str, change: str, results: list[dict]
+) -> None:
+    """torch changes a DTensor and leaves its version as it was."""
+    nothing = change in ("by one", "clipped by value to what it is")
+    for found in results:
+        current_ones = found["changed"][name][change]
+        assert current_ones == [nothing] * len(current_ones)
+    assert len(results[0]["changed"][name][change]) == 4
 
 
 def test_fsdps_own_divisor_is_followed(results: list[dict]) -> None:

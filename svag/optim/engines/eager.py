@@ -14,6 +14,7 @@ from svag.anatomy import METHODS
 from svag.optim import moments, rounding
 from svag.optim.arithmetic import MANY, ONE, Arithmetic, Operand, Scalar
 from svag.optim.factors import FACTORS, dispersion, raw_dispersion
+from svag.optim.local import PLAIN
 from svag.optim.rule import Bucket, Row, Rule
 
 _ADAM = METHODS["adam"].anatomy
@@ -72,11 +73,11 @@ def _store(rule: Rule, row: Row, result: Row, key: Any) -> None:
 
 def _step(rule: Rule, step: Scalar, rows: list[Row], foreach: bool | None) -> None:
     """Update small tensors as one list, large ones one by one, in pieces that fit a cache."""
-    if foreach is None and rows[0].param.device.type == "cpu":
+    if foreach is None:
         listed = [row for row in rows if _listable(row)]
         single = [row for row in rows if not _listable(row)]
     else:
-        listed, single = (rows, []) if foreach or foreach is None else ([], rows)
+        listed, single = (rows, []) if foreach else ([], rows)
     dtype = rows[0].param.dtype
     now = _Now(step, moments.debiasing(rule.beta, step), moments.debiasing(rule.beta2, step))
     if listed:
@@ -90,19 +91,28 @@ def _step(rule: Rule, step: Scalar, rows: list[Row], foreach: bool | None) -> No
 
 
 def _listable(row: Row) -> bool:
-    """Whether a tensor is small, and none of a row's is a negated view, which lists refuse."""
-    small = row.param.numel() <= _SMALL
-    return small and not any(tensor is not None and tensor.is_neg() for tensor in row)
+    """Whether a row is updated faster in a list, and can be: of plain tensors, none negated.
+
+    As in torch, tensors of classes of their own, which may not know lists, go one by one.
+    """
+    tensors = [tensor for tensor in row if tensor is not None]
+    if not all(type(tensor) in PLAIN for tensor in tensors):
+        return False
+    if row.param.device.type != "cpu":
+        return True
+    return row.param.numel() <= _SMALL and not any(tensor.is_neg() for tensor in tensors)
 
 
 def _pieces(row: Row) -> Iterable[Row]:
     """Cut a large row into views of equal places, so that temporaries stay in cache.
 
-    Left whole: what autograd follows, and what is not contiguous throughout.
+    Left whole: what autograd follows, what is not contiguous throughout, and what is no plain
+    tensor.
     """
     tensors = [tensor for tensor in row if tensor is not None]
     if (
-        row.param.numel() <= _PIECE
+        not all(type(tensor) in PLAIN for tensor in tensors)
+        or row.param.numel() <= _PIECE
         or row.param.device.type != "cpu"
         or torch.is_grad_enabled()
         or not all(tensor.is_contiguous() for tensor in tensors)
@@ -143,13 +153,16 @@ def _update(ops: Arithmetic, rule: Rule, now: _Now, operands: Row, dtype: torch.
 
     variance = None
     if exp_avg_sq is not None and not anatomy.raw:
-        variance = _corrected_variance(ops, rule, now.step, grad, exp_avg, exp_avg_sq)
+        variance = _corrected_variance(ops, rule, now.step, grad, exp_avg, exp_avg_sq, dtype)
     if exp_avg is not None:
         moments.average_(ops, exp_avg, grad, rule.beta)
     if exp_avg_sq is not None:
         moments.average_square_(ops, exp_avg_sq, grad, rule.beta2)
     if max_exp_avg_sq is not None:
-        exp_avg_sq = ops.copy_(max_exp_avg_sq, ops.maximum(max_exp_avg_sq, exp_avg_sq))
+        largest = max_exp_avg_sq
+        if torch.is_grad_enabled():
+            largest = ops.add(largest, 0)  # a copy, since autograd keeps it
+        exp_avg_sq = ops.copy_(max_exp_avg_sq, ops.maximum(largest, exp_avg_sq))
 
     spread = None
     if anatomy.raw:
@@ -192,11 +205,12 @@ def _corrected_variance(
     grad: Operand,
     exp_avg: Operand,
     exp_avg_sq: Operand,
+    dtype: torch.dtype,
 ) -> Operand | None:
     """Variance of the direction: s for the gradient, rho s for its average; None if gamma = 1."""
     if moments.has_variance(rule.beta, step) is False:
         return None
-    variance = moments.gradient_variance(ops, grad, exp_avg, exp_avg_sq, rule.beta, step)
+    variance = moments.gradient_variance(ops, grad, exp_avg, exp_avg_sq, rule.beta, step, dtype)
     if rule.anatomy.direction == "momentum":
         variance = ops.mul_(variance, moments.rho(rule.beta, step))
     return variance

@@ -168,11 +168,11 @@ def _shrinkage(spread, square, factor):
 
 @compiled
 def _reliability(eta_sq):
-    """erf(1/sqrt(2 eta_sq)), Eqs. (10) and (16); 0 for NaN."""
-    one, two, zero = type(eta_sq)(1), type(eta_sq)(2), type(eta_sq)(0)
+    """erf(1/sqrt(2 eta_sq)), Eqs. (10) and (16)."""
+    one, two = type(eta_sq)(1), type(eta_sq)(2)
     least = type(eta_sq)(1e-3)  # erf is 1 there
     if eta_sq != eta_sq:
-        return zero
+        return eta_sq
     return math.erf(one / math.sqrt(two * (eta_sq if eta_sq > least else least)))
 
 
@@ -225,6 +225,7 @@ def loop_of(kernel: Kernel) -> Callable[[Any], None]:
     root_tiny = tiny**0.5
     stored, kept = STORAGE[kernel.param], STORAGE[kernel.state]
     stored_bytes, kept_bytes = kernel.param.itemsize, kernel.state.itemsize
+    real_bytes = np.dtype(real).itemsize
 
     def loop(job_address):
         job = carray(pointer(job_address), 1, JOB)[0]
@@ -254,7 +255,7 @@ def loop_of(kernel: Kernel) -> Callable[[Any], None]:
                 square_of = carray(pointer(at.exp_avg_sq + begin * kept_bytes), n, kept)
                 largest_of = carray(pointer(at.max_exp_avg_sq + begin * kept_bytes), n, kept)
                 variance_of = carray(pointer(at.exp_avg_var + begin * kept_bytes), n, kept)
-                sample_of = carray(pointer(at.grad_var + begin * stored_bytes), n, stored)
+                sample_of = carray(pointer(at.grad_var + begin * real_bytes), n, real)
                 gradient, lr = real(number.gradient), real(number.lr)
                 weight_decay, shrink = real(number.weight_decay), real(number.shrink)
                 keep, weight = real(number.keep), real(number.take)
@@ -313,7 +314,7 @@ def loop_of(kernel: Kernel) -> Callable[[Any], None]:
                             square = largest if largest > square else square
                             largest_of[i] = narrow(square, largest_of[i], noise3)
                     if within_batch:
-                        spread = gradient * gradient * widen(sample_of[i])
+                        spread = gradient * gradient * sample_of[i]
                         if momentum:
                             old = widen(variance_of[i])
                             spread = keep * keep * old + weight * weight * spread

@@ -38,6 +38,8 @@ JOB: Final = np.dtype(
         ("params", np.int64),  # the first of the tensors, and a gradient for each at the end
         ("tensors", np.int64),  # without gradients
         ("tensor_table", np.int64),
+        ("counted", np.int64),  # tensors whose changes are counted
+        ("counted_table", np.int64),
         ("state_table", np.int64),  # a dictionary for each parameter
         ("item_table", np.int64),  # what they hold, in their order
         ("first_table", np.int64),  # where each dictionary's items begin
@@ -56,6 +58,7 @@ JOB: Final = np.dtype(
         ("undefined", np.int64),  # the C++ tensor that stands for none
         ("gradient", np.int64),  # functions, from here on
         ("data", np.int64),
+        ("arrangement", np.int64),
         ("dimensions", np.int64),
         ("sizes", np.int64),
         ("strides", np.int64),
@@ -96,6 +99,9 @@ def _digest(so_far, number):
 @compiled
 def _layout(job, tensor, answer):
     """Return a digest of all but the place of a C++ tensor; 0 if it cannot be asked."""
+    # A sparse tensor has no strides: before 2.13 torch prints its stack when asked for them.
+    if write(job.arrangement, tensor, answer) != 0 or carray(pointer(answer), 1, np.int32)[0] != 0:
+        return np.uint64(0)
     if write(job.dimensions, tensor, answer) != 0:
         return np.uint64(0)
     dimensions = _word(answer)
@@ -231,11 +237,11 @@ def look(job_address):
 
 
 def count_changes(job_address):
-    """Raise the version that autograd compares of every parameter."""
+    """Raise the version that autograd compares of every parameter and average."""
     job = carray(pointer(job_address), 1, JOB)[0]
-    tensors = carray(pointer(job.tensor_table), job.params, TENSOR)
-    for i in range(job.params):
-        tell(job.count_change, tensors[i].object + job.offset)
+    counted = carray(pointer(job.counted_table), job.counted, np.int64)
+    for i in range(job.counted):
+        tell(job.count_change, counted[i] + job.offset)
 
 
 class Watch:
@@ -267,6 +273,8 @@ class Watch:
         self._tensors["object"][: len(tensors)] = list(map(id, tensors))
         tables = {
             "tensor_table": self._tensors,
+            # Inference tensors have no version.
+            "counted_table": np.array([id(t) for t in tensors if not t.is_inference()], np.int64),
             "state_table": np.array(list(map(id, states)), np.int64),
             "item_table": np.array([(id(key), id(value)) for key, value in items], ITEM),
             "first_table": np.array(firsts, np.int64),
@@ -281,6 +289,7 @@ class Watch:
         for name, table in tables.items():
             self._job[name] = table.ctypes.data
         self._job["params"], self._job["tensors"] = len(params), len(tensors)
+        self._job["counted"] = len(tables["counted_table"])
         self._address, self._words = self._job.ctypes.data, machine_code.Words(self._job)
         self._look = machine_code.holding_gil(look, sources=(foreign,))
         self._count_changes = machine_code.holding_gil(count_changes, sources=(foreign,))
@@ -298,7 +307,7 @@ class Watch:
         return {"grad": self.places["grad"]} if self._words["moved"] else {}
 
     def count_changes(self) -> None:
-        """Tell autograd that every parameter is another than the graph has seen."""
+        """Bump the versions of all parameters and averages, which autograd compares."""
         self._count_changes(self._address)
 
     def _changed(self) -> bool:

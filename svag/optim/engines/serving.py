@@ -6,9 +6,10 @@ gradient and its averages correspond: they do where all are dense and laid out a
 
 import functools
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from types import ModuleType
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -48,13 +49,16 @@ def refusal(param: Tensor) -> str | None:
     return None
 
 
-def mismatch(param: Tensor, grads: Sequence[Tensor], buffers: Iterable[Tensor]) -> str | None:
+def mismatch(
+    param: Tensor, grad: Tensor, variance: Tensor | None, buffers: Iterable[Tensor]
+) -> str | None:
     """Say why a parameter cannot be updated by a fused engine with these tensors beside it."""
     if not _dense(param):
         return f"its memory has gaps or overlaps (strides {param.stride()})"
     if param.is_neg() or param.is_conj():
         return "it is a view that stands for its negative or conjugate"
-    named = [("gradient", grad) for grad in grads] + [("state", buffer) for buffer in buffers]
+    named = [("gradient", grad), *(("state", buffer) for buffer in buffers)]
+    named += [] if variance is None else [("gradient variance", variance)]
     for name, tensor in named:
         if type(tensor) not in (Tensor, Parameter):
             return f"its {name} is a {type(tensor).__name__}, not a plain tensor"
@@ -66,8 +70,25 @@ def mismatch(param: Tensor, grads: Sequence[Tensor], buffers: Iterable[Tensor]) 
             return f"its {name} is a view that stands for its negative or conjugate"
         if tensor.numel() and not tensor.data_ptr():
             return f"its {name} has no memory"
-    odd = [grad.dtype for grad in grads if grad.dtype != param.dtype]
-    return f"its gradient is {odd[0]}, not {param.dtype}" if odd else None
+    if grad.dtype != param.dtype:
+        return f"its gradient is {grad.dtype}, not {param.dtype}"
+    wide = torch.promote_types(param.dtype, torch.float32)
+    if variance is not None and variance.dtype != wide:
+        return f"its gradient variance is {variance.dtype}, not {wide}"
+    return None
+
+
+def is_in_memory(tensor: Tensor) -> bool:
+    """Whether a tensor's storage reaches as far as its elements do.
+
+    One whose storage was resized (to free what is gathered again later) crashes the process.
+    """
+    plain = type(tensor) in (Tensor, Parameter)
+    if tensor.numel() == 0 or not plain or tensor._is_zerotensor():
+        return True
+    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    end = (tensor.storage_offset() + reach + 1) * tensor.itemsize
+    return tensor.data_ptr() != 0 and tensor.untyped_storage().nbytes() >= end
 
 
 def _dense(tensor: Tensor) -> bool:

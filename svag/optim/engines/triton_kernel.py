@@ -100,7 +100,7 @@ def step_kernel(
     square_at = _column(at, 3, begin, kept, aligned) if averages_square else param_at
     largest_at = _column(at, 4, begin, kept, aligned) if amsgrad else param_at
     variance_at = _column(at, 5, begin, kept, aligned) if within_batch and momentum else param_at
-    sample_at = _column(at, 6, begin, stored, aligned) if within_batch else param_at
+    sample_at = _column(at, 6, begin, real, aligned) if within_batch else param_at
 
     # Whole blocks need no mask; with one, Triton could not load four numbers at once.
     whole = size // block * block
@@ -160,7 +160,7 @@ def _update(
     if amsgrad:
         largest = _widen(tl.load(largest_at + offset, mask), real)
     if within_batch:
-        sample = _widen(tl.load(sample_at + offset, mask), real)
+        sample = tl.load(sample_at + offset, mask)
         if momentum:
             variance = _widen(tl.load(variance_at + offset, mask), real)
 
@@ -292,10 +292,11 @@ def _raw_factor(denominator, mean, factor: tl.constexpr):
 
 @triton.jit
 def _reliability(eta_sq):
-    """erf(1/sqrt(2 eta_sq)), Eqs. (10) and (16); 0 for NaN."""
+    """erf(1/sqrt(2 eta_sq)), Eqs. (10) and (16)."""
     least = tl.full((), 1e-3, eta_sq.dtype)  # erf is 1 there
     root = _sqrt(2 * tl.where(eta_sq > least, eta_sq, least))
-    return tl.where(eta_sq == eta_sq, tl.erf(_divide(tl.full((), 1.0, eta_sq.dtype), root)), 0.0)
+    gamma = tl.erf(_divide(tl.full((), 1.0, eta_sq.dtype), root))
+    return tl.where(eta_sq == eta_sq, gamma, eta_sq)
 
 
 @triton.jit

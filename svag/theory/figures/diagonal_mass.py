@@ -131,12 +131,11 @@ def _picture(directory: Path, found: Sequence[DiagonalMass]) -> list[Path]:
     axes = figure.add_axes((0.085, 0.125, 0.66, 0.665))
     axes.set_xscale("log")
     axes.set_yscale("log")
-    d = np.geomspace(8, 500, 100)
+    d = np.unique(np.rint(np.geomspace(8, 500, 100)).astype(int))
     for spectrum, (name, eigenvalues, color) in SPECTRA.items():
         rows = [row for row in found if row.spectrum == spectrum]
         lam = eigenvalues(_DISTRIBUTION, np.random.default_rng(0))
-        share = 1 / p_diag_mean(lam, 1) - 1  # sqrt(2/pi) sd/lam
-        closed = d / (1 + share * np.sqrt(d))
+        closed = np.array([n * p_diag_mean(lam, int(n)) for n in d])
         axes.plot(d, closed, color=color, linewidth=1.4)
         x = [row.d for row in rows]
         axes.plot(x, [row.exact for row in rows], "o", color=color, markersize=5)

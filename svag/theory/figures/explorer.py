@@ -11,7 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from svag.theory.factors import Array
-from svag.theory.figure2 import TIE
+from svag.theory.figure2 import TIE, median_interval, suboptimality_ratios
 from svag.theory.figures.canvas import SGD, SSD
 from svag.theory.quadratic import StochasticQuadratic
 from svag.theory.spectra import (
@@ -45,7 +45,7 @@ class Grid:
             high of the seeds' suboptimality by step; ``at SGD`` and ``at SSD``, the expected
             improvements of the best next step of SGD, of SSD, and of SSD by Eq. (14), as shares
             of the suboptimality, medians over the seeds' iterates by step; ``ratio``, the median
-            of the final ratios.
+            of the final ratios between the ends of its interval (95 % or more).
     """
 
     steps: list[int]
@@ -142,7 +142,9 @@ def _cell(problem: StochasticQuadratic, starts: Array, record: list[int]) -> dic
         cell[name] = [_hundredths(q) for q in np.quantile(away, (0.05, 0.5, 0.95), axis=1)]
         cell[f"at {name}"] = _gains(problem, path, away)
         final.append(away[-1])
-    cell["ratio"] = _hundredths(np.median(final[0] / final[1], keepdims=True))[0]
+    ratios = suboptimality_ratios(*final)
+    low, high = np.clip(median_interval(ratios), _LEAST, 1 / _LEAST)
+    cell["ratio"] = _hundredths(np.array([low, np.median(ratios), high]))
     return cell
 
 

@@ -1,0 +1,224 @@
+"""The context manager: :class:`within_batch_variance`."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from svag.errors import InvalidOption, PerExampleError
+from svag.variance.per_example import (
+    embedding_bag,
+    layers,
+    movement,  # noqa: F401 - registers its rules
+    recurrent,
+    rnn_cells,
+)
+from svag.variance.per_example.contributions import DEFAULT_MAX_BYTES
+from svag.variance.per_example.generic import otherwise
+from svag.variance.per_example.inputs import Choice, Inputs
+from svag.variance.per_example.operations import Call, Interception, Rule
+from svag.variance.per_example.passes import Passes
+from svag.variance.per_example.placement import CONSTANT, forget_marks, mark
+from svag.variance.per_example.recorder import Recorder
+from svag.variance.per_example.schedule import CHECK_EVERY
+from svag.variance.rescaling import follow_torch
+
+_RULES = {**layers.RULES, **recurrent.RULES, **rnn_cells.RULES, **embedding_bag.RULES}
+_ALWAYS: dict[Call, Rule] = {nn.functional.batch_norm: layers.refuse_training}
+_open: list["within_batch_variance"] = []
+
+
+class within_batch_variance(AbstractContextManager["within_batch_variance"]):  # noqa: N801
+    """Leave ``p.grad_var``, the unbiased variance of each entry of ``p.grad``, beside ``p.grad``.
+
+    With c_k what example k of B contributes to p.grad = sum_k c_k, whatever the loss divides by:
+
+        grad_var = (B sum_k c_k^2 - p.grad^2) / (B - 1)        (supplement, section 4)
+
+    Forward and backward pass both run inside, any number of them. Gradients that accumulate over
+    several backward passes are sums over independent batches, so their variances add up; a
+    gradient that had no variance before counts as fixed. Frozen parameters cost nothing.
+
+    **What is guaranteed.** ``p.grad`` is what it would be without: autograd's own, bit for bit, or
+    for layers with a closed form autograd's product summed in another order. ``grad_var`` is right,
+    or an error names the operation. Every tensor carries the names of the examples its rows belong
+    to, through views, masks, indices, sorts and scatters; nothing is guessed by shape, and what
+    mixes examples is refused.
+
+    **How it is checked.** The first pass of a model, mode and kind of input, and every
+    ``check_every``-th after it, is verified: autograd runs back with one random example's gradient
+    alone, and gives its contribution to every parameter; the loss runs again with the other
+    examples' outputs replaced, and nothing of this one's may change; the contributions must add up
+    to ``p.grad``, which is autograd's bit for bit. In the first pass, and with ``check=True``, the
+    model runs a second time as well, with the other examples replaced; attributes, buffers and
+    generators are put back. A verified pass costs one to two plain ones more. A model that returns
+    nothing but its loss is verified as far as its operations are seen. ``check=False`` leaves this
+    out; what is visibly wrong is still refused.
+
+    Checkpointing (``use_reentrant=False``) works. Uses in a custom ``autograd.Function`` or in
+    scripted code are not seen, and found by the check. Second derivatives do not pass.
+
+    Memory beyond plain training: ``max_bytes`` of per-example gradients, on a CPU no more than
+    4 MiB a thread, which fits the caches; the copies of one layer's input and output gradient that
+    they are made from; and for a parameter used more than once its inputs and output gradients
+    until the end of the backward pass.
+
+    Args:
+        model: whose parameters get a variance. Call it, or its submodules, inside.
+        batch_dim: dimension of the inputs that holds the examples.
+        max_bytes: for per-example gradients held at once; at least one example is. None is 256 MiB.
+        check: True verifies every pass, False none; None the first and every ``check_every``-th.
+        check_every: counted over contexts, for each model, mode and kind of input.
+        examples: which arguments hold the examples: position, name, a list of these, or a function
+            of (position or name, tensor) that says whether it does. None is every tensor; those
+            that differ in size are then refused.
+        second_moments: also collect sum_k c_k^2, in :attr:`second_moments`.
+        per_example: names of parameters whose c_k are kept, in :attr:`per_example`.
+
+    Attributes:
+        second_moments: sum_k c_k^2 of the last backward pass, by parameter name.
+        per_example: c_k of the last backward pass, ``(B, *shape)``, by parameter name.
+
+    Raises:
+        InvalidOption: (a ValueError) an option is out of range, a name is not a parameter's, or
+            the inputs do not agree on the number of examples.
+        PerExampleError: (a RuntimeError) contexts are nested, gradients are off, no backward pass
+            ran inside; or single examples have no gradient, as with batch normalisation in
+            training mode; or a use of a parameter was not seen.
+        TooFewSamples: (a RuntimeError) the mini-batch has one example.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from svag.variance import within_batch_variance
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> x, y = torch.tensor([[1.0, 0.0], [3.0, 2.0]]), torch.zeros(2, 1)
+        >>> _ = nn.init.ones_(model.weight)
+        >>> with within_batch_variance(model):
+        ...     nn.functional.mse_loss(model(x), y).backward()
+        >>> model.weight.grad, model.weight.grad_var
+        (tensor([[16., 10.]]), tensor([[196., 100.]]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        batch_dim: int = 0,
+        max_bytes: int | None = None,
+        check: bool | None = None,
+        check_every: int = CHECK_EVERY,
+        examples: Choice = None,
+        second_moments: bool = False,
+        per_example: Sequence[str] = (),
+    ) -> None:
+        if batch_dim < 0:
+            raise InvalidOption(f"batch_dim={batch_dim}: count from the front, 0 or more")
+        if max_bytes is not None and max_bytes < 1:
+            raise InvalidOption(f"max_bytes={max_bytes}: give at least 1, or None for 256 MiB")
+        if check_every < 1:
+            raise InvalidOption(f"check_every={check_every}: give 1 or more, or check=False")
+        _refuse_compiled(model)
+        self._model, self._check, self._check_every = model, check, check_every
+        self._inputs = Inputs(batch_dim, examples)
+        self._kept = _known(model, per_example)
+        self._max_bytes = DEFAULT_MAX_BYTES if max_bytes is None else max_bytes
+        self._squares = second_moments
+        self._handles: list[Any] = []
+        self._recorder: Recorder | None = None
+        self._mode: Interception | None = None
+
+    @property
+    def second_moments(self) -> dict[str, Tensor]:
+        """sum_k c_k^2 of the last backward pass, by parameter name."""
+        return self._recorder.second_moments if self._recorder else {}
+
+    @property
+    def per_example(self) -> dict[str, Tensor]:
+        """c_k of the last backward pass, by parameter name."""
+        return self._recorder.per_example if self._recorder else {}
+
+    def start(self) -> Self:
+        """Begin to follow the model; forward and backward passes count from here on."""
+        self._refuse_start()
+        follow_torch()
+        forget_marks()
+        recorder = self._recorder = Recorder(
+            self._model, self._max_bytes, self._kept, self._squares
+        )
+        passes = Passes(self._model, recorder, self._inputs, self._check, self._check_every)
+        self._mode = Interception(recorder, _RULES, otherwise, _ALWAYS, passes)
+        passes.mode = self._mode
+        for buffer in self._model.buffers():
+            mark(buffer, CONSTANT)
+        self._handles = [*recorder.hooks(), *passes.hooks()]
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
+        _open.append(self)
+        return self
+
+    def stop(self) -> None:
+        """Stop following the model and remove every hook."""
+        if self not in _open:
+            return
+        _open.remove(self)
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._mode is not None:
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        recorder = self._recorder
+        if kind is None and recorder and recorder.examples and not recorder.backwards:
+            raise PerExampleError(
+                "the model ran inside within_batch_variance, but no backward pass did; call "
+                "loss.backward() before the context closes"
+            )
+
+    def _refuse_start(self) -> None:
+        if _open:
+            raise PerExampleError(
+                "within_batch_variance is already open, and two of them would count every "
+                "example twice; close the outer one first"
+            )
+        if not torch.is_grad_enabled():
+            raise PerExampleError(
+                "gradients are switched off (torch.no_grad or inference_mode), so there will be "
+                "none to take the variance of; open within_batch_variance outside of it"
+            )
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    """Refuse a compiled model, whose operations cannot be seen."""
+    for name, module in model.named_modules():
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or "_orig_mod" in module._modules:
+            what = f"submodule {name!r}" if name else "model"
+            raise PerExampleError(
+                f"the {what} is compiled (torch.compile), so its operations cannot be seen; give "
+                "the model as it was before, and compile the step of the optimizer alone, or use "
+                "svag.micro_batch_variance, which works for compiled models"
+            )
+
+
+def _known(model: nn.Module, names: Sequence[str]) -> Sequence[str]:
+    known = {name for name, p in model.named_parameters() if p.requires_grad}
+    for name in names:
+        if name not in known:
+            raise InvalidOption(
+                f"per_example: {name!r} is no trainable parameter of the model; there are "
+                f"{', '.join(sorted(known))}"
+            )
+    return tuple(names)

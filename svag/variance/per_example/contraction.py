@@ -1,0 +1,394 @@
+"""Products, attention, convolution, pooling, normalisation: which dimensions they run over."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from svag.variance.per_example.following import (
+    IS_PLACED,
+    Operation,
+    elementwise,
+    join,
+    rule,
+    summed,
+)
+from svag.variance.per_example.placement import (
+    CONSTANT,
+    Layout,
+    Lost,
+    Mark,
+    Packed,
+    Placed,
+    Scattered,
+    Single,
+    Summed,
+    Where,
+)
+
+
+def _all(op: Operation, found: Sequence["Placed | Mark | None"], out: Tensor) -> Where:
+    """Join what each input says of the output's rows."""
+    result: Placed | None = None
+    for where in found:
+        if isinstance(where, Mark):
+            return where
+        if where is None:
+            continue
+        joined = where if result is None else join(op, result, where, out)
+        if isinstance(joined, Mark):
+            return joined
+        result = joined
+    return CONSTANT if result is None else result
+
+
+def _moved(op: Operation, tensor: Tensor, dims: Sequence[int | None]) -> "Placed | Mark | None":
+    """Send each dimension of an input to one of the output; None is summed over."""
+    where = op.where(tensor)
+    if isinstance(where, Summed):
+        return op.mixes() if tensor.requires_grad else None
+    if not isinstance(where, IS_PLACED):
+        return None
+    if isinstance(where, Single):
+        return where
+    to = dims[where.dim]
+    if to is None or op.out.shape[to] != tensor.shape[where.dim]:
+        return op.mixes()
+    return where.at(to)
+
+
+@rule("matmul", "mm", "bmm", "mv", "dot", "inner", "linear", "outer", "ger", "vdot")
+def _matmul(op: Operation) -> Where:
+    a, b = op.inputs[0], op.inputs[1]
+    if op.name == "linear":
+        return _linear(op)
+    if op.name == "inner":
+        return op.unknown()
+    if op.name in ("outer", "ger"):
+        return _all(op, [_moved(op, a, [0]), _moved(op, b, [1])], op.out)
+    left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
+    return _all(op, [_moved(op, a, left), _moved(op, b, right)], op.out)
+
+
+def _product_dims(a: int, b: int, out: int) -> tuple[list[int | None], list[int | None]]:
+    """Return where the dimensions of two factors go in their matrix product."""
+    rows, columns = a > 1, b > 1
+    batch = out - rows - columns
+    left: list[int | None] = [batch - max(a - 2, 0) + d for d in range(max(a - 2, 0))]
+    right: list[int | None] = [batch - max(b - 2, 0) + d for d in range(max(b - 2, 0))]
+    left += [batch, None] if rows else [None]
+    right += [None, out - 1] if columns else [None]
+    return left, right
+
+
+def _linear(op: Operation) -> Where:
+    """A dense layer with constant weights keeps all dimensions but the last."""
+    x = op.given("input", 0)
+    if len(op.pairs()) > 1 or not isinstance(op.where(x), IS_PLACED):
+        return op.unknown()
+    return _all(op, [_moved(op, x, [*range(x.dim() - 1), None])], op.out)
+
+
+@rule("addmm", "baddbmm", "addmv", "addbmm", "addr")
+def _add_product(op: Operation) -> Where:
+    if op.name in ("addbmm", "addr"):
+        return op.unknown()
+    shift, a, b = op.args[:3]
+    left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
+    found = [_moved(op, a, left), _moved(op, b, right)]
+    if isinstance(op.where(shift), IS_PLACED):
+        aligned = elementwise(op, [shift])
+        found.append(aligned if aligned is not CONSTANT else None)
+    return _all(op, found, op.out)
+
+
+@rule("einsum")
+def _einsum(op: Operation) -> Where:
+    """Follow the letter of the examples, an ellipsis written out."""
+    equation = op.args[0]
+    if not isinstance(equation, str):
+        return op.unknown()
+    given = op.args[1] if isinstance(op.args[1], list | tuple) else op.args[1:]
+    terms, result = letters(equation, [t.dim() for t in given])
+    found = []
+    for term, operand in zip(terms, given, strict=True):
+        dims = [result.index(c) if c in result else None for c in term]
+        found.append(_moved(op, operand, dims))
+    return _all(op, found, op.out)
+
+
+def letters(equation: str, dims: Sequence[int]) -> tuple[list[str], str]:
+    """Return each operand's and the result's letters, an ellipsis written out."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    hidden = [n - len(t.replace("...", "")) for t, n in zip(terms, dims, strict=True)]
+    most = max([h for t, h in zip(terms, hidden, strict=True) if "..." in t], default=0)
+    spare = list(map(chr, range(0x3B1, 0x3B1 + most)))
+    every = [
+        t.replace("...", "".join(spare[most - h :])) for t, h in zip(terms, hidden, strict=True)
+    ]
+    if not arrow:
+        once = "".join(terms).replace("...", "")
+        right = "..." * ("..." in left) + "".join(
+            sorted(c for c in set(once) if once.count(c) == 1)
+        )
+    return every, right.replace("...", "".join(spare))
+
+
+def matrix_letters(a: int, b: int) -> tuple[list[str], str]:
+    """Return the letters of two factors of ``a`` and ``b`` dimensions, and of their product."""
+    most = max(a - 2, b - 2, 0)
+    spare = "".join(map(chr, range(0x3C3, 0x3C3 + most)))
+    left = spare[most - max(a - 2, 0) :] + ("mn" if a > 1 else "n")
+    right = spare[most - max(b - 2, 0) :] + ("np" if b > 1 else "n")
+    return [left, right], spare + "m" * (a > 1) + "p" * (b > 1)
+
+
+@rule("tensordot", "cdist", "bilinear", "kron", "chain_matmul", "cross")
+def _other_products(op: Operation) -> Where:
+    if op.name == "cdist":
+        a, b = op.args[:2]
+        left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
+        right = [*right[:-2], op.out.dim() - 1, None]
+        return _all(op, [_moved(op, a, left), _moved(op, b, right)], op.out)
+    if op.name == "cross":
+        return elementwise(op)
+    if op.name == "tensordot":
+        return _tensordot(op)
+    return op.unknown()
+
+
+def _tensordot(op: Operation) -> Where:
+    """The dimensions that are not summed over, the first factor's first."""
+    a, b, dims = op.given("a", 0), op.given("b", 1), op.given("dims", 2, 2)
+    if isinstance(dims, int):
+        dims = list(range(a.dim() - dims, a.dim())), list(range(dims))
+    if isinstance(dims, Tensor) or len(dims) != 2:
+        return op.unknown()
+    over = [{d % t.dim() for d in part} for part, t in zip(dims, (a, b), strict=True)]
+    free = 0
+    found = []
+    for tensor, summed_over in zip((a, b), over, strict=True):
+        to: list[int | None] = []
+        for dim in range(tensor.dim()):
+            to.append(None if dim in summed_over else free)
+            free += dim not in summed_over
+        found.append(_moved(op, tensor, to))
+    return _all(op, found, op.out)
+
+
+@rule("scaled_dot_product_attention")
+def _attention(op: Operation) -> Where:
+    """Queries, keys, values and mask share their batch dimensions, and mix the others."""
+    found: list[Placed | Mark | None] = []
+    for name, place in (("query", 0), ("key", 1), ("value", 2), ("attn_mask", 3)):
+        tensor = op.given(name, place)
+        if not isinstance(tensor, Tensor):
+            continue
+        shift = op.out.dim() - tensor.dim()
+        batch = [d + shift for d in range(tensor.dim() - 2)]
+        found.append(_moved(op, tensor, [*batch, -2 if name == "query" else None, None]))
+    return _all(op, found, op.out)
+
+
+# --- layers without parameters of their own -----------------------------------------------------
+
+_CHANNELS = frozenset(
+    {f"conv{n}d" for n in (1, 2, 3)}
+    | {f"conv_transpose{n}d" for n in (1, 2, 3)}
+    | {"group_norm", "instance_norm", "batch_norm", "im2col", "col2im", "fold", "unfold_"}
+    | {"grid_sampler", "grid_sample", "affine_grid_generator", "channel_shuffle"}
+    | {"local_response_norm", "convolution"}
+)
+
+
+@rule(*_CHANNELS)
+def _batch_first(op: Operation) -> Where:
+    """Keep the examples along the first dimension; any other holds channels or positions."""
+    for tensor, where in op.pairs():
+        if isinstance(where, Single):
+            return op.unknown()
+        if where.dim != 0 or (tensor is not op.inputs[0] and op.name not in _TWO):
+            return op.mixes()
+        if op.out.shape[0] != tensor.shape[0]:
+            return op.unknown()
+    return elementwise_at_zero(op)
+
+
+_TWO = frozenset({"grid_sampler", "grid_sample"})
+
+
+def elementwise_at_zero(op: Operation) -> Where:
+    """Join the inputs' rows along the first dimension."""
+    return _all(op, [where for _, where in op.pairs()], op.out)
+
+
+@rule("cosine_similarity", "pairwise_distance")
+def _compared(op: Operation) -> Where:
+    """Broadcast, and reduce one dimension."""
+    lined = _lined_up(op)
+    if not isinstance(lined, Layout | Scattered):
+        return lined
+    dims = max(t.dim() for t in op.inputs)
+    default = 1 if op.name == "cosine_similarity" else dims - 1
+    dim = op.given("dim", 2, default) if op.name == "cosine_similarity" else default
+    if lined.dim == dim % dims:
+        return op.mixes()
+    return lined if op.out.dim() == dims else lined.at(lined.dim - (lined.dim > dim % dims))
+
+
+@rule("layer_norm", "rms_norm", "native_layer_norm", "fused_rms_norm")
+def _over_features(op: Operation) -> Where:
+    x, shape = op.inputs[0], op.given("normalized_shape", 1)
+    where = op.where(x)
+    if not isinstance(where, IS_PLACED) or len(op.pairs()) > 1:
+        return op.unknown()
+    if isinstance(where, Layout | Scattered) and where.dim >= x.dim() - len(shape):
+        return op.mixes()
+    return where
+
+
+_POOLS = {
+    **{f"{kind}_pool{n}d": n for kind in ("max", "avg", "lp") for n in (1, 2, 3)},
+    **{f"adaptive_{kind}_pool{n}d": n for kind in ("max", "avg") for n in (1, 2, 3)},
+    **{f"max_pool{n}d_with_indices": n for n in (1, 2, 3)},
+    **{f"adaptive_max_pool{n}d_with_indices": n for n in (1, 2, 3)},
+    **{f"upsample_{kind}{n}d": n for kind in ("nearest", "_nearest_exact") for n in (1, 2, 3)},
+    **{f"{kind}_pad{n}d": n for kind in ("reflection", "replication") for n in (1, 2, 3)},
+    **{"upsample_linear1d": 1, "upsample_bilinear2d": 2, "upsample_bicubic2d": 2},
+    **{"upsample_trilinear3d": 3, "pixel_shuffle": 3, "pixel_unshuffle": 3, "max_unpool2d": 2},
+    **{"_upsample_bilinear2d_aa": 2, "interpolate": 1},
+}
+
+
+@rule(*_POOLS)
+def _spatial(op: Operation) -> Where:
+    """Keep the examples if they lie before the dimensions that are pooled."""
+    x = op.inputs[0]
+    where = op.where(x)
+    if not isinstance(where, IS_PLACED) or op.name == "interpolate":
+        return op.unknown()
+    if isinstance(where, Layout | Scattered) and where.dim >= x.dim() - _POOLS[op.name]:
+        return op.mixes()
+    return where
+
+
+@rule("embedding")
+def _lookup(op: Operation) -> Where:
+    weight, indices = op.inputs[0], op.inputs[1]
+    if op.where(weight) is not CONSTANT:
+        return op.unknown()
+    return op.where(indices)
+
+
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+def _recurrent(op: Operation) -> "Where | Sequence[Where]":
+    """A recurrent layer of constant weights."""
+    if not isinstance(op.args[3], bool):
+        return op.unknown()
+    x, batch_first = op.args[0], op.args[-1]
+    where = op.where(x)
+    if not isinstance(where, Layout | Scattered):
+        return op.unknown()
+    if where.dim != (0 if batch_first else 1) or x.dim() != 3:
+        return op.mixes()
+    return [where, *[where.at(1)] * (len(op.outputs) - 1)]
+
+
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def _cell(op: Operation) -> Where:
+    found = [where for _, where in op.pairs()]
+    if any(isinstance(w, Single) or w.dim != 0 for w in found):
+        return op.unknown()
+    return elementwise_at_zero(op)
+
+
+_LOSSES = (
+    *("cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss2d", "mse_loss", "l1_loss"),
+    *("smooth_l1_loss", "huber_loss", "binary_cross_entropy", "kl_div", "poisson_nll_loss"),
+    *("binary_cross_entropy_with_logits", "soft_margin_loss", "hinge_embedding_loss"),
+    *("margin_ranking_loss", "cosine_embedding_loss", "triplet_margin_loss", "ctc_loss"),
+    *("multi_margin_loss", "multilabel_margin_loss", "cross_entropy", "gaussian_nll_loss"),
+)
+_ENTRYWISE = frozenset(
+    {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "kl_div"}
+    | {"binary_cross_entropy_with_logits", "soft_margin_loss", "hinge_embedding_loss"}
+    | {"poisson_nll_loss", "margin_ranking_loss"}
+)
+
+
+@rule(*_LOSSES)
+def _loss(op: Operation) -> Where:
+    """A number is a sum over examples; the losses of all positions keep their dimensions."""
+    if op.name in _CLASSES:
+        lined = _classified(op)
+    elif op.name in ("ctc_loss", "multi_margin_loss", "multilabel_margin_loss"):
+        return _first_dimension(op)
+    elif op.out.dim() == 0 or op.name in _ENTRYWISE:
+        lined = _lined_up(op)
+    else:
+        return _first_dimension(op)
+    if op.out.dim() or isinstance(lined, Single | Lost):
+        return lined
+    return summed(op)
+
+
+_CLASSES = frozenset({"cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss2d"})
+
+
+def _first_dimension(op: Operation) -> Where:
+    """Losses of rows: the examples lie along the first dimension (of ctc_loss, the second)."""
+    first = 1 if op.name == "ctc_loss" else 0
+    found = [(t, w) for t, w in op.pairs() if not isinstance(w, Single)]
+    if len(found) < len(op.pairs()) or not found:
+        return op.unknown()
+    if any(w.dim != (first if t.dim() > 1 and t is op.inputs[0] else 0) for t, w in found):
+        return op.mixes()
+    lined = _all(op, [w.at(0) for _, w in found], _empty((found[0][0].shape[found[0][1].dim],)))
+    return lined if op.out.dim() or isinstance(lined, Lost) else summed(op)
+
+
+def _classified(op: Operation) -> Where:
+    """Line scores ``(N, C, ...)`` up with classes ``(N, ...)``."""
+    scores, found = op.inputs[0], []
+    if scores.dim() < 2:
+        return op.unknown()
+    shape = (scores.shape[0], *scores.shape[2:])
+    for tensor, where in op.pairs():
+        if isinstance(where, Single) or tensor.dim() < scores.dim():
+            found.append(where)
+        elif where.dim == 1:
+            return op.mixes()
+        else:
+            found.append(where.at(where.dim - (where.dim > 1)))
+    return _all(op, found, _empty(shape))
+
+
+def _lined_up(op: Operation) -> Where:
+    """Line inputs of one shape up, as far as they broadcast."""
+    try:
+        shape = torch.broadcast_shapes(*(t.shape for t, _ in op.pairs()))
+    except RuntimeError:
+        return op.unknown()
+    return _all(op, [_right(t, w, len(shape)) for t, w in op.pairs()], _empty(shape))
+
+
+def _right(tensor: Tensor, where: Placed, dims: int) -> Placed:
+    return where if isinstance(where, Single) else where.at(where.dim + dims - tensor.dim())
+
+
+def _empty(shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+@rule("pack_padded_sequence")
+def _packs(op: Operation) -> "Where | Sequence[Where]":
+    """Sequences of several lengths, as pack_padded_sequence lays them."""
+    source, first = op.args[0], op.args[2]
+    where = op.where(source)
+    if not isinstance(where, Layout | Scattered) or where.dim != (0 if first else 1):
+        return [op.unknown(), CONSTANT]
+    owners = where.owners(source.shape[where.dim])
+    if len(owners) != where.examples or sorted(owners) != list(range(where.examples)):
+        return [op.unknown(), CONSTANT]
+    return [Packed(op.outputs[1], owners), CONSTANT]

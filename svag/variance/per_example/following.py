@@ -1,0 +1,533 @@
+"""Hand the marks of an operation's inputs on to its outputs.
+
+Nothing inherits by shape alone: an operation has a rule that says what it does to dimensions and
+rows, or its result is :class:`~svag.variance.per_example.placement.Lost`, and a parameter used on
+that is refused by the operation's name. The rules of operations that work entry by entry, reduce,
+or work along a dimension stand here; those that move entries about in
+:mod:`~svag.variance.per_example.movement`, products in
+:mod:`~svag.variance.per_example.contraction`.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from svag.variance.per_example.placement import (
+    CONSTANT,
+    NOBODY,
+    Layout,
+    Lost,
+    Mark,
+    Packed,
+    Placed,
+    Scattered,
+    Single,
+    Summed,
+    Where,
+    mark,
+    mark_of,
+    placed,
+    same_rows,
+)
+
+_UNSEEN = Lost("it came out of an operation that svag does not see", mixed=False)
+_TRANSFORMED = Lost("it is inside torch.vmap, or another transformation of torch.func", mixed=False)
+_SUMMED = Summed("a sum over the examples")
+IS_PLACED = (Layout, Scattered, Single)
+
+
+class _Inside:
+    """Whether a call of the model runs.
+
+    A number that all examples determine, such as a count of tokens, may divide a loss; inside the
+    model it would make one example's output depend on the others.
+    """
+
+    model = False
+
+
+_INSIDE = _Inside()
+
+
+def inside_model(answer: bool) -> None:
+    """Note whether a call of the model runs."""
+    _INSIDE.model = answer
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One call of a torch function, after it has run.
+
+    Attributes:
+        func: that was called.
+        name: of it, without the marks of an in-place or reflected operation.
+        args: as given.
+        kwargs: as given.
+        inputs: every tensor among them.
+        states: where the examples are in each.
+        outputs: every tensor returned.
+    """
+
+    func: Callable[..., Any]
+    name: str
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    inputs: Sequence[Tensor]
+    states: Sequence[Where]
+    outputs: Sequence[Tensor]
+
+    @property
+    def out(self) -> Tensor:
+        """The first output."""
+        return self.outputs[0]
+
+    def given(self, name: str, position: int, default: Any = None) -> Any:
+        """Return an argument by name or position."""
+        if name in self.kwargs:
+            return self.kwargs[name]
+        return self.args[position] if len(self.args) > position else default
+
+    def where(self, tensor: object) -> Where:
+        """Return where the examples are in an argument."""
+        if not isinstance(tensor, Tensor):
+            return CONSTANT
+        return next(w for t, w in zip(self.inputs, self.states, strict=True) if t is tensor)
+
+    def pairs(self) -> list[tuple[Tensor, Placed]]:
+        """Return the inputs of which the examples' rows are known."""
+        every = zip(self.inputs, self.states, strict=True)
+        return [(t, where) for t, where in every if isinstance(where, IS_PLACED)]
+
+    def mixes(self) -> Lost:
+        """Say that the operation mixes the examples."""
+        return Lost(f"{self.name} mixes the examples", mixed=True)
+
+    def unknown(self) -> Lost:
+        """Say that nobody knows what the operation does to the examples."""
+        return Lost(f"svag does not know what {self.name} does to the examples", mixed=False)
+
+
+Rule: TypeAlias = Callable[[Operation], "Where | Sequence[Where]"]
+RULES: dict[str, Rule] = {}
+WRITTEN_THROUGH: list[Callable[[Tensor, Where, str], Where]] = []
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register the rule for operations of these names."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def state_of(tensor: Tensor) -> Where:
+    """Return where the examples are in a tensor, whoever made it."""
+    where = mark_of(tensor)
+    if where is None:
+        if _is_wrapped(tensor):
+            return _TRANSFORMED
+        return CONSTANT if tensor.is_leaf else _UNSEEN
+    return where
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    """Whether a tensor stands for many, inside torch.vmap or another transformation."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def follow(
+    func: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+) -> None:
+    """Mark the outputs of an operation by the marks of its inputs."""
+    states = [state_of(t) for t in inputs]
+    if all(where is CONSTANT for where in states):
+        for out in outputs:
+            mark(out, CONSTANT)
+        return
+    op = Operation(func, plain_name(func), args, kwargs, inputs, states, outputs)
+    found = _found(op)
+    each = [found] * len(outputs) if isinstance(found, (*IS_PLACED, Mark)) else found
+    for out, where in zip(outputs, each, strict=True):
+        before = next((s for t, s in zip(inputs, states, strict=True) if t is out), None)
+        mark(out, where)
+        changed = before is not None and before is not where and before != where
+        if changed and out._is_view() and out._base is not None:
+            mark(out._base, WRITTEN_THROUGH[0](out, where, op.name))
+
+
+def plain_name(func: Callable[..., Any]) -> str:
+    """Return an operation's name, the same in place, reflected, or as a method."""
+    name = getattr(func, "__name__", repr(func))
+    if name == "__get__":
+        return str(getattr(getattr(func, "__self__", None), "__name__", name))
+    name = name.strip("_")
+    return _SAME.get(name, name)
+
+
+_SAME = {
+    **{f"r{n}": n for n in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow")},
+    **{f"i{n}": n for n in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow")},
+    **{f"i{n}": n for n in ("and", "or", "xor", "lshift", "rshift")},
+    **{f"r{n}": n for n in ("and", "or", "xor", "lshift", "rshift", "matmul")},
+}
+
+
+def _found(op: Operation) -> "Where | Sequence[Where]":
+    if not op.outputs:
+        return CONSTANT
+    if op.name in _FACTORIES:
+        return CONSTANT
+    for tensor, where in zip(op.inputs, op.states, strict=True):
+        if isinstance(where, Lost) and not _is_index(op, tensor):
+            return CONSTANT if _discards(op) else where
+    if any(isinstance(where, Packed) for where in op.states):
+        return _of_packed(op)
+    if not op.pairs():
+        return _of_sums(op)
+    found = RULES.get(op.name)
+    if found is not None:
+        return found(op)
+    return elementwise(op) if is_elementwise(op.name) else op.unknown()
+
+
+_FACTORIES = frozenset(
+    {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
+    | {"randint_like", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"}
+    | {"new_empty_strided", "grad", "shape", "size", "stride", "numel", "dim", "is_floating_point"}
+)
+
+
+_INDEXED = frozenset(
+    {"getitem", "setitem", "index_select", "gather", "scatter", "scatter_add", "index_add"}
+    | {"index_copy", "index_put", "take_along_dim", "masked_select", "masked_scatter"}
+)
+
+
+def _is_index(op: Operation, tensor: Tensor) -> bool:
+    """Whether a tensor only says which rows are taken: then its own rows' owners do not matter."""
+    if tensor.is_floating_point() or tensor.is_complex() or op.name not in _INDEXED:
+        return False
+    return tensor is not op.inputs[0] and isinstance(op.states[0], IS_PLACED)
+
+
+def _discards(op: Operation) -> bool:
+    """Whether what is lost is only asked for its type or shape."""
+    return op.name in LIKE_FIRST and op.where(op.args[0]) is CONSTANT
+
+
+LIKE_FIRST = frozenset({"to", "type_as", "view_as", "reshape_as", "expand_as"})
+
+
+def only_like(name: str, args: Sequence[Any], followed: Sequence[Tensor]) -> bool:
+    """Whether an operation asks parameters for nothing but their type, device or shape."""
+    asks = name in LIKE_FIRST or name in _FACTORIES
+    return asks and (name in _FACTORIES or not any(args[0] is t for t in followed))
+
+
+# --- entry by entry -----------------------------------------------------------------------------
+
+_ELEMENTWISE = frozenset(
+    {"to", "type_as", "type", "float", "double", "half", "bfloat16", "int", "long", "bool", "short"}
+    | {"cpu", "cuda", "contiguous", "detach", "data", "requires_grad", "real", "imag", "copy"}
+    | {"dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "bernoulli"}
+    | {"truediv", "floordiv", "mod", "and", "or", "xor", "invert", "lshift", "rshift", "divide"}
+    | {"multiply", "subtract", "negative", "absolute", "greater", "greater_equal", "less"}
+    | {"less_equal", "not_equal", "rsub", "clip", "fix", "arccos", "arcsin", "arctan", "arctan2"}
+    | {"arccosh", "arcsinh", "arctanh", "log_sigmoid", "logsigmoid", "hardswish", "rrelu", "prelu"}
+    | {"isclose", "isreal", "float_power", "floor_divide", "true_divide", "special_expit", "fill"}
+    | {
+        "special_erf",
+        "special_log1p",
+        "special_softmax",
+        "triu",
+        "tril",
+        "zero",
+        "conj",
+        "resolve_conj",
+    }
+    | {
+        "resolve_neg",
+        "bucketize",
+        "view_as_real",
+        "lerp",
+        "nan_to_num",
+        "retain_grad",
+        "fake_quantize",
+    }
+    | {
+        "complex",
+        "polar",
+        "positive",
+        "uniform",
+        "normal",
+        "exponential",
+        "clone",
+        "alias",
+        "sign",
+        "hardtanh",
+    }
+)
+
+
+@functools.cache
+def is_elementwise(name: str) -> bool:
+    """Whether an operation computes each entry from the entries at the same place."""
+    if name in _ELEMENTWISE:
+        return True
+    packet = getattr(torch.ops.aten, name, None)
+    if packet is None or not hasattr(packet, "overloads"):
+        return False
+    return any(torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads())
+
+
+def elementwise(op: Operation, inputs: Sequence[Tensor] | None = None) -> Where:
+    """Line the inputs up from the right, as broadcasting does; the examples must line up too."""
+    out = op.out
+    if _adds_singles(op):
+        return _SUMMED
+    result: Placed | None = None
+    for tensor in op.inputs if inputs is None else inputs:
+        where = op.where(tensor)
+        if isinstance(where, Summed) and (tensor.requires_grad or _INSIDE.model):
+            return op.mixes()
+        if not isinstance(where, IS_PLACED):
+            continue
+        moved = _aligned(op, tensor, where, out)
+        if isinstance(moved, Mark):
+            return moved
+        joined = moved if result is None else join(op, result, moved, out)
+        if isinstance(joined, Mark):
+            return joined
+        result = joined
+    return CONSTANT if result is None else result
+
+
+def _adds_singles(op: Operation) -> bool:
+    """Whether losses of single examples are added up one by one."""
+    if op.name not in ("add", "sub", "subtract"):
+        return False
+    singles = {w.example for w in op.states if isinstance(w, Single)}
+    others = any(isinstance(w, Layout | Scattered) for w in op.states)
+    sums = any(isinstance(w, Summed) for w in op.states)
+    return not others and bool(singles) and (sums or len(singles) > 1)
+
+
+def _aligned(op: Operation, tensor: Tensor, where: Placed, out: Tensor) -> "Placed | Lost":
+    if isinstance(where, Single):
+        return where
+    dim = where.dim + out.dim() - tensor.dim()
+    if dim < 0 or tensor.shape[where.dim] != out.shape[dim]:
+        if dim >= 0 and isinstance(where, Scattered) and len(set(where.list)) == 1:
+            return Single(int(where.list[0]), where.examples)
+        return op.mixes()
+    return where.at(dim)
+
+
+def join(op: Operation, a: Placed, b: Placed, out: Tensor) -> "Placed | Lost":
+    """Return whose the rows are that two inputs share."""
+    if isinstance(a, Single) or isinstance(b, Single):
+        return _with_single(op, a, b)
+    if a.dim != b.dim:
+        return op.mixes()
+    size = out.shape[a.dim]
+    if same_rows(a, b, size):
+        return a
+    ours, theirs = a.owners(size), b.owners(size)
+    if np.any((ours != theirs) & (ours != NOBODY) & (theirs != NOBODY)):
+        return op.mixes()
+    return placed(a.dim, a.examples, np.where(ours == NOBODY, theirs, ours))
+
+
+def _with_single(op: Operation, a: Placed, b: Placed) -> "Placed | Lost":
+    single, other = (a, b) if isinstance(a, Single) else (b, a)
+    assert isinstance(single, Single)
+    if isinstance(other, Single):
+        return single if other.example == single.example else op.mixes()
+    if isinstance(other, Scattered) and set(other.list) <= {single.example, NOBODY}:
+        return other
+    return op.mixes()
+
+
+@rule("view_as_complex", "view_as_real")
+def _last_dimension(op: Operation) -> Where:
+    """A last dimension of two numbers comes or goes."""
+    where = op.where(op.args[0])
+    last = isinstance(where, Layout | Scattered) and where.dim >= min(
+        op.out.dim(), op.args[0].dim()
+    )
+    return op.mixes() if last else where
+
+
+@rule("to", "type_as", "type")
+def _like_first(op: Operation) -> Where:
+    return elementwise(op, [op.args[0]])
+
+
+@rule("copy")
+def _copied(op: Operation) -> Where:
+    return elementwise(op, [op.args[1]])
+
+
+@rule("masked_fill")
+def _masked_fill(op: Operation) -> Where:
+    return elementwise(op)
+
+
+@rule("prelu")
+def _prelu(op: Operation) -> Where:
+    return elementwise(op, [op.args[0]]) if op.where(op.args[1]) is CONSTANT else op.unknown()
+
+
+# --- sums over examples -------------------------------------------------------------------------
+
+_LINEAR = frozenset(
+    {"add", "sub", "subtract", "neg", "negative", "sum", "mean", "nansum", "clone", "detach", "to"}
+    | {"float", "double", "half", "bfloat16", "contiguous", "stack", "cat", "view", "reshape"}
+    | {"squeeze", "unsqueeze", "flatten", "expand", "getitem", "select", "requires_grad", "data"}
+    | {"retain_grad", "type_as", "type", "cpu", "cuda", "positive", "fill", "copy", "ravel"}
+    | {"concat", "hstack", "transpose", "permute", "t", "T", "unbind", "split", "chunk", "alias"}
+)
+_SCALED = frozenset({"mul", "multiply", "div", "divide", "truediv", "true_divide", "matmul", "dot"})
+
+
+def _of_sums(op: Operation) -> Where:
+    """Combine sums over examples: what is linear in them stays one."""
+    free = [t for t, s in zip(op.inputs, op.states, strict=True) if isinstance(s, Summed)]
+    moving = [t for t in free if t.requires_grad]
+    if not moving or not any(out.requires_grad for out in op.outputs) or op.name in _LINEAR:
+        return _SUMMED
+    if op.name in ("div", "divide", "truediv", "true_divide") and op.args[0] is not moving[0]:
+        return op.mixes()
+    return _SUMMED if op.name in _SCALED and len(moving) == 1 else op.mixes()
+
+
+def summed(op: Operation) -> Where:
+    """Return the mark of a result that runs over all examples, linearly."""
+    return _SUMMED
+
+
+# --- reductions ---------------------------------------------------------------------------------
+
+_SUMS = frozenset({"sum", "mean", "nansum", "nanmean"})
+_REDUCTIONS = _SUMS | {
+    *("prod", "amax", "amin", "aminmax", "max", "min", "median", "nanmedian", "logsumexp", "norm"),
+    *("std", "var", "std_mean", "var_mean", "all", "any", "argmax", "argmin", "count_nonzero"),
+    *("linalg_vector_norm", "vector_norm", "mode", "kthvalue", "quantile", "nanquantile"),
+}
+
+
+@rule(*_REDUCTIONS)
+def _reduction(op: Operation) -> Where:
+    """Drop the reduced dimensions; over the examples only a sum is harmless."""
+    source = op.args[0] if op.args else op.inputs[0]
+    if op.name in ("max", "min") and isinstance(op.given("other", 1), Tensor):
+        return elementwise(op)
+    where = op.where(source)
+    if not isinstance(where, IS_PLACED):
+        return op.unknown()
+    if isinstance(where, Single):
+        return where
+    reduced = _reduced(op, source.dim())
+    if reduced is None:
+        return op.unknown()
+    if where.dim in reduced:
+        if op.name in _SUMS or not op.out.requires_grad:
+            return _SUMMED
+        return op.mixes()
+    keeps = op.out.dim() == source.dim()
+    return where if keeps else where.at(where.dim - sum(d < where.dim for d in reduced))
+
+
+_DIM_AT = {"norm": 2, "kthvalue": 2, "quantile": 2, "nanquantile": 2}
+_DIM_AT |= {"linalg_vector_norm": 2, "vector_norm": 2}
+
+
+def _reduced(op: Operation, dims: int) -> list[int] | None:
+    """Return the dimensions that a reduction reduces, None if that is not clear."""
+    position = _DIM_AT.get(op.name, 1)
+    given = op.given("dim", position, op.kwargs.get("axis"))
+    if op.name in ("mode", "kthvalue", "median", "nanmedian") and given is None:
+        given = -1 if op.out.dim() or len(op.outputs) > 1 else None
+    if given is None:
+        return list(range(dims))
+    if op.name in ("std", "var", "std_mean", "var_mean") and isinstance(given, bool):
+        return list(range(dims))
+    values = [given] if isinstance(given, int) else given
+    if not isinstance(values, list | tuple) or not all(type(v) is int for v in values):
+        return None
+    if op.name in ("sum", "mean", "amax", "amin", "all", "any") and len(op.args) > 2:
+        rest = op.args[position:]
+        if all(type(v) is int for v in rest):
+            values = list(rest)
+    return [v % dims for v in values] if values else list(range(dims))
+
+
+# --- along one dimension ------------------------------------------------------------------------
+
+_ALONG = {
+    **dict.fromkeys(("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "cummax"), 1),
+    **dict.fromkeys(("cummin", "logcumsumexp", "special_log_softmax"), 1),
+    **dict.fromkeys(("glu", "renorm", "diff"), 2),
+    **dict.fromkeys(("fft", "ifft", "rfft", "irfft", "hfft", "ihfft", "fft_fft", "fft_ifft"), 2),
+    **dict.fromkeys(("fft_rfft", "fft_irfft"), 2),
+}
+
+
+@rule(*_ALONG)
+def _along(op: Operation) -> Where:
+    """Keep the examples if they lie along another dimension than the operation works along."""
+    source = op.args[0] if op.args else op.inputs[0]
+    position = 1 if op.name == "glu" else _ALONG[op.name]
+    dim = op.given("dim", position, -1)
+    if not isinstance(dim, int):
+        return op.unknown()
+    where = elementwise_of(op, source)
+    if isinstance(where, Layout | Scattered) and where.dim == dim % source.dim():
+        return op.mixes()
+    return where
+
+
+def elementwise_of(op: Operation, source: Tensor) -> Where:
+    """Return the mark of a source whose dimensions the output keeps."""
+    return op.where(source)
+
+
+# --- packed sequences ---------------------------------------------------------------------------
+
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+
+
+def _of_packed(op: Operation) -> "Where | Sequence[Where]":
+    """Follow packed sequences into padded ones, through recurrent layers and entry by entry."""
+    packed = [w for w in op.states if isinstance(w, Packed)]
+    where = packed[0]
+    if op.name == "pad_packed_sequence":
+        place = placed(0 if op.args[2] else 1, where.examples, where.order)
+        return [place, place.at(0)]
+    if op.name in _RECURRENT:
+        return [where, *[where.last_states()] * (len(op.outputs) - 1)]
+    if op.name in ("to", "float", "double", "half", "contiguous", "clone", "detach"):
+        return where
+    if is_elementwise(op.name) and all(other is where for other in packed):
+        same = all(out.dim() and out.shape[0] == len(op.inputs[0]) for out in op.outputs)
+        constant = all(s is where or s is CONSTANT for s in op.states)
+        if same and constant:
+            return where
+    steps = where.steps()
+    again = [steps if w is where else w for w in op.states]
+    found = _found(Operation(op.func, op.name, op.args, op.kwargs, op.inputs, again, op.outputs))
+    same = isinstance(found, IS_PLACED) and found.dim == 0 and op.out.shape[0] == sum(where.sizes)
+    if same and np.array_equal(found.owners(len(op.out)), steps.owners(len(op.out))):  # type: ignore[union-attr]
+        return where
+    return found

@@ -1,0 +1,171 @@
+"""Which arguments of the model hold the examples, and along which dimension."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from svag.errors import InvalidOption
+from svag.variance.per_example.contributions import refuse_one
+from svag.variance.per_example.following import state_of
+from svag.variance.per_example.placement import (
+    CONSTANT,
+    Layout,
+    Packed,
+    mark,
+    mark_of,
+)
+
+Key: TypeAlias = int | str
+Choice: TypeAlias = "Key | Sequence[Key] | Callable[[Key, Tensor], bool] | None"
+
+
+class Inputs:
+    """Marks what comes into the model from outside.
+
+    Args:
+        batch_dim: dimension that holds the examples.
+        choice: names the arguments that hold them; None is every tensor, which must then agree.
+    """
+
+    def __init__(self, batch_dim: int, choice: Choice) -> None:
+        self.batch_dim = batch_dim
+        self._choice = choice
+        self._names: list[str] = []
+
+    def enter(
+        self,
+        module: nn.Module,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        followed: Callable[[Tensor], bool],
+    ) -> int:
+        """Mark the arguments of a call from outside; return how many examples there are.
+
+        Raises:
+            InvalidOption: the arguments do not agree on the number of examples.
+        """
+        found = list(self._flat(args, kwargs))
+        self._names = _names_of(module)
+        packs = [(key, v) for key, v in found if isinstance(v, PackedSequence)]
+        counts = [count for _, pack in packs if (count := _mark_packed(pack))]
+        fresh = [
+            (key, v)
+            for key, v in found
+            if isinstance(v, Tensor) and mark_of(v) in (None, CONSTANT) and v.dim()
+            if not followed(v)
+        ]
+        chosen = [(key, t) for key, t in fresh if self._chosen(key, t)]
+        named = any(self._chosen(key, v) for key, v in found if isinstance(v, Tensor))
+        examples = self._agreed(module, chosen, counts, bool(fresh) and not named)
+        for _, tensor in fresh:
+            ours = any(tensor is t for _, t in chosen) and tensor.dim() > self.batch_dim
+            ours = ours and bool(examples) and tensor.shape[self.batch_dim] == examples
+            mark(tensor, Layout(self.batch_dim, examples) if ours else CONSTANT)
+        return examples
+
+    def _flat(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[tuple[Key, Any]]:
+        """Yield every tensor and packed sequence with the position or name of its argument."""
+        arguments: list[tuple[Key, Any]] = [*enumerate(args), *kwargs.items()]
+        for key, value in arguments:
+            if isinstance(value, list) and self._choice is None:
+                _refuse_list(key, value)
+            if isinstance(value, dict):
+                yield from self._flat((), {str(name): part for name, part in value.items()})
+            elif isinstance(value, list | tuple) and not isinstance(value, PackedSequence):
+                yield from ((key, part) for _, part in self._flat(value, {}))
+            elif isinstance(value, Tensor | PackedSequence):
+                yield key, value
+
+    def _chosen(self, key: Key, tensor: Tensor) -> bool:
+        choice = self._choice
+        if choice is None:
+            return True
+        keys: set[Key] = {key}
+        if isinstance(key, int):
+            keys.update(self._names[key : key + 1])
+        elif key in self._names:
+            keys.add(self._names.index(key))
+        if callable(choice):
+            return choice(key, tensor)
+        return bool(keys & ({choice} if isinstance(choice, int | str) else set(choice)))
+
+    def _agreed(
+        self,
+        module: nn.Module,
+        chosen: Sequence[tuple[Key, Tensor]],
+        counts: Sequence[int],
+        misnamed: bool,
+    ) -> int:
+        dim = self.batch_dim
+        sizes = {_named(key): t.shape[dim] for key, t in chosen if t.dim() > dim}
+        found = sorted({*sizes.values(), *counts})
+        if len(found) > 1 and self._choice is None:
+            found = [n for n in found if n != 1]  # of size 1, it is broadcast
+        listed = ", ".join(f"{name} of {size}" for name, size in sizes.items())
+        if len(found) > 1:
+            raise InvalidOption(
+                f"{type(module).__name__} was given tensors that differ in dimension {dim}, which "
+                f"should hold the examples: {listed}. Say which hold them, as in "
+                "within_batch_variance(model, examples=0), by position, name or a function of both"
+            )
+        short = [(key, t) for key, t in chosen if t.dim() <= dim]
+        if short and (not found or self._choice is not None):
+            shapes = ", ".join(str(tuple(t.shape)) for _, t in short)
+            raise InvalidOption(
+                f"batch_dim={dim}: {type(module).__name__} was given tensors of shape "
+                f"{shapes}, none of which has that dimension; give the one that holds the examples"
+            )
+        if self._choice is not None and misnamed:
+            raise InvalidOption(
+                f"examples={self._choice!r}: no argument of {type(module).__name__} that is a "
+                "tensor has this position or name"
+            )
+        if found and found[0] == 0:
+            refuse_one(0)
+        return found[0] if found else 0
+
+
+def _names_of(module: nn.Module) -> list[str]:
+    """Return the names of a module's positional arguments."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.kind in kinds]
+
+
+def _named(key: Key) -> str:
+    return f"argument {key}" if isinstance(key, int) else f"{key!r}"
+
+
+def _refuse_list(key: Key, value: Sequence[Any]) -> None:
+    """Refuse a list of tensors, which may be one for each example."""
+    shapes = [tuple(v.shape) for v in value if isinstance(v, Tensor)]
+    if len(shapes) > 1:
+        raise InvalidOption(
+            f"{_named(key)} of the model is a list of tensors of shapes "
+            f"{', '.join(map(str, shapes[:4]))}: it may hold one for each example, or several with "
+            "all examples each. If the latter, say so with within_batch_variance(model, "
+            f"examples={key!r}); if the former, give one tensor, padded, or a PackedSequence"
+        )
+
+
+def _mark_packed(sequences: PackedSequence) -> int:
+    """Mark sequences of several lengths; return how many there are if they are new."""
+    fresh = state_of(sequences.data) is CONSTANT
+    if fresh:
+        order = sequences.sorted_indices
+        names = None if order is None else order.detach().cpu().numpy()
+        mark(sequences.data, Packed(sequences.batch_sizes, names))
+    for rest in (sequences.batch_sizes, sequences.sorted_indices, sequences.unsorted_indices):
+        if rest is not None:
+            mark(rest, CONSTANT)
+    where = mark_of(sequences.data)
+    return where.examples if isinstance(where, Packed) else 0
+
+
+__all__ = ["Choice", "Inputs"]

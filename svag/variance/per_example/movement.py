@@ -1,0 +1,677 @@
+"""Operations that move entries about: views, indices, masks, sorts, gathers, scatters.
+
+They do to the names of the owners what they do to the entries. So the operation is run on a tensor
+of names, one along each dimension that matters, and whose rows the result has is read off.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from svag.variance.per_example.following import (
+    IS_PLACED,
+    LIKE_FIRST,
+    WRITTEN_THROUGH,
+    Operation,
+    elementwise,
+    join,
+    rule,
+    state_of,
+)
+from svag.variance.per_example.placement import (
+    CONSTANT,
+    NOBODY,
+    Layout,
+    Lost,
+    Mark,
+    Owners,
+    Placed,
+    Scattered,
+    Single,
+    Summed,
+    Where,
+    placed,
+    shape_with,
+)
+
+_VIEWS = (
+    *(
+        "squeeze",
+        "unsqueeze",
+        "transpose",
+        "swapaxes",
+        "swapdims",
+        "permute",
+        "movedim",
+        "moveaxis",
+        "t",
+    ),
+    *("T", "mT", "H", "mH", "adjoint", "select", "narrow", "unbind", "split", "chunk"),
+    *("tensor_split", "split_with_sizes", "hsplit", "vsplit", "dsplit", "expand", "expand_as"),
+    *("broadcast_to", "diagonal", "unfold", "atleast_1d", "atleast_2d"),
+    *("atleast_3d", "unsafe_split", "unsafe_chunk", "diag", "diag_embed", "narrow_copy"),
+    *("flip", "fliplr", "flipud", "roll", "rot90", "repeat", "tile", "masked_select"),
+    *("repeat_interleave", "take", "take_along_dim", "combinations"),
+)
+
+
+@rule("view", "reshape", "flatten", "unflatten", "ravel", "view_as", "reshape_as")
+def _reshaped(op: Operation) -> Where:
+    """Follow the rows through a row-major reshape, whatever it merges or splits."""
+    source = op.args[0] if op.args else op.inputs[0]
+    where = op.where(source)
+    if not isinstance(where, IS_PLACED):
+        return CONSTANT if where is CONSTANT else op.unknown()
+    if isinstance(where, Single):
+        return where
+    if isinstance(where, Layout) and isinstance(op.out, Tensor):
+        found = _through_reshape(source.shape, where, op.out.shape)
+        if found is not None:
+            return found
+    return owned_by(op, owners_of(source, where).reshape(op.out.shape), where.examples)
+
+
+def _through_reshape(before: Sequence[int], where: Layout, after: Sequence[int]) -> Layout | None:
+    """Return the new place of evenly spread rows; None if there is no such place."""
+    dim, examples, outer = where
+    block = math.prod(before[dim:]) // (outer * examples)
+    for new, size in enumerate(after):
+        below = math.prod(after[new + 1 :])
+        whole = below and block % below == 0 and size % (examples * (block // below)) == 0
+        if whole and below * size >= block * examples:
+            return Layout(new, examples, size // (examples * (block // below)))
+    return None
+
+
+@rule(*_VIEWS)
+def _moved(op: Operation) -> "Where | Sequence[Where]":
+    """Run the operation on the owners of its first argument."""
+    source = op.args[0] if op.args else op.inputs[0]
+    where = op.where(source)
+    if not isinstance(where, IS_PLACED):
+        alike = op.name in LIKE_FIRST and where is CONSTANT
+        return CONSTANT if alike else op.unknown()
+    if isinstance(where, Single):
+        return where
+    if isinstance(where, Layout) and (found := _simple(op, source, where)) is not None:
+        return found
+    return run_on_owners(op, {id(source): owners_of(source, where)}, where.examples)
+
+
+def _simple(op: Operation, source: Tensor, where: Layout) -> Where | None:
+    """Return what common views do, which is known without trying; None for the rest."""
+    dims, name = source.dim(), op.name
+    if name in ("transpose", "swapaxes", "swapdims"):
+        a, b = (op.args[n] % dims for n in (1, 2)) if len(op.args) == 3 else (-1, -1)
+        return where.at({a: b, b: a}.get(where.dim, where.dim)) if a >= 0 else None
+    if name in ("t", "T") and dims == 2:
+        return where.at(1 - where.dim)
+    if name == "mT" and dims >= 2:
+        return where.at({dims - 1: dims - 2, dims - 2: dims - 1}.get(where.dim, where.dim))
+    if name == "unsqueeze":
+        dim = op.given("dim", 1) % (dims + 1)
+        return where.at(where.dim + (dim <= where.dim))
+    if name in ("chunk", "split", "tensor_split", "split_with_sizes", "narrow"):
+        dim = op.given("dim", 1 if name == "narrow" else 2, 0)
+        return where if isinstance(dim, int) and dim % dims != where.dim else None
+    if name in ("select", "unbind"):
+        dim = op.given("dim", 1, 0) % dims
+        return where.at(where.dim - (dim < where.dim)) if dim != where.dim else None
+    return None
+
+
+@rule("as_strided")
+def _strided(op: Operation) -> "Where | Sequence[Where]":
+    source = op.args[0]
+    where = op.where(source)
+    if not isinstance(where, IS_PLACED) or source.storage_offset() or not source.is_contiguous():
+        return op.unknown()
+    names = owners_of(source, where).contiguous()
+    return run_on_owners(op, {id(source): names}, where.examples)
+
+
+@rule("broadcast_tensors")
+def _broadcast_tensors(op: Operation) -> "Where | Sequence[Where]":
+    """Each result is one input, expanded."""
+    given = op.args[0] if isinstance(op.args[0], list | tuple) else op.args
+    found: list[Where] = []
+    for tensor, out in zip(given, op.outputs, strict=True):
+        one = Operation(op.func, op.name, op.args, op.kwargs, op.inputs, op.states, [out])
+        found.append(elementwise(one, [tensor]))
+    return found
+
+
+def written_through(view: Tensor, where: Where, name: str) -> Where:
+    """Return whose the rows of a tensor are, into a view of which something was written."""
+    base = view._base
+    assert base is not None
+    before, offset = state_of(base), view.storage_offset() - base.storage_offset()
+    lost = Lost(f"{name} wrote into a view of it", mixed=False)
+    placed_before = before is CONSTANT or isinstance(before, IS_PLACED)
+    if not isinstance(where, IS_PLACED) or not placed_before or not base.numel():
+        return lost
+    reach = sum((n - 1) * step for n, step in zip(base.shape, base.stride(), strict=True)) + 1
+    memory = torch.full((reach,), NOBODY)
+    names = memory.as_strided(base.shape, base.stride()).copy_(owners_of(base, before))
+    memory.as_strided(view.shape, view.stride(), offset).copy_(owners_of(view, where))
+    op = Operation(torch.Tensor.copy_, name, (), {}, (), (), ())
+    return owned_by(op, names, where.examples)
+
+
+WRITTEN_THROUGH.append(written_through)
+
+
+def run_on_owners(
+    op: Operation, owners: dict[int, Tensor], examples: int
+) -> "Where | Sequence[Where]":
+    """Run an operation on tensors of owners in place of some, and read its results."""
+    # One more than the owner, so that what an operation fills in with 0 is nobody's.
+    named = {key: names + 1 for key, names in owners.items()}
+    args, kwargs = _with_owners((op.args, op.kwargs), named)
+    try:
+        result = op.func(*args, **kwargs)
+    except (RuntimeError, TypeError, IndexError, NotImplementedError):
+        return op.unknown()
+    results = [result] if isinstance(result, Tensor) else list(result)
+    return [owned_by(op, r - 1, examples) for r in results]
+
+
+def _with_owners(value: Any, owners: dict[int, Tensor]) -> Any:
+    """Return arguments with owners in place of values, and indices where the owners are."""
+    if isinstance(value, Tensor):
+        if id(value) in owners:
+            return owners[id(value)]
+        return value.detach().cpu() if value.device.type != "cpu" else value.detach()
+    if isinstance(value, dict):
+        return {key: _with_owners(part, owners) for key, part in value.items()}
+    if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
+        parts = [_with_owners(part, owners) for part in value]
+        return tuple(parts) if isinstance(value, tuple) else parts
+    return value
+
+
+def owners_of(tensor: Tensor, where: Where) -> Tensor:
+    """Return whose each entry is, ``tensor.shape``, without memory for each entry."""
+    if isinstance(where, Single):
+        return torch.tensor(where.example).expand(tensor.shape)
+    if not isinstance(where, Layout | Scattered):
+        return torch.tensor(NOBODY).expand(tensor.shape)
+    size = tensor.shape[where.dim]
+    names = torch.from_numpy(where.owners(size))
+    return names.view(shape_with(tensor.shape, where.dim, size)).expand(tensor.shape)
+
+
+def owned_by(op: Operation, owners: Tensor, examples: int) -> "Placed | Mark":
+    """Return the mark for a tensor of owners."""
+    if not owners.numel():
+        empty = next(dim for dim, size in enumerate(owners.shape) if not size)
+        return Scattered(empty, examples, np.empty(0, np.int64))
+    for dim in range(owners.dim()):
+        if owners.stride(dim) == 0:
+            owners = owners.narrow(dim, 0, 1)
+    owners = _narrowed(owners, lambda first, all_: torch.equal(first.expand_as(all_), all_))
+    if sum(size > 1 for size in owners.shape) > 1:
+        # What is filled in with constants, as zeros before a loop, goes with the others.
+        owners = _in_order(owners, examples)
+        owners = _narrowed(owners, lambda top, all_: bool(((all_ == top) | (all_ < 0)).all()))
+    varying = [dim for dim, size in enumerate(owners.shape) if size > 1]
+    if len(varying) > 1:
+        return Lost(f"{op.name} puts the examples along several dimensions", mixed=False)
+    names = owners.flatten().numpy()
+    if varying:
+        return placed(varying[0], examples, names)
+    return CONSTANT if names[0] == NOBODY else Single(int(names[0]), examples)
+
+
+def _in_order(owners: Tensor, examples: int) -> Tensor:
+    """Cut down to the one dimension along which the examples come in their order, if there is."""
+    fitting = []
+    for dim, size in enumerate(owners.shape):
+        if size > 1 and size % examples == 0:
+            names = torch.arange(examples).repeat_interleave(size // examples)
+            names = names.view(shape_with(owners.shape, dim, size))
+            if bool(((owners == names) | (owners == NOBODY)).all()):
+                fitting.append(dim)
+    if len(fitting) != 1:
+        return owners
+    others = [dim for dim in range(owners.dim()) if dim != fitting[0]]
+    return owners.amax(others, keepdim=True)
+
+
+def _narrowed(owners: Tensor, fits: Callable[[Tensor, Tensor], bool]) -> Tensor:
+    """Cut every dimension along which the owners do not differ down to one."""
+    for dim, size in enumerate(owners.shape):
+        if size > 1:
+            top = owners.amax(dim, keepdim=True)
+            owners = top if fits(top, owners) else owners
+    return owners
+
+
+# --- the operations that are dearer on every entry ----------------------------------------------
+
+
+@rule("index_select")
+def _index_select(op: Operation) -> "Where | Sequence[Where]":
+    source, dim, index = op.given("input", 0), op.given("dim", 1), op.given("index", 2)
+    where = op.where(source)
+    if not isinstance(where, Layout | Scattered):
+        return where if isinstance(where, Single) else op.unknown()
+    if where.dim != dim % source.dim():
+        return where
+    return placed(where.dim, where.examples, where.owners(source.shape[where.dim])[_cpu(index)])
+
+
+def _cpu(index: Tensor) -> Any:
+    return index.detach().cpu().numpy()
+
+
+@rule("gather")
+def _gather(op: Operation) -> "Where | Sequence[Where]":
+    source, dim = op.given("input", 0), op.given("dim", 1)
+    where, picked = op.where(source), op.where(op.given("index", 2))
+    if not isinstance(where, IS_PLACED):
+        return elementwise(op, [op.given("index", 2)]) if _alone(source, op) else op.unknown()
+    if isinstance(where, Single) or source.dim() == 0:
+        return where
+    dim = dim % source.dim()
+    if where.dim == dim:
+        return run_on_owners(op, {id(source): owners_of(source, where)}, where.examples)
+    kept = placed(
+        where.dim, where.examples, where.owners(source.shape[where.dim])[: op.out.shape[where.dim]]
+    )
+    return join(op, kept, picked, op.out) if isinstance(picked, IS_PLACED) else kept
+
+
+def _alone(source: Tensor, op: Operation) -> bool:
+    """Whether rows of a constant are looked up entry by entry."""
+    return op.where(source) is CONSTANT
+
+
+@rule("getitem")
+def _getitem(op: Operation) -> "Where | Sequence[Where]":
+    """Index the owners; dimensions behind the indexed ones only come along."""
+    source, index = op.args
+    where = op.where(source)
+    if isinstance(where, Single):
+        return where
+    if not isinstance(where, Layout | Scattered):
+        return _looked_up(op, source, index)
+    parts = index if isinstance(index, tuple) else (index,)
+    if isinstance(where, Layout) and (found := _sliced(source, where, parts)) is not None:
+        return found
+    needed = max(_consumed(parts, source.dim()), where.dim + 1)
+    names = owners_of(source, where)
+    for dim in range(needed, source.dim()):
+        names = names.narrow(dim, 0, min(1, names.shape[dim]))
+    return run_on_owners(op, {id(source): names}, where.examples)
+
+
+def _sliced(source: Tensor, where: Layout, parts: Sequence[Any]) -> Layout | None:
+    """Follow slices and numbers that leave the examples' dimension whole."""
+    hidden = source.dim() - sum(p is not None and p is not ... for p in parts)
+    written = [q for p in parts for q in ([slice(None)] * hidden if p is ... else [p])]
+    before = after = 0
+    for part in written:
+        if part is None:
+            after += 1
+        elif before == where.dim:
+            whole = isinstance(part, slice) and part == slice(None)
+            return where.at(after) if whole else None
+        elif isinstance(part, slice):
+            before, after = before + 1, after + 1
+        elif type(part) is int:
+            before += 1
+        else:
+            return None
+    return where.at(where.dim - before + after)
+
+
+def _looked_up(op: Operation, source: Tensor, index: Any) -> "Where | Sequence[Where]":
+    """Rows of a constant table: whose index, or whose entry of the mask, theirs is the row."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if op.where(source) is not CONSTANT or not all(isinstance(p, Tensor) for p in parts):
+        return op.unknown()
+    if len(parts) == 1 and parts[0].dtype == torch.bool:
+        where = op.where(parts[0])
+        if not isinstance(where, Layout | Scattered):
+            return op.unknown()
+        return placed(0, where.examples, _chosen(parts[0], where))
+    if any(p.dtype == torch.bool for p in parts):
+        return op.unknown()
+    shape = torch.broadcast_shapes(*(p.shape for p in parts))
+    front = torch.empty(shape, device="meta")
+    one = Operation(op.func, op.name, op.args, op.kwargs, op.inputs, op.states, [front])
+    return elementwise(one, parts)
+
+
+def _chosen(mask: Tensor, where: Layout | Scattered) -> Owners:
+    """Return whose the true entries of a mask are."""
+    names = owners_of(mask, where)[mask.detach().cpu() != 0].numpy()
+    return cast(Owners, names)
+
+
+def _consumed(parts: Sequence[Any], dims: int) -> int:
+    """Return how many leading dimensions an index says something about."""
+    if any(part is ... for part in parts):
+        return dims
+    count = 0
+    for part in parts:
+        if isinstance(part, Tensor) and part.dtype == torch.bool:
+            count += part.dim()
+        elif part is not None and not isinstance(part, bool):
+            count += 1
+    return min(count, dims)
+
+
+@rule("nonzero", "argwhere")
+def _nonzero(op: Operation) -> "Where | Sequence[Where]":
+    """Where a mask is true: each place is the owner's of the entry."""
+    source = op.args[0]
+    where = op.where(source)
+    if not isinstance(where, Layout | Scattered):
+        return where if isinstance(where, Single) else op.unknown()
+    return placed(0, where.examples, _chosen(source, where))
+
+
+@rule("where")
+def _where(op: Operation) -> "Where | Sequence[Where]":
+    """With a condition alone, where is nonzero."""
+    return _nonzero(op) if len(op.inputs) == 1 and len(op.args) == 1 else elementwise(op)
+
+
+@rule("sort", "topk", "argsort", "msort", "kthvalue")
+def _sorted(op: Operation) -> "Where | Sequence[Where]":
+    """Along the examples, each value brings its owner with it."""
+    source = op.args[0] if op.args else op.inputs[0]
+    where = op.where(source)
+    if not isinstance(where, Layout | Scattered):
+        return where if isinstance(where, Single) else op.unknown()
+    at = {"topk": 2, "kthvalue": 2}.get(op.name, 1)
+    dim = 0 if op.name == "msort" else op.given("dim", at, -1)
+    if isinstance(dim, bool):
+        dim = op.args[2] if len(op.args) > 2 else -1
+    dim = dim % source.dim()
+    if op.name == "kthvalue" and op.out.dim() < source.dim() and where.dim != dim:
+        return where.at(where.dim - (dim < where.dim))
+    if where.dim != dim:
+        return where
+    if op.name in ("msort", "kthvalue"):
+        return op.unknown()
+    if source.dim() > 1 and op.outputs[0].requires_grad:
+        return op.mixes()  # which row an entry comes to lie in, the other examples say
+    order = op.outputs[-1].detach().cpu()
+    names = owners_of(source, where).gather(dim, order)
+    return owned_by(op, names, where.examples)
+
+
+# --- several tensors into one -------------------------------------------------------------------
+
+
+@rule("cat", "concat", "concatenate", "hstack", "vstack", "dstack", "row_stack", "column_stack")
+def _joined(op: Operation) -> "Where | Sequence[Where]":
+    """Put tensors one behind the other; along the examples, so are their owners."""
+    tensors = op.args[0] if op.args else op.kwargs["tensors"]
+    if any(isinstance(op.where(t), Summed) for t in tensors):
+        return op.mixes()
+    found = op.pairs()
+    plain = op.name in ("cat", "concat", "concatenate")
+    dim = int(op.given("dim", 1, op.kwargs.get("axis", 0))) % op.out.dim() if plain else 0
+    apart = [t for t in tensors if t.dim() == op.out.dim()]
+    rows = [w for _, w in found]
+    if (
+        plain
+        and len(apart) == len(tensors)
+        and all(isinstance(w, Layout | Scattered) for w in rows)
+    ):
+        if all(w.dim != dim for w in rows):
+            return elementwise(op, [t for t, _ in found])
+        if all(w.dim == dim for w in rows):
+            return _in_a_row(op, tensors, dim, rows[0].examples)
+    owners = {id(t): owners_of(t, op.where(t)) for t in tensors}
+    return run_on_owners(op, owners, rows[0].examples)
+
+
+def _in_a_row(op: Operation, tensors: Sequence[Tensor], dim: int, examples: int) -> Where:
+    names = [_along(op.where(tensor), tensor, dim) for tensor in tensors]
+    return placed(dim, examples, np.concatenate(names))
+
+
+@rule("stack")
+def _stacked(op: Operation) -> "Where | Sequence[Where]":
+    tensors = op.args[0] if op.args else op.kwargs["tensors"]
+    if any(isinstance(op.where(t), Summed) for t in tensors):
+        return op.mixes()
+    examples = op.pairs()[0][1].examples
+    owners = {}
+    for tensor in tensors:
+        where, names = op.where(tensor), owners_of(tensor, op.where(tensor))
+        if isinstance(where, Single) and tensor.dim():
+            names = names.contiguous()
+        owners[id(tensor)] = names
+    return run_on_owners(op, owners, examples)
+
+
+# --- writing into a tensor ----------------------------------------------------------------------
+
+
+@rule("setitem", "index_put", "index_put_impl")
+def _written(op: Operation) -> "Where | Sequence[Where]":
+    """``target[index] = values``."""
+    target, index, values = op.args[0], op.args[1], op.given("values", 2)
+    parts = tuple(index) if isinstance(index, tuple | list) else (index,)
+    if op.name != "setitem" and op.given("accumulate", 3, False):
+        return _accumulated(op, target, parts, values)
+    return _overwritten(op, target, parts, values)
+
+
+def _overwritten(op: Operation, target: Tensor, parts: Any, values: Any) -> Where:
+    where, given = op.where(target), op.where(values)
+    if isinstance(given, Summed) or isinstance(where, Summed):
+        return op.mixes()
+    if not isinstance(given, IS_PLACED):
+        if isinstance(where, IS_PLACED):
+            return where
+        return op.unknown()
+    if where is CONSTANT:
+        where = _by_mask(op, target, parts)
+    kept = max(
+        _consumed(parts, target.dim()), _dims_of(where), _aligned_dims(target, values, given)
+    )
+    names = owners_of(target, where)
+    theirs = owners_of(values, given)
+    for dim in range(kept, target.dim()):
+        names = names.narrow(dim, 0, 1)
+        from_right = target.dim() - dim
+        if values.dim() >= from_right:
+            theirs = theirs.narrow(values.dim() - from_right, 0, 1)
+    names = names.clone()
+    try:
+        names[_without_devices(parts)] = theirs
+    except (RuntimeError, IndexError):
+        return op.unknown()
+    return owned_by(op, names, given.examples)
+
+
+def _by_mask(op: Operation, target: Tensor, parts: Any) -> Where:
+    """A mask of the mini-batch says whose each row of the target is, written or not."""
+    mask = parts[0] if len(parts) == 1 else None
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() > target.dim():
+        return CONSTANT
+    where = op.where(mask)
+    return where if isinstance(where, Layout | Scattered) else CONSTANT
+
+
+def _dims_of(where: Where) -> int:
+    return where.dim + 1 if isinstance(where, Layout | Scattered) else 0
+
+
+def _aligned_dims(target: Tensor, values: Tensor, given: Where) -> int:
+    """Return how many dimensions of the target lie before the values' rows, or at them."""
+    if isinstance(given, Single):
+        return 0
+    assert isinstance(given, Layout | Scattered)
+    return target.dim() - (values.dim() - given.dim) + 1
+
+
+def _without_devices(parts: Any) -> Any:
+    return tuple(p.detach().cpu() if isinstance(p, Tensor) else p for p in parts)
+
+
+def _accumulated(op: Operation, target: Tensor, parts: Any, values: Tensor) -> Where:
+    if len(parts) == 1 and isinstance(parts[0], Tensor) and parts[0].dtype == torch.bool:
+        return _added_by_mask(op, target, parts, values)
+    if len(parts) != 1 or not isinstance(parts[0], Tensor) or parts[0].dim() != 1:
+        return op.unknown()
+    return _added(op, target, 0, parts[0], values)
+
+
+def _added_by_mask(op: Operation, target: Tensor, parts: Any, values: Tensor) -> Where:
+    """Add where a mask is true: every entry to one of the same example."""
+    where = op.where(target)
+    found = _overwritten(op, target, parts, values)
+    if not isinstance(where, Layout | Scattered) or not isinstance(found, Layout | Scattered):
+        return found
+    return join(op, where, found, target)
+
+
+@rule("index_add")
+def _index_add(op: Operation) -> Where:
+    target, dim, index = op.args[0], op.given("dim", 1), op.given("index", 2)
+    return _added(op, target, dim % target.dim(), index, op.given("source", 3))
+
+
+@rule("index_copy")
+def _index_copy(op: Operation) -> Where:
+    target, dim, index = op.args[0], op.given("dim", 1), op.given("index", 2)
+    parts = (*[slice(None)] * (dim % target.dim()), index)
+    values = op.given("source", 3)
+    if dim % target.dim() != 0:
+        return op.unknown()
+    return _overwritten(op, target, parts, values)
+
+
+def _added(op: Operation, target: Tensor, dim: int, index: Tensor, values: Tensor) -> Where:
+    """Add rows to rows: each sum must be one example's."""
+    where, given = op.where(target), op.where(values)
+    if given is CONSTANT and isinstance(where, IS_PLACED):
+        return where
+    known = isinstance(where, IS_PLACED) or where is CONSTANT
+    if not known or not isinstance(given, IS_PLACED) or index.dim() != 1:
+        return op.unknown()
+    if isinstance(given, Layout | Scattered) and given.dim != dim:
+        if isinstance(where, IS_PLACED):
+            return join(op, given, where, target)
+        return given
+    if isinstance(where, Layout | Scattered) and where.dim != dim:
+        return op.mixes()
+    names = _along(where, target, dim).copy()
+    places, theirs = _cpu(index), _along(given, values, dim)
+    real = theirs != NOBODY
+    largest, least = names.copy(), np.where(names == NOBODY, given.examples, names)
+    np.maximum.at(largest, places[real], theirs[real])
+    np.minimum.at(least, places[real], theirs[real])
+    if np.any((largest != NOBODY) & (least != largest)):
+        return op.mixes()
+    names = np.arange(len(largest))
+    if len(names) == given.examples and np.all((largest == names) | (largest == NOBODY)):
+        return Layout(dim, given.examples)  # an example to which nothing is added has its row too
+    return placed(dim, given.examples, largest)
+
+
+def _along(where: Where, tensor: Tensor, dim: int) -> Owners:
+    """Return whose each row along a dimension is."""
+    if isinstance(where, Single):
+        return np.full(tensor.shape[dim], where.example)
+    if not isinstance(where, Layout | Scattered):
+        return np.full(tensor.shape[dim], NOBODY)
+    return where.owners(tensor.shape[dim])
+
+
+@rule("scatter", "scatter_add", "scatter_reduce")
+def _scattered(op: Operation) -> Where:
+    """Write or add entries where an index says."""
+    target, dim, index = op.args[0], op.given("dim", 1), op.given("index", 2)
+    values = op.given("src", 3, op.kwargs.get("value"))
+    where, given = op.where(target), op.where(values)
+    adds = op.name != "scatter" or op.kwargs.get("reduce") is not None
+    if isinstance(values, Tensor) and isinstance(where, IS_PLACED) and given is CONSTANT:
+        return where
+    if not isinstance(values, Tensor) or not isinstance(given, IS_PLACED):
+        pairs = [(t, w) for t, w in op.pairs() if t is target or t is index]
+        rows = [w for _, w in pairs]
+        dim = dim % target.dim()
+        whole = all(t.shape[w.dim] == target.shape[w.dim] for t, w in pairs)
+        if whole and all(w.dim != dim for w in rows):
+            return elementwise(op, [t for t, _ in pairs])
+        return where if isinstance(where, IS_PLACED) and rows == [where] else op.unknown()
+    if isinstance(given, Single) or isinstance(where, Single | Summed):
+        return op.unknown()
+    return _scattered_rows(op, target, dim % target.dim(), index, values, adds)
+
+
+def _scattered_rows(
+    op: Operation, target: Tensor, dim: int, index: Tensor, values: Tensor, adds: bool
+) -> Where:
+    where, given = op.where(target), op.where(values)
+    picked = index.detach().cpu()
+    theirs = owners_of(values, given)[tuple(slice(n) for n in index.shape)]
+    names = owners_of(target, where).clone()
+    if not adds:
+        return owned_by(op, names.scatter(dim, picked, theirs), given.examples)  # type: ignore[union-attr]
+    examples = given.examples  # type: ignore[union-attr]
+    largest = names.scatter_reduce(dim, picked, theirs, "amax")
+    names[names == NOBODY] = examples
+    least = names.scatter_reduce(dim, picked, theirs, "amin")
+    if bool(((largest != NOBODY) & (least != largest) & (least != NOBODY)).any()):
+        return op.mixes()
+    return owned_by(op, largest, examples)
+
+
+@rule("masked_scatter")
+def _masked_scatter(op: Operation) -> Where:
+    target, mask, values = op.args[0], op.given("mask", 1), op.given("source", 2)
+    rows = [w for w in (op.where(target), op.where(values)) if isinstance(w, IS_PLACED)]
+    if not rows:
+        return op.unknown()
+    names = owners_of(target, op.where(target)).expand(op.out.shape)
+    theirs = owners_of(values, op.where(values)).contiguous()
+    return owned_by(op, names.clone().masked_scatter(mask.detach().cpu(), theirs), rows[0].examples)
+
+
+@rule("pad", "constant_pad_nd")
+def _padded(op: Operation) -> Where:
+    """Pad the owners; what is filled in is nobody's."""
+    source, pad = op.given("input", 0), list(op.given("pad", 1))
+    where = op.where(source)
+    if not isinstance(where, Layout | Scattered):
+        return where
+    from_right = source.dim() - 1 - where.dim
+    here = pad[2 * from_right : 2 * from_right + 2]
+    if not any(here):
+        return where
+    if op.given("mode", 2, "constant") not in ("constant", 0, 0.0) and op.name == "pad":
+        return op.unknown()
+    names = where.owners(source.shape[where.dim])
+    before, after = here
+    names = names[max(0, -before) : len(names) - max(0, -after)]
+    filled = np.pad(names, (max(0, before), max(0, after)), constant_values=NOBODY)
+    return placed(where.dim, where.examples, filled)
+
+
+@rule("index_fill")
+def _filled(op: Operation) -> Where:
+    return op.where(op.args[0])
+
+
+@rule("one_hot")
+def _one_hot(op: Operation) -> Where:
+    return op.where(op.given("input", 0, op.inputs[0]))
+
+
+@rule("tril", "triu")
+def _triangle(op: Operation) -> Where:
+    return op.where(op.args[0])

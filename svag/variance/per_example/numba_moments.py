@@ -1,0 +1,60 @@
+"""The loop that Numba compiles for :class:`~svag.variance.per_example.moments.Moments`."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numba import carray  # type: ignore[attr-defined]
+
+from svag.compiled import machine_code
+from svag.compiled.machine_code import Address, pointer, take
+
+JOB: Final = np.dtype(
+    [
+        ("next", np.int64),  # the block that a thread takes next
+        ("count", np.int64),  # of rows
+        ("width", np.int64),
+        ("rows", np.int64),  # addresses, from here on
+        ("shift", np.int64),
+        ("total", np.int64),
+        ("squares", np.int64),
+    ]
+)
+
+BLOCK: Final = 2048
+"""Entries of which the sums stay in a core's first cache while all rows pass."""
+
+DTYPES: Final = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+@functools.cache
+def code(dtype: torch.dtype) -> Address:
+    """Return where the machine code for a dtype is."""
+    return machine_code.address_of(loop_of(DTYPES[dtype]), variant=dtype)
+
+
+def loop_of(real: Any) -> Callable[[Any], None]:
+    """Return the loop over blocks of entries, a function of a job's address."""
+    size = np.dtype(real).itemsize
+
+    def loop(job_address):
+        job = carray(pointer(job_address), 1, JOB)[0]
+        blocks = (job.width + BLOCK - 1) // BLOCK
+        while True:
+            begin = take(pointer(job_address)) * BLOCK
+            if begin >= blocks * BLOCK:
+                break
+            n = min(BLOCK, job.width - begin)
+            shift = carray(pointer(job.shift + begin * size), n, real)
+            total = carray(pointer(job.total + begin * size), n, real)
+            squares = carray(pointer(job.squares + begin * size), n, real)
+            for k in range(job.count):
+                row = carray(pointer(job.rows + (k * job.width + begin) * size), n, real)
+                for i in range(n):
+                    difference = row[i] - shift[i]
+                    total[i] += difference
+                    squares[i] += difference * difference
+
+    return loop

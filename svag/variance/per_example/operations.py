@@ -1,0 +1,418 @@
+"""See every operation of a forward pass, and put a tap behind those that use parameters."""
+
+import functools
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from svag.errors import PerExampleError
+from svag.variance.per_example.following import (
+    IS_PLACED,
+    LIKE_FIRST,
+    follow,
+    only_like,
+    plain_name,
+    state_of,
+)
+from svag.variance.per_example.placement import (
+    CONSTANT,
+    Layout,
+    Lost,
+    Packed,
+    Placed,
+    Single,
+    Summed,
+    mark,
+    mark_of,
+    recall,
+)
+from svag.variance.per_example.recorder import Factory, Recorder, Site, Source, Tap, Use
+
+T = TypeVar("T")
+Call: TypeAlias = Callable[..., Any]
+Rule: TypeAlias = Callable[["Interception", Call, Sequence[Any], dict[str, Any]], Any]
+
+
+class Listener(Protocol):
+    """What wants to know of operations and backward passes."""
+
+    def record(self, func: Call, args: Any, kwargs: Any, out: Any) -> None:
+        """Note one operation."""
+
+    def before_backward(
+        self,
+        roots: Sequence[Tensor],
+        gradients: "Sequence[Tensor | None] | None",
+        mode: "Interception",
+    ) -> None:
+        """Take notice that a backward pass begins."""
+
+
+class Interception(TorchFunctionMode):
+    """Every torch operation goes through here while the context is open.
+
+    Args:
+        recorder: that takes the contributions.
+        rules: what to do with an operation that takes a parameter, by function.
+        otherwise: the rule for the rest.
+        always: what runs before some operations, whether they take a parameter or not.
+        listener: is told of operations and backward passes.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        rules: Mapping[Call, Rule],
+        otherwise: Rule,
+        always: Mapping[Call, Rule],
+        listener: Listener,
+    ) -> None:
+        super().__init__()
+        self.recorder, self.rules = recorder, rules
+        self.otherwise, self.always, self.listener = otherwise, always, listener
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Run one operation."""
+        kwargs = kwargs or {}
+        if func in (Tensor.backward, torch.autograd.backward):
+            return self._backward(*args, **kwargs)
+        if func is torch.autograd.grad:
+            return self._gradients(args, kwargs)
+        if func in self.always:
+            self.always[func](self, func, args, kwargs)
+        out = self._run(func, args, kwargs)
+        self.listener.record(func, args, kwargs, out)
+        return out
+
+    def _backward(
+        self,
+        tensors: "Tensor | Sequence[Tensor]",
+        grad_tensors: "Tensor | Sequence[Tensor] | None" = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs: Any = None,
+        **renamed: Any,
+    ) -> None:
+        """Run a backward pass with the mode on, for what checkpointing runs again inside it."""
+        gradient = renamed.get("gradient", grad_tensors)
+        roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        given = [gradient] if gradient is None or isinstance(gradient, Tensor) else list(gradient)
+        self.listener.before_backward(roots, given if gradient is not None else None, self)
+        try:
+            with self:
+                unguarded(torch.autograd.backward)(
+                    roots, gradient, retain_graph, create_graph, inputs=inputs
+                )
+        finally:
+            self.recorder.fixed = False
+
+    def _gradients(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Return gradients that the user asked for: they reach no ``p.grad``."""
+        before, self.recorder.silent = self.recorder.silent, True
+        try:
+            return self.grad(*args, **kwargs)
+        finally:
+            self.recorder.silent = before
+
+    def grad(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
+        """Return what ``torch.autograd.grad`` does, with the mode on."""
+        with self:
+            return cast(tuple[Tensor | None, ...], unguarded(torch.autograd.grad)(*args, **kwargs))
+
+    def _run(self, func: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        tensors = list(tensors_in((*args, *kwargs.values())))
+        if not torch.is_grad_enabled() or _handles(func):
+            return self._plain(func, args, kwargs, tensors)
+        if torch._C._current_graph_task_id() != -1:
+            for tensor in tensors:
+                recall(tensor)
+        followed = [t for t in tensors if self.recorder.source_of(t) is not None]
+        if not followed:
+            return self._plain(func, args, kwargs, tensors)
+        if only_like(plain_name(func), args, followed):
+            return self._plain(func, args, kwargs, tensors)
+        constant = all(state_of(t) is CONSTANT for t in tensors)
+        if plain_name(func) in LIKE_FIRST:
+            return self._derive(func, args, kwargs, followed[:1])
+        if _in_place(func):
+            if any(t is args[0] for t in followed):
+                raise PerExampleError(
+                    f"{name_of(func)} changes {self.recorder.label(args[0])} in place, and svag "
+                    "cannot follow that; write it out of place, or use svag.micro_batch_variance"
+                )
+            if constant:
+                return self._plain(func, args, kwargs, tensors)
+        if constant:
+            return self._derive(func, args, kwargs, followed)
+        if func in self.rules:
+            return self.rules[func](self, func, args, kwargs)
+        if is_composite(func):
+            return self.inside(func, args, kwargs)
+        return self.otherwise(self, func, args, kwargs)
+
+    def _plain(
+        self, func: Call, args: Sequence[Any], kwargs: dict[str, Any], tensors: list[Tensor]
+    ) -> Any:
+        """Run an operation that takes no parameter, and follow the examples through it."""
+        placed = [t for t in tensors if state_of(t) is not CONSTANT]
+        if placed and is_composite(func):
+            return self.inside(func, args, kwargs)
+        if self.recorder.verification is not None and _may_sum(plain_name(func), placed):
+            return self._cut(func, args, kwargs)
+        out = func(*args, **kwargs)
+        outputs = list(tensors_in((out,)))
+        if outputs:
+            follow(func, args, kwargs, tensors, outputs)
+        elif placed and _in_place(func):
+            follow(func, args, kwargs, tensors, tensors[:1])  # x[i] = y
+        return out
+
+    def _cut(self, func: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run an operation that may add examples up on aliases, at which autograd can be asked."""
+        aliases: dict[int, Tensor] = {}
+        for tensor in tensors_in((*args, *kwargs.values())):
+            where = mark_of(tensor)
+            if (
+                isinstance(where, (*IS_PLACED, Packed))
+                and tensor.requires_grad
+                and torch.is_grad_enabled()
+            ):
+                aliases[id(tensor)] = tensor.view_as(tensor)
+                mark(aliases[id(tensor)], where)
+        args, kwargs = replaced(args, aliases), replaced(kwargs, aliases)
+        out = func(*args, **kwargs)
+        outputs = list(tensors_in((out,)))
+        follow(func, args, kwargs, list(tensors_in((*args, *kwargs.values()))), outputs)
+        assert self.recorder.verification is not None
+        if any(not isinstance(mark_of(t), IS_PLACED) for t in outputs):
+            for alias in aliases.values():
+                where = mark_of(alias)
+                where = where.steps() if isinstance(where, Packed) else where
+                assert isinstance(where, IS_PLACED)
+                self.recorder.verification.cut_at(alias, where)
+        return out
+
+    def inside(self, func: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run a function of torch.nn.functional so that the operations in it are seen."""
+        with self:
+            return unguarded(func)(*args, **kwargs)
+
+    def _derive(
+        self, func: Call, args: Sequence[Any], kwargs: dict[str, Any], followed: list[Tensor]
+    ) -> Any:
+        """Run an operation on parameters alone twice: as it is, and on stand-ins.
+
+        The first result's graph is the user's; that of the second pulls examples' gradients back.
+        """
+        sources = {id(t): self.recorder.source_of(t) for t in followed}
+        stand_ins = {key: source.computed for key, source in sources.items() if source}
+        random = plain_name(func) in RANDOM
+        state = torch.random.get_rng_state() if random else None
+        out = func(*args, **kwargs)
+        if state is not None:
+            torch.random.set_rng_state(state)
+        again = func(*replaced(args, stand_ins), **replaced(kwargs, stand_ins))
+        bases = {
+            id(p): (p, leaf)
+            for source in sources.values()
+            if source
+            for p, leaf in zip(source.params, source.leaves, strict=True)
+        }
+        params, leaves = zip(*bases.values(), strict=True)
+        norm = _weight_norm_of(func, args, kwargs, leaves, stand_ins)
+        for ours, computed in zip(tensors_in((out,)), tensors_in((again,)), strict=True):
+            mark(ours, CONSTANT)
+            if computed.requires_grad:
+                self.recorder.derive(ours, Source(params, leaves, computed, norm))
+        return out
+
+    def where_of(self, tensor: Tensor, func: Call) -> Placed:
+        """Return where the examples are, or say that nobody knows."""
+        where = state_of(tensor)
+        if isinstance(where, IS_PLACED):
+            return where
+        if isinstance(where, Packed):
+            return where.steps()
+        shape = tuple(tensor.shape)
+        if isinstance(where, Summed) or (isinstance(where, Lost) and where.mixed):
+            raise PerExampleError(
+                f"{name_of(func)} was given a tensor of shape {shape} in which the examples of the "
+                f"mini-batch are mixed ({where}), so no example has a gradient of its own. If they "
+                "lie along another dimension, pass batch_dim; else use svag.micro_batch_variance"
+            )
+        raise PerExampleError(
+            f"{name_of(func)} was given a tensor of shape {shape}, and which of its rows belong to "
+            f"which example is not clear ({where}). Write it with operations that svag follows, "
+            "or use svag.micro_batch_variance"
+        )
+
+    def given(self, tensor: Any, where: "Placed | Packed") -> Any:
+        """Return a parameter as an operation is to take it: detached if a tap replaces it."""
+        return tensor.detach() if self.replaces(tensor, where) else tensor
+
+    def replaces(self, tensor: Any, where: "Placed | Packed") -> bool:
+        """Whether a closed form's sum may be the gradient of a parameter."""
+        regular = isinstance(where, Layout | Packed)
+        return regular and self.recorder.replaces(self.recorder.source_of(tensor))
+
+    def tap(
+        self,
+        output: Tensor,
+        data: Sequence[Tensor],
+        uses: Sequence[tuple[Tensor | None, Factory]],
+        where: "Placed | Packed",
+        *,
+        observe: bool = False,
+        copy: bool = False,
+    ) -> Tensor:
+        """Put a tap behind ``output``.
+
+        Args:
+            output: of the operation, run with what :meth:`given` returned.
+            data: what the factories need besides the gradient of the output.
+            uses: pairs of a parameter and its factory; those that are not followed are dropped.
+            where: mark of the output.
+            observe: the operation took the parameters as they are.
+            copy: the operation may have kept its output, so that the tap is put behind a copy.
+
+        Returns:
+            The output.
+        """
+        kept = []
+        for tensor, make in uses:
+            source = self.recorder.source_of(tensor)
+            if source is not None:
+                kept.append(Use(source, make, not observe and self.replaces(tensor, where)))
+        if kept:
+            site = Site(self.recorder, kept, where)
+            if copy or output._is_view():
+                output = output.clone()
+            saved = [t.detach() for t in data]
+            output = Tap.apply(  # type: ignore[no-untyped-call]
+                site, len(saved), output, *saved, *site.replaced
+            )
+        mark(output, where)
+        return output
+
+
+def _may_sum(name: str, placed: Sequence[Tensor]) -> bool:
+    """Whether an operation may add examples up."""
+    if name in ("add", "sub"):
+        return any(isinstance(state_of(t), Single) for t in placed)
+    return bool(placed) and name in MAY_SUM
+
+
+MAY_SUM = frozenset(
+    {"sum", "mean", "nansum", "nanmean", "prod", "amax", "amin", "max", "min", "median", "norm"}
+    | {"logsumexp", "std", "var", "linalg_vector_norm", "cross_entropy_loss", "nll_loss"}
+    | {"nll_loss_nd", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "ctc_loss"}
+    | {"binary_cross_entropy", "binary_cross_entropy_with_logits", "soft_margin_loss"}
+    | {"hinge_embedding_loss", "margin_ranking_loss", "cosine_embedding_loss", "dot"}
+    | {"triplet_margin_loss", "poisson_nll_loss", "multi_margin_loss", "multilabel_margin_loss"}
+)
+RANDOM = frozenset({"dropout", "alpha_dropout", "feature_dropout", "bernoulli", "rand_like"})
+
+
+def _weight_norm_of(
+    func: Call,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    leaves: Sequence[Tensor],
+    stand_ins: Mapping[int, Tensor],
+) -> int | None:
+    """Return ``dim`` if this is the weight norm of two parameters."""
+    if func is not torch._weight_norm or len(args) < 2 or len(leaves) != 2:
+        return None
+    direct = all(stand_ins.get(id(t)) is leaf for t, leaf in zip(args, leaves, strict=False))
+    return int(args[2] if len(args) > 2 else kwargs.get("dim", 0)) if direct else None
+
+
+_VIEW_GETTERS = tuple(
+    getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "real", "imag")
+)
+_HANDLING = frozenset(
+    {"__set__", "__delete__", "requires_grad_", "retain_grad", "backward", "detach", "detach_"}
+    | {"register_hook", "register_post_accumulate_grad_hook", "share_memory_", "untyped_storage"}
+)
+
+
+def _in_place(func: Call) -> bool:
+    """Whether the operation changes its first argument, which keeps its name."""
+    name = name_of(func)
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def _handles(func: Call) -> bool:
+    """Whether this deals with the tensor as an object, as reading ``p.grad`` does."""
+    name = name_of(func)
+    if str(getattr(func, "__module__", "")).startswith("torch.autograd"):
+        return True
+    return name in _HANDLING or (name == "__get__" and func not in _VIEW_GETTERS)
+
+
+def found_in(values: Any, kind: type[T]) -> Iterator[T]:
+    """Yield what is of a kind among values and in lists, tuples and dicts among them."""
+    for value in values:
+        if isinstance(value, kind):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from found_in(value, kind)
+        elif isinstance(value, dict):
+            yield from found_in(value.values(), kind)
+
+
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """Yield the tensors among values, likewise."""
+    return found_in(values, Tensor)
+
+
+def replaced(values: Any, by_id: Mapping[int, Tensor]) -> Any:
+    """Return the structure with some tensors replaced."""
+    return rebuilt(values, lambda t: by_id.get(id(t), t))
+
+
+def rebuilt(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return the structure with every tensor changed."""
+    if isinstance(values, Tensor):
+        return change(values)
+    if isinstance(values, dict):
+        return {key: rebuilt(value, change) for key, value in values.items()}
+    if isinstance(values, list | tuple) and not isinstance(values, torch.Size):
+        parts = [rebuilt(value, change) for value in values]
+        return tuple(parts) if isinstance(values, tuple) else parts
+    return values
+
+
+def detached(tensor: Any) -> Any:
+    """Detach a tensor; let None and the rest pass."""
+    return tensor.detach() if isinstance(tensor, Tensor) else tensor
+
+
+def is_composite(func: Call) -> bool:
+    """Whether the function is one of torch.nn.functional written in Python."""
+    return isinstance(func, types.FunctionType) and func.__globals__ is vars(functional)
+
+
+@functools.cache
+def unguarded(func: types.FunctionType) -> Call:
+    """Return the function without the test that hands it to the mode as a whole."""
+    never = {name: lambda *_: False for name in func.__globals__ if name in _GUARDS}
+    code, names = func.__code__, {**func.__globals__, **never}
+    copy = types.FunctionType(code, names, func.__name__, func.__defaults__, func.__closure__)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
+
+
+_GUARDS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+
+
+def name_of(func: Call) -> str:
+    """Return the name for messages."""
+    return getattr(func, "__name__", repr(func))

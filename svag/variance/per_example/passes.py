@@ -1,0 +1,234 @@
+"""The calls of the model from outside: where passes begin, which are verified, and by what."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svag.errors import PerExampleError
+from svag.variance.per_example.following import IS_PLACED, inside_model, state_of
+from svag.variance.per_example.inputs import Inputs
+from svag.variance.per_example.operations import Call, Interception, rebuilt, tensors_in
+from svag.variance.per_example.placement import CONSTANT, Lost, forget_addresses, mark, mark_of
+from svag.variance.per_example.recorder import Recorder
+from svag.variance.per_example.replacement import LossTape, Replacement
+from svag.variance.per_example.schedule import kind_of, turn_of
+from svag.variance.per_example.verification import Verification
+
+
+class Passes:
+    """Hooks on the modules of a model, and what they and the operations tell.
+
+    Args:
+        model: that is followed.
+        recorder: that takes the contributions.
+        inputs: marks what comes from outside.
+        check: True verifies every pass, False none, None those that are due.
+        every: how often one is due.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recorder: Recorder,
+        inputs: Inputs,
+        check: bool | None,
+        every: int,
+    ) -> None:
+        self.model, self.recorder, self.inputs = model, recorder, inputs
+        self.check, self.every = check, every
+        self.mode: Interception | None = None
+        self._depth = 0
+        self._seen = -1  # backward passes when the present forward pass began
+        self._tape: LossTape | None = None
+        self._replacement: Replacement | None = None
+        self._constant = False  # an output that does not depend on the mini-batch
+
+    def hooks(self) -> list[Any]:
+        """Register the hooks."""
+        inside_model(False)
+        handles: list[Any] = []
+        for module in self.model.modules():
+            handles.append(
+                module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True)
+            )
+            handles.append(
+                module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+            )
+        return handles
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        with torch._C.DisableTorchFunction():
+            self._entered(module, args, kwargs)
+
+    def _entered(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        recorder = self.recorder
+        if recorder.silent:
+            return
+        self._depth += 1
+        recorder.inside = True
+        inside_model(True)
+        if self._depth > 1 or torch._C._current_graph_task_id() != -1:
+            return
+        if not torch.is_grad_enabled():
+            return
+        if self._seen != recorder.backwards:
+            self._begin()
+        followed = lambda t: recorder.source_of(t) is not None  # noqa: E731
+        examples = self.inputs.enter(module, args, kwargs, followed)
+        if examples:
+            recorder.examples = examples
+            self._plan(module, examples, args, kwargs)
+
+    def _begin(self) -> None:
+        """A forward pass begins."""
+        self._seen = self.recorder.backwards
+        self._constant = False
+        self.recorder.used_outside = False
+        self.recorder.verification = self._tape = self._replacement = None
+        forget_addresses()
+
+    def _plan(self, module: nn.Module, examples: int, args: Any, kwargs: dict[str, Any]) -> None:
+        """Decide whether this call is verified, and run it with others' examples if so."""
+        recorder = self.recorder
+        due = self.check
+        turn = 0
+        if due is None or due:
+            turn = turn_of(self.model, kind_of(self.model, module, examples, args, kwargs))
+            due = due or turn % self.every == 0
+        if not due:
+            return
+        if recorder.verification is None:
+            recorder.verification = Verification(examples, turn)
+        example = recorder.verification.example
+        if self._tape is None:
+            self._tape = LossTape(example)
+        if example < examples and (turn == 0 or self.check):
+            recorder.silent = True
+            try:
+                self._replacement = Replacement(self.model, module, example, turn, args, kwargs)
+            finally:
+                recorder.silent = False
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            return self._left(module, output)
+
+    def _left(self, module: nn.Module, output: Any) -> Any:
+        if self.recorder.silent:
+            return None
+        self._depth = max(0, self._depth - 1)
+        self.recorder.inside = self._depth > 0
+        inside_model(self._depth > 0)
+        if self._depth or output is None or not torch.is_grad_enabled():
+            return None
+        if torch._C._current_graph_task_id() != -1:
+            return None
+        replacement, self._replacement = self._replacement, None
+        if replacement is not None:
+            self.recorder.silent = True
+            try:
+                replacement.compare(output)
+            finally:
+                self.recorder.silent = False
+        for tensor in tensors_in(_values(output)):
+            self._refuse_lost(module, tensor)
+            self._constant |= tensor.requires_grad and state_of(tensor) is CONSTANT
+        if self._tape is None:
+            return None
+        output = self._with_cuts(output)
+        self._tape.outputs += [t for t in tensors_in(_values(output)) if t.requires_grad]
+        return output
+
+    def _refuse_lost(self, module: nn.Module, tensor: Tensor) -> None:
+        """Have the gradient of an output refused whose examples cannot be placed."""
+        where = state_of(tensor)
+        if not isinstance(where, Lost) or not tensor.requires_grad:
+            return
+        why = (
+            f"{type(module).__name__} returned a tensor of shape {tuple(tensor.shape)}, and which "
+            f"of its rows belong to which example is not clear ({where}), so single examples' "
+            "gradients are not either; write it with operations that svag follows, or use "
+            "svag.micro_batch_variance"
+        )
+        recorder = self.recorder
+
+        def arrived(_: Tensor) -> None:
+            if not recorder.silent:
+                raise PerExampleError(why)
+
+        tensor.register_hook(arrived)
+
+    def _with_cuts(self, output: Any) -> Any:
+        """Return aliases of the outputs, where autograd can be asked if the loss is not seen."""
+        verification = self.recorder.verification
+        if verification is None or not _is_plain(output):
+            return output
+
+        def alias(tensor: Tensor) -> Tensor:
+            where = mark_of(tensor)
+            if not isinstance(where, IS_PLACED) or not tensor.requires_grad:
+                return tensor
+            result = tensor.view_as(tensor)
+            mark(result, where)
+            verification.outputs.append((result, where))
+            return result
+
+        return rebuilt(output, alias)
+
+    # What the operations tell.
+
+    def record(self, func: Call, args: Any, kwargs: Any, out: Any) -> None:
+        """Note an operation of the loss."""
+        if self._tape is not None and self._depth == 0 and self._tape.outputs:
+            self._tape.record(func, args, kwargs, out)
+
+    def before_backward(
+        self,
+        roots: Sequence[Tensor],
+        gradients: Sequence[Tensor | None] | None,
+        mode: Interception,
+    ) -> None:
+        """Refuse a loss that mixes examples, and verify one that is due."""
+        states = [state_of(t) for t in roots]
+        for where in states:
+            if isinstance(where, Lost) and where.mixed:
+                raise PerExampleError(
+                    f"the loss mixes the examples of the mini-batch ({where}), so no example has a "
+                    "gradient of its own; use svag.micro_batch_variance, whose groups may be mixed "
+                    "inside"
+                )
+        recorder = self.recorder
+        recorder.fixed = all(
+            s is CONSTANT and recorder.source_of(t) for s, t in zip(states, roots, strict=True)
+        )
+        if recorder.fixed and self._constant:
+            raise PerExampleError(
+                "the model returned something that does not depend on the mini-batch as far as "
+                "svag sees, so whose its gradient is is not clear; if a mask chose no example, "
+                "leave this mini-batch out, or use svag.micro_batch_variance"
+            )
+        if recorder.verification is None:
+            return
+        with torch._C.DisableTorchFunction():
+            if self._tape is not None and len(roots) == 1:
+                self._tape.check(roots[0])
+            self._tape = None
+        seen = not any(isinstance(where, Lost) for where in states)
+        recorder.verification.before_backward(roots, gradients, mode, recorder, seen=seen)
+
+
+def _values(output: Any) -> Sequence[Any]:
+    return list(output.values()) if isinstance(output, dict) else [output]
+
+
+def _is_plain(output: Any) -> bool:
+    """Whether a structure can be rebuilt without anybody noticing."""
+    if isinstance(output, Tensor):
+        return type(output) is Tensor
+    if type(output) in (tuple, list):
+        return all(_is_plain(v) for v in output)
+    if type(output) is dict:
+        return all(_is_plain(v) for v in output.values())
+    return not isinstance(output, dict | list | tuple)

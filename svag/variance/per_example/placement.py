@@ -1,0 +1,332 @@
+"""Where the examples of a mini-batch stand in a tensor, and the marks that say so.
+
+Matching sizes would guess wrong as soon as a sequence is as long as the batch. So every tensor
+that depends on the mini-batch carries a mark, set on the inputs of the model and handed on by each
+operation (:mod:`~svag.variance.per_example.following`). A mark names one dimension and says whose
+every row along it is: by a formula where the examples lie evenly (:class:`Layout`), by a list where
+a mask, an index or a sort has chosen rows (:class:`Scattered`).
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+_MARK = "_svag_placement"
+
+Owners: TypeAlias = npt.NDArray[np.int64]
+NOBODY = -1
+
+
+class Layout(NamedTuple):
+    """The examples lie along ``dim``, whose size is ``outer * examples * inner``.
+
+    A batch of sequences flattened to ``(B * T, ...)`` has outer 1 and inner T; flattened from
+    time-major, ``(T * B, ...)``, it has outer T and inner 1.
+    """
+
+    dim: int
+    examples: int
+    outer: int = 1
+
+    def at(self, dim: int) -> "Layout":
+        """Return the same rows along another dimension."""
+        return self._replace(dim=dim)
+
+    def owners(self, size: int) -> Owners:
+        """Return whose each of ``size`` rows is."""
+        inner = size // (self.outer * self.examples)
+        return np.tile(np.repeat(np.arange(self.examples), inner), self.outer)
+
+    def split(self, tensor: Tensor) -> Tensor:
+        """Split ``dim`` into three, the examples in the middle."""
+        return cast(Tensor, tensor.unflatten(self.dim, (self.outer, self.examples, -1)))
+
+    def examples_first(self, tensor: Tensor) -> Tensor:
+        """Return ``(B, rows of an example, other dimensions)``."""
+        if self.dim == 0 and self.outer == 1:
+            return cast(Tensor, tensor.unflatten(0, (self.examples, -1)))
+        parts = self.split(tensor)
+        front: Tensor = parts.movedim((self.dim + 1, self.dim, self.dim + 2), (0, 1, 2))
+        return front.flatten(1, 2)
+
+    def one_by_one(self, tensor: Tensor) -> Tensor:
+        """Return ``(B, *shape)``, ``shape`` being the tensor's with ``dim`` cut to one example."""
+        return self.examples_first(tensor).movedim(1, self.dim + 1)
+
+    def complete(self, tensor: Tensor) -> bool:
+        """Whether every row is some example's."""
+        return True
+
+
+@dataclass(frozen=True, eq=False)
+class Scattered:
+    """Row i along ``dim`` is example ``list[i]``'s; :data:`NOBODY` is filling.
+
+    Attributes:
+        dim: that holds the rows.
+        examples: B.
+        list: whose each row is.
+    """
+
+    dim: int
+    examples: int
+    list: Owners
+
+    def at(self, dim: int) -> "Scattered":
+        """Return the same rows along another dimension."""
+        return Scattered(dim, self.examples, self.list)
+
+    def owners(self, size: int) -> Owners:
+        """Return whose each row is."""
+        assert size == len(self.list)
+        return self.list
+
+    def examples_first(self, tensor: Tensor) -> Tensor:
+        """Return ``(B, most rows of an example, other dimensions)``, 0 where one has fewer."""
+        rows = tensor.movedim(self.dim, 0)
+        order = np.argsort(self.list, kind="stable")
+        order = order[self.list[order] != NOBODY]
+        owners = self.list[order]
+        counts = np.bincount(owners, minlength=self.examples)
+        most = max(1, int(counts.max(initial=0)))
+        first = np.concatenate(([0], np.cumsum(counts)[:-1]))
+        slots = owners * most + np.arange(len(owners)) - first[owners]
+        filled = rows.new_zeros(self.examples * most, *rows.shape[1:])
+        chosen = rows.index_select(0, torch.from_numpy(order).to(rows.device))
+        filled = filled.index_copy(0, torch.from_numpy(slots).to(rows.device), chosen)
+        return cast(Tensor, filled.unflatten(0, (self.examples, most)))
+
+    def complete(self, tensor: Tensor) -> bool:
+        """Whether nothing but zeros stands in the rows that are nobody's."""
+        nobody = np.flatnonzero(self.list == NOBODY)
+        if not len(nobody):
+            return True
+        rows = tensor.index_select(self.dim, torch.from_numpy(nobody).to(tensor.device))
+        return not bool(rows.any())
+
+
+@dataclass(frozen=True)
+class Single:
+    """The whole tensor is one example's, as ``x[k]`` is.
+
+    Attributes:
+        example: k.
+        examples: B.
+    """
+
+    example: int
+    examples: int
+    dim = -1
+
+    def examples_first(self, tensor: Tensor) -> Tensor:
+        """Return ``(B, 1, *shape)``, 0 but for one."""
+        rows = tensor.new_zeros(self.examples, *tensor.shape)
+        rows = rows.index_copy(0, torch.tensor([self.example], device=tensor.device), tensor[None])
+        return rows.unsqueeze(1)
+
+    def complete(self, tensor: Tensor) -> bool:
+        """Whether every row is some example's."""
+        return True
+
+
+class Mark:
+    """A state in which no one dimension holds the examples.
+
+    Args:
+        meaning: for messages.
+    """
+
+    def __init__(self, meaning: str) -> None:
+        self.meaning = meaning
+
+    def __repr__(self) -> str:
+        return self.meaning
+
+
+class Summed(Mark):
+    """The examples were added up, as at the end of a loss."""
+
+
+class Lost(Mark):
+    """An operation mixed the examples, or is one whose way with them is not known.
+
+    Args:
+        meaning: names the operation.
+        mixed: whether it is known to mix them.
+    """
+
+    def __init__(self, meaning: str, *, mixed: bool) -> None:
+        super().__init__(meaning)
+        self.mixed = mixed
+
+
+class Packed(Mark):
+    """Sequences of several lengths, as :class:`torch.nn.utils.rnn.PackedSequence` holds them.
+
+    Their steps lie one behind the other, ``(sum of lengths, ...)``: the first steps of all
+    sequences, the longest first, then the second ones of those that have one.
+
+    Args:
+        sizes: the number of sequences that have each step, on the CPU.
+        order: whose each sequence is, from the longest on; None is the order of the examples.
+    """
+
+    def __init__(self, sizes: Tensor, order: Owners | None = None) -> None:
+        super().__init__("packed sequences")
+        self.sizes, self.examples = sizes, int(sizes[0])
+        self.order = np.arange(self.examples) if order is None else order
+
+    @property
+    def is_sorted(self) -> bool:
+        """Whether the sequences are in another order than the examples."""
+        return not np.array_equal(self.order, np.arange(self.examples))
+
+    def steps(self) -> "Layout | Scattered":
+        """Return whose each step is."""
+        each = [self.order[: int(size)] for size in self.sizes]
+        return placed(0, self.examples, np.concatenate(each))
+
+    def last_states(self) -> "Layout | Scattered":
+        """Return where the examples are in ``(layers, B, width)``."""
+        return placed(1, self.examples, self.order)
+
+    def complete(self, tensor: Tensor) -> bool:
+        """Whether every row is some example's."""
+        return True
+
+    def by_example(self, padded: Tensor) -> Tensor:
+        """Turn ``(T, B, ...)`` into ``(B, T, ...)`` in the order of the examples."""
+        rows = padded.transpose(0, 1)
+        if not self.is_sorted:
+            return rows
+        return rows.index_select(0, torch.from_numpy(np.argsort(self.order)).to(rows.device))
+
+    def mask(self, device: torch.device) -> Tensor:
+        """Return ``(T, B)``, true where a sequence has a step."""
+        places = torch.arange(self.examples, device=device)
+        return places < self.sizes.to(device).unsqueeze(1)
+
+    def pad(self, steps: Tensor) -> Tensor:
+        """Return ``(T, B, ...)``, 0 where a sequence has no step."""
+        mask = self.mask(steps.device)
+        padded = steps.new_zeros(*mask.shape, *steps.shape[1:])
+        return padded.index_put((mask,), steps)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """Undo :meth:`pad`."""
+        return padded[self.mask(padded.device)]
+
+    def backwards(self, padded: Tensor) -> Tensor:
+        """Turn every sequence of ``(T, B, width)`` round; twice is as before."""
+        mask = self.mask(padded.device)
+        steps = torch.arange(len(mask), device=padded.device).unsqueeze(1)
+        turned = torch.where(mask, mask.sum(0) - 1 - steps, steps)
+        return padded.gather(0, turned.unsqueeze(-1).expand_as(padded))
+
+    def ends(self, device: torch.device) -> Tensor:
+        """Return ``(T, B, 1)``, true at every sequence's last step."""
+        mask = self.mask(device)
+        after = torch.cat((mask[1:], mask.new_zeros(1, self.examples)))
+        return (mask & ~after).unsqueeze(-1)
+
+
+CONSTANT = Mark("independent of the mini-batch")
+
+Placed: TypeAlias = Layout | Scattered | Single
+Where: TypeAlias = Layout | Scattered | Single | Mark
+
+
+def placed(dim: int, examples: int, owners: Owners) -> "Layout | Scattered":
+    """Return the mark for a list of owners: a formula where one fits."""
+    size = len(owners)
+    if size and size % examples == 0 and owners[0] == 0:
+        changes = np.flatnonzero(owners != 0)
+        inner = int(changes[0]) if len(changes) else 0
+        if inner and size % (examples * inner) == 0:
+            even = Layout(dim, examples, size // (examples * inner))
+            if np.array_equal(even.owners(size), owners):
+                return even
+    return Scattered(dim, examples, owners.astype(np.int64))
+
+
+def same_rows(a: "Layout | Scattered", b: "Layout | Scattered", size: int) -> bool:
+    """Whether two marks agree on whose each of ``size`` rows is."""
+    if isinstance(a, Layout) and isinstance(b, Layout):
+        return a[1:] == b[1:]
+    return np.array_equal(a.owners(size), b.owners(size))
+
+
+def with_rows_along(where: Placed, tensor: Tensor, dim: int) -> Placed:
+    """Say of a tensor that is one example's that its only row along a dimension is."""
+    if isinstance(where, Single) and tensor.dim() > dim and tensor.shape[dim] == 1:
+        return Scattered(dim, where.examples, np.array([where.example]))
+    return where
+
+
+_sessions = itertools.count(1)
+_session = 0
+_by_address: dict[tuple[object, ...], Where] = {}
+
+
+def forget_marks() -> None:
+    """Let the marks of all tensors so far count no longer."""
+    global _session
+    _session = next(_sessions)
+    _by_address.clear()
+
+
+def mark(tensor: Tensor, where: Where) -> None:
+    """Note on the tensor where its examples are.
+
+    Noted under its address as well: what checkpointing recomputes begins with tensors that share
+    the memory of the first ones and nothing else.
+    """
+    setattr(tensor, _MARK, (_session, where))
+    _by_address[_address(tensor)] = where
+
+
+def forget_addresses() -> None:
+    """Forget what :func:`recall` knows, when a new forward pass begins."""
+    _by_address.clear()
+
+
+def _address(tensor: Tensor) -> tuple[object, ...]:
+    try:
+        return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+    except RuntimeError:  # no memory of its own: sparse, inside functorch
+        return (id(tensor),)
+
+
+def recall(tensor: Tensor) -> None:
+    """Give a tensor that checkpointing hands in again the mark that it had."""
+    if mark_of(tensor) is None and (where := _by_address.get(_address(tensor))) is not None:
+        mark(tensor, where)
+
+
+def mark_of(tensor: Tensor) -> Where | None:
+    """Return the mark, or None for a tensor that came from outside."""
+    session, where = getattr(tensor, _MARK, (0, None))
+    return where if session == _session else None
+
+
+def depends_on_batch(tensor: Tensor) -> bool:
+    """Whether the tensor was computed from a mini-batch."""
+    where = mark_of(tensor)
+    return where is not None and where is not CONSTANT
+
+
+def row_selector(where: "Layout | Scattered", tensor: Tensor, example: int) -> Tensor:
+    """Return the indices along ``where.dim`` of one example's rows."""
+    owners = where.owners(tensor.shape[where.dim])
+    return torch.from_numpy(np.flatnonzero(owners == example)).to(tensor.device)
+
+
+def shape_with(shape: Sequence[int], dim: int, size: int) -> list[int]:
+    """Return a shape of ones but for one dimension."""
+    return [size if d == dim else 1 for d in range(len(shape))]

@@ -1,0 +1,371 @@
+"""Who used which parameter, and what to do when its gradient arrives.
+
+A *tap* stands behind every operation that uses a parameter and sees the gradient of its output;
+from that and the input it makes the contributions of the examples. It either *observes*, and the
+parameter's gradient is autograd's own; or it *replaces*: the operation runs with the parameter
+detached, and the sum of the contributions is the gradient. Only closed forms replace, whose sum is
+autograd's product in another order, whoever's the rows are; one product of per-example gradients so
+serves mean and variance. Where a pass is verified, everything observes.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from svag.errors import PerExampleError
+from svag.variance.attachment import attach, is_current
+from svag.variance.per_example.contributions import (
+    Contributions,
+    Estimate,
+    Joint,
+    PulledBack,
+    WeightNormed,
+)
+from svag.variance.per_example.placement import Packed, Placed
+from svag.variance.per_example.verification import Verification
+
+_DERIVED = "_svag_derived"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor that parameters were turned into comes from.
+
+    Attributes:
+        params: the parameters.
+        leaves: stand-ins for them, at which the graph of ``computed`` ends.
+        computed: the tensor in that graph.
+        weight_norm: its ``dim`` if ``computed`` is a direction's and a length's, in this order.
+    """
+
+    params: tuple[nn.Parameter, ...]
+    leaves: tuple[Tensor, ...]
+    computed: Tensor
+    weight_norm: int | None = None
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether nothing was computed yet."""
+        return self.computed is self.leaves[0]
+
+    def pulled_back(self, contributions: Contributions, leaf: Tensor) -> Contributions:
+        """Return the contributions to a parameter from those to what was computed."""
+        if self.is_parameter:
+            return contributions
+        if self.weight_norm is not None:
+            v, g = self.leaves
+            return WeightNormed(contributions, v, g, self.weight_norm, of_length=leaf is g)
+        return PulledBack(contributions, self.computed, leaf)
+
+
+def _source_of(param: nn.Parameter) -> Source:
+    leaf = param.detach().requires_grad_()
+    return Source((param,), (leaf,), leaf)
+
+
+Factory = Callable[..., Contributions]
+
+
+@dataclass
+class Use:
+    """One parameter in one operation.
+
+    Attributes:
+        source: the parameter, or what was computed from some.
+        make: maps (gradient of the output, data of the operation) to contributions.
+        replaces: whether their sum is the parameter's gradient.
+    """
+
+    source: Source
+    make: Factory
+    replaces: bool
+
+
+@dataclass
+class Site:
+    """One operation that uses parameters.
+
+    Attributes:
+        recorder: that takes the contributions.
+        uses: one a parameter of the operation.
+        where: the examples are in the output.
+        counts: number of uses of each parameter in the same forward passes, by id.
+        task: the backward pass in which the operation ran, -1 in a forward pass.
+    """
+
+    recorder: "Recorder"
+    uses: Sequence[Use]
+    where: "Placed | Packed"
+    counts: Counter[int] = field(init=False)
+    task: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.task = torch._C._current_graph_task_id()
+        self.counts = self.recorder.uses if self.task == -1 else Counter()
+        if not self.recorder.inside:
+            self.recorder.used_outside = True
+        self.counts.update(id(p) for use in self.uses for p in use.source.params)
+
+    @property
+    def replaced(self) -> list[nn.Parameter]:
+        """The parameters of which the tap returns the gradients, in order."""
+        return [p for use in self.uses if use.replaces for p in use.source.params]
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do: in svag's own backward pass, with nothing replaced."""
+        return self.recorder.silent and not self.replaced
+
+    def gradients(self, delta: Tensor, data: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Make the contributions and yield the sums of those that replace."""
+        recorder = self.recorder
+        recorder.refuse_reentrant(self)
+        if not self.where.complete(delta):
+            raise PerExampleError(
+                f"{recorder.label_of(self)} was used on rows that belong to no example, as those "
+                "that fill a buffer up, and their gradient is not 0, so whose it is is not clear; "
+                "give the layer the examples' rows alone, or use svag.micro_batch_variance"
+            )
+        for use in self.uses:
+            dtype = torch.promote_types(use.source.computed.dtype, torch.float32)
+            values = [t.to(dtype) if t.is_floating_point() else t for t in data]
+            contributions = use.make(delta.to(dtype), *values)
+            if recorder.verification is not None:
+                recorder.verification.scale(use.source.params, delta, data)
+            yield from recorder.take(use, contributions, self.counts)
+
+
+class Tap(torch.autograd.Function):
+    """Pass an output on, and turn its gradient into contributions on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, site: Site, n: int, output: Tensor, *rest: Tensor) -> Tensor:
+        """Return ``output`` itself, now with the replaced parameters behind it."""
+        ctx.site, ctx.n = site, n
+        ctx.save_for_backward(*rest[:n])
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the output and of the replaced parameters."""
+        data = () if ctx.site.idle else ctx.saved_tensors  # may run a checkpointed part again
+        with torch._C.DisableTorchFunction():
+            grads = () if ctx.site.idle else ctx.site.gradients(delta, data)
+            return (None, None, delta, *[None] * ctx.n, *grads)
+
+
+class Recorder:
+    """The state of one context: sources, uses and contributions.
+
+    Args:
+        model: whose parameters are followed.
+        max_bytes: for per-example gradients held at once.
+        kept: names of parameters whose contributions are kept whole.
+        squares: keep sum_k c_k^2 of every parameter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        max_bytes: int,
+        kept: Sequence[str] = (),
+        squares: bool = False,
+    ) -> None:
+        named = dict(model.named_parameters())
+        self.names = {id(p): name for name, p in named.items() if p.requires_grad}
+        self.params = [p for p in named.values() if p.requires_grad]
+        for name in (self.names[id(p)] for p in self.params if p.is_complex()):
+            raise PerExampleError(f"{name} is complex; use svag.micro_batch_variance")
+        self.max_bytes = max_bytes
+        self.kept = {id(named[name]) for name in kept}
+        self.per_example: dict[str, Tensor] = {}
+        self.second_moments: dict[str, Tensor] = {}
+        self.verification: Verification | None = None
+        self.silent = self.fixed = False
+        self.inside = self.used_outside = False
+        self._squares = squares
+        self.uses: Counter[int] = Counter()
+        self.backwards = self.examples = 0
+        self._sources = {id(p): _source_of(p) for p in self.params}
+        self._pending: dict[int, list[Contributions]] = {}
+        self._done: dict[int, Tensor] = {}
+        self._totals: dict[int, Tensor] = {}
+        self._incoming: dict[int, Tensor] = {}
+        self._earlier: dict[int, Tensor] = {}
+        self._pass: int | None = None
+
+    def hooks(self) -> Iterator[Any]:
+        """Register a hook before and one after each parameter's gradient, and yield the handles."""
+        for param in self.params:
+            yield param.register_hook(self._before(param))
+            yield param.register_post_accumulate_grad_hook(self._after)
+
+    def source_of(self, tensor: object) -> Source | None:
+        """Return the source of a followed parameter, or of a tensor computed from some."""
+        if not isinstance(tensor, Tensor):
+            return None
+        if id(tensor) in self.names:
+            return self._sources[id(tensor)]
+        recorder, source = getattr(tensor, _DERIVED, (None, None))
+        return source if recorder is self else None
+
+    def replaces(self, source: Source | None) -> bool:
+        """Whether a closed form may put its own sum in the place of autograd's."""
+        return source is not None and source.is_parameter and self.verification is None
+
+    def label(self, tensor: Tensor) -> str:
+        """Return the name of a parameter, or of what a tensor was computed from."""
+        source = self.source_of(tensor)
+        params = source.params if source else ()
+        return " and ".join(repr(self.names[id(p)]) for p in params) or "a constant"
+
+    def owner_of(self, *tensors: Tensor | None) -> str:
+        """Return `` 'name'`` of the module that owns one of the tensors, or nothing."""
+        names = [self.names.get(id(t)) for t in tensors]
+        return next((f" {n.rpartition('.')[0] or n!r}" for n in names if n), "")
+
+    def derive(self, tensor: Tensor, source: Source) -> None:
+        """Note that ``tensor`` is ``source.computed`` in the user's graph."""
+        setattr(tensor, _DERIVED, (self, source))
+
+    def refuse_reentrant(self, site: Site) -> None:
+        """Refuse an operation that ran and went back inside another backward pass."""
+        if site.task != -1 and not self.silent:
+            raise PerExampleError(
+                f"{self.label_of(site)} is used in a reentrant checkpoint, whose backward pass "
+                "runs inside another, so that one mini-batch would count as several; give "
+                "checkpoint(..., use_reentrant=False)"
+            )
+
+    def label_of(self, site: Site) -> str:
+        """Return the names of a site's parameters."""
+        return ", ".join(repr(self.names[id(p)]) for use in site.uses for p in use.source.params)
+
+    def take(
+        self, use: Use, contributions: Contributions, counts: Counter[int]
+    ) -> Iterator[Tensor]:
+        """Take the contributions of one use and yield their sums where they replace.
+
+        Where it is the parameter's only use, mean and variance come from the same products now;
+        else the contributions wait until :meth:`_after` can add them up.
+        """
+        if self.silent:
+            if use.replaces:
+                yield contributions.total(self.max_bytes)
+            return
+        self.begin_pass()
+        source = use.source
+        for param, leaf in zip(source.params, source.leaves, strict=True):
+            mine = source.pulled_back(contributions, leaf)
+            if self.verification is not None:
+                self.verification.take(param, mine)
+            self._refuse_late(param)
+            alone = source.is_parameter and counts[id(param)] == 1 and id(param) not in self.kept
+            if alone:
+                estimate = contributions.estimate(self.max_bytes)
+                self._done[id(param)] = estimate.variance
+                self._totals[id(param)] = estimate.total
+                self._keep_squares(param, estimate, contributions.examples)
+            else:
+                self._pending.setdefault(id(param), []).append(mine)
+            if use.replaces:
+                yield estimate.total if alone else mine.total(self.max_bytes)
+
+    def begin_pass(self) -> None:
+        """Forget what a backward pass left that reached no parameter, as autograd.grad does."""
+        task = torch._C._current_graph_task_id()
+        if task != self._pass:
+            self._pass = task
+            self.backwards += 1
+            self.uses = Counter()
+            if self.verification is not None:
+                self.verification.begin()
+            for left in (self._pending, self._done, self._totals, self._incoming, self._earlier):
+                left.clear()
+
+    def _refuse_late(self, param: Tensor) -> None:
+        if id(param) in self._done:
+            raise PerExampleError(
+                f"{self.names[id(param)]}: a second use came after the variance was computed, from "
+                "a graph kept from an earlier backward pass; run the forward pass again instead"
+            )
+
+    def _before(self, param: Tensor) -> Callable[[Tensor], None]:
+        key = id(param)
+
+        def before(grad: Tensor) -> None:
+            if self.silent:
+                return
+            self.begin_pass()
+            if self.verification is not None:
+                self._incoming[key] = grad
+            if param.grad is not None and is_current(param):
+                self._earlier[key] = param.grad_var  # type: ignore[attr-defined]
+
+        return before
+
+    def _after(self, param: Tensor) -> None:
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            variance = self._finish(param)
+            earlier = self._earlier.pop(id(param), None)
+            if param.grad is None:
+                return
+            if self.fixed:
+                variance = earlier
+            else:
+                self._check(param, variance)
+                if variance is not None and earlier is not None:
+                    variance = variance + earlier
+            if variance is None:
+                return
+            if variance.stride() != param.grad.stride():
+                variance = torch.empty_strided(
+                    param.grad.shape,
+                    param.grad.stride(),
+                    dtype=variance.dtype,
+                    device=variance.device,
+                ).copy_(variance)
+            attach(param, variance)
+
+    def _finish(self, param: Tensor) -> Tensor | None:
+        key = id(param)
+        pending = self._pending.pop(key, None)
+        if not pending:
+            return self._done.pop(key, None)
+        self._refuse_unequal(param, pending)
+        joint = Joint(pending) if len(pending) > 1 else pending[0]
+        estimate = joint.estimate(self.max_bytes)
+        self._totals[key], variance = estimate
+        self._keep_squares(param, estimate, joint.examples)
+        if key in self.kept:
+            self.per_example[self.names[key]] = joint.chunk(0, joint.examples)
+        return variance
+
+    def _keep_squares(self, param: Tensor, estimate: Estimate, examples: int) -> None:
+        """Solve the formula of the variance for sum_k c_k^2."""
+        if self._squares:
+            squares = estimate.total.square().add_(estimate.variance, alpha=examples - 1)
+            self.second_moments[self.names[id(param)]] = squares.div_(examples)
+
+    def _refuse_unequal(self, param: Tensor, uses: Sequence[Contributions]) -> None:
+        sizes = sorted({use.examples for use in uses})
+        if len(sizes) > 1:
+            raise PerExampleError(
+                f"{self.names[id(param)]} was used on batches of {sizes} examples in one backward "
+                "pass; give every forward pass the same examples, or run backward for each"
+            )
+
+    def _check(self, param: Tensor, variance: Tensor | None) -> None:
+        """In a verified pass, compare what was seen with what arrived."""
+        total = self._totals.pop(id(param), None)
+        grad = self._incoming.pop(id(param), None)
+        if self.verification is None or grad is None:
+            return
+        self.verification.check(param, self.names[id(param)], grad, total)

@@ -1,0 +1,476 @@
+"""LSTM, GRU and RNN: torch's fast forward pass, and a backward pass that shows the gates.
+
+Forward, each layer and direction runs torch's own kernel without a graph. Backward, the gates of
+all steps come from one product, since the states are known; what is left to do step by step is one
+product with the recurrent weights and two or three elementwise operations. The gradients of the
+gates, times inputs and states, are the weights' contributions, as in a dense layer.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from svag.errors import PerExampleError
+from svag.variance.per_example.contributions import Contributions, Direct, Products
+from svag.variance.per_example.generic import placed_state
+from svag.variance.per_example.operations import Call, Interception, Rule, name_of
+from svag.variance.per_example.placement import (
+    Layout,
+    Packed,
+    Scattered,
+    Single,
+    Where,
+    mark,
+    mark_of,
+    with_rows_along,
+)
+from svag.variance.per_example.recorder import Site, Use
+
+KINDS: dict[Call, str] = {
+    torch.lstm: "lstm",
+    torch.gru: "gru",
+    torch.rnn_tanh: "tanh",
+    torch.rnn_relu: "relu",
+}
+_RUN: dict[str, Callable[..., Any]] = {kind: func for func, kind in KINDS.items()}
+
+
+class Weights(NamedTuple):
+    """Of one layer and direction; biases are None without bias, ``w_hr`` without projection."""
+
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None
+    b_hh: Tensor | None
+    w_hr: Tensor | None
+
+    def given(self) -> list[Tensor]:
+        """Return those that are there, in torch's order."""
+        return [w for w in self if w is not None]
+
+
+class Gates(NamedTuple):
+    """Gradients by time step, ``(T, B, width)``, and the factors of the weights' contributions.
+
+    Attributes:
+        by_input: of what the input weights feed.
+        by_state: of what the recurrent weights feed; another tensor in a GRU only.
+        inputs: x.
+        states: the state before each step.
+        start: gradients of the initial states.
+        projected: (gradient of the projected state, state before the projection), or None.
+    """
+
+    by_input: Tensor
+    by_state: Tensor
+    inputs: Tensor
+    states: Tensor
+    start: tuple[Tensor, ...]
+    projected: tuple[Tensor, Tensor] | None = None
+
+
+def backward_lstm(
+    weights: Weights, x: Tensor, start: Sequence[Tensor], out: Tensor, d_out: Tensor, d_cell: Tensor
+) -> Gates:
+    """Run back through an LSTM layer.
+
+    With c_t = f c_(t-1) + i g and h_t = o tanh c_t (times W_hr with a projection). The gradient of
+    the last cells is ``(B, width)``, or ``(T, B, width)`` where sequences end at different steps.
+    """
+    h0, c0 = start
+    states, pre = _preactivations(weights, x, h0, out)
+    i, f, g, o = pre.chunk(4, -1)
+    i.sigmoid_(), f.sigmoid_(), g.tanh_(), o.sigmoid_()
+    cells = [c0]
+    for forget, new in zip(f, i * g, strict=True):
+        cells.append(torch.addcmul(new, forget, cells[-1]))
+    cell = torch.stack(cells[1:])
+    before, squashed = torch.stack(cells[:-1]), torch.tanh(cell)
+    slope = o * (1 - squashed.square())
+    factors = torch.stack(
+        (g * i * (1 - i), before * f * (1 - f), i * (1 - g * g), squashed * o * (1 - o)), -2
+    )
+    deltas = torch.empty_like(pre)
+    blocks = deltas.unflatten(-1, (4, -1))
+    each_step = d_cell.dim() == 3
+    d_state, d_c = d_out[-1], d_cell[-1] if each_step else d_cell
+    d_projected = torch.empty_like(d_out) if weights.w_hr is not None else d_out
+    for t in range(len(x) - 1, -1, -1):
+        if weights.w_hr is not None:
+            d_projected[t] = d_state
+            d_state = d_state @ weights.w_hr
+        d_c = torch.addcmul(d_c, d_state, slope[t])
+        torch.mul(factors[t, :, :3], d_c.unsqueeze(1), out=blocks[t, :, :3])
+        torch.mul(factors[t, :, 3], d_state, out=blocks[t, :, 3])
+        d_c = d_c * f[t]
+        d_state = deltas[t] @ weights.w_hh
+        if t:
+            d_state += d_out[t - 1]
+            if each_step:
+                d_c += d_cell[t - 1]
+    projected = None if weights.w_hr is None else (d_projected, o * squashed)
+    return Gates(deltas, deltas, x, states, (d_state, d_c), projected)
+
+
+def backward_gru(
+    weights: Weights, x: Tensor, start: Sequence[Tensor], out: Tensor, d_out: Tensor, _: Tensor
+) -> Gates:
+    """Run back through a GRU layer, h_t = (1 - z) n + z h_(t-1), n = tanh(n_x + r n_h)."""
+    states = torch.cat((start[0].unsqueeze(0), out[:-1]))
+    by_x = functional.linear(x, weights.w_ih, weights.b_ih)
+    by_h = functional.linear(states, weights.w_hh, weights.b_hh)
+    width = out.shape[-1]
+    r, z = torch.sigmoid(by_x[..., : 2 * width] + by_h[..., : 2 * width]).chunk(2, -1)
+    n_h = by_h[..., 2 * width :]
+    n = torch.tanh(by_x[..., 2 * width :] + r * n_h)
+    new = (1 - z) * (1 - n * n)
+    reset, update = new * n_h * r * (1 - r), (states - n) * z * (1 - z)
+    factors = torch.stack((reset, update, new * r), -2)
+    deltas = torch.empty_like(by_h)
+    d_states, d_state = torch.empty_like(out), d_out[-1]
+    for t in range(len(x) - 1, -1, -1):
+        d_states[t] = d_state
+        torch.mul(factors[t], d_state.unsqueeze(1), out=deltas[t].unflatten(-1, (3, -1)))
+        d_state = torch.addmm(d_state * z[t], deltas[t], weights.w_hh)
+        if t:
+            d_state += d_out[t - 1]
+    by_input = torch.cat((deltas[..., : 2 * width], d_states * new), -1)
+    return Gates(by_input, deltas, x, states, (d_state,))
+
+
+def _backward_simple(slope: Callable[[Tensor], Tensor]) -> Callable[..., Gates]:
+    """Return the way back through h_t = phi(...), given phi' as a function of h_t."""
+
+    def backward(
+        weights: Weights, x: Tensor, start: Sequence[Tensor], out: Tensor, d_out: Tensor, _: Tensor
+    ) -> Gates:
+        states = torch.cat((start[0].unsqueeze(0), out[:-1]))
+        slopes, deltas = slope(out), torch.empty_like(out)
+        d_state = d_out[-1]
+        for t in range(len(x) - 1, -1, -1):
+            torch.mul(d_state, slopes[t], out=deltas[t])
+            d_state = deltas[t] @ weights.w_hh
+            if t:
+                d_state += d_out[t - 1]
+        return Gates(deltas, deltas, x, states, (d_state,))
+
+    return backward
+
+
+BACKWARD: dict[str, Callable[..., Gates]] = {
+    "lstm": backward_lstm,
+    "gru": backward_gru,
+    "tanh": _backward_simple(lambda h: 1 - h * h),
+    "relu": _backward_simple(lambda h: (h > 0).to(h.dtype)),
+}
+
+
+def _preactivations(weights: Weights, x: Tensor, h0: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    states = torch.cat((h0.unsqueeze(0), out[:-1]))
+    pre = functional.linear(x, weights.w_ih, weights.b_ih)
+    return states, pre.add_(functional.linear(states, weights.w_hh, weights.b_hh))
+
+
+def _back(
+    kind: str,
+    weights: Weights,
+    packed: Packed | None,
+    x: Tensor,
+    start: Sequence[Tensor],
+    out: Tensor,
+    d_out: Tensor,
+    d_last: Sequence[Tensor],
+) -> Gates:
+    """Run back through a layer, from the gradients of its output and of its last states."""
+    if packed is None:
+        d_out = d_out.clone()
+        d_out[-1] += d_last[0]
+        return BACKWARD[kind](weights, x, start, out, d_out, d_last[-1])
+    ends = packed.ends(x.device).to(x.dtype)
+    d_out = d_out * packed.mask(x.device).unsqueeze(-1) + ends * d_last[0]
+    return BACKWARD[kind](weights, x, start, out, d_out, ends * d_last[-1])
+
+
+def _run(
+    kind: str, weights: Weights, packed: Packed | None, x: Tensor, start: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Run torch's own layer on ``(T, B, width)``."""
+    hidden = [s.unsqueeze(0) for s in start]
+    given = hidden if kind == "lstm" else hidden[0], weights.given(), weights.b_ih is not None
+    if packed is None:
+        out, *last = _RUN[kind](x, *given, 1, 0.0, False, False, False)
+        return out, last
+    steps, *last = _RUN[kind](packed.pack(x), packed.sizes, *given, 1, 0.0, False, False)
+    return packed.pad(steps), last
+
+
+class Watch(torch.autograd.Function):
+    """Pass the results of a layer on, and make the contributions on the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kind: str,
+        site: Site,
+        weights: Weights,
+        packed: Packed | None,
+        x: Tensor,
+        n: int,
+        *rest: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Return the output and the last states."""
+        start, (out, *last) = rest[:n], rest[n:]
+        ctx.kind, ctx.site, ctx.weights, ctx.packed, ctx.n = kind, site, weights, packed, n
+        ctx.save_for_backward(x, out, *start)
+        return tuple(t.view_as(t) for t in (out, *last))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor, *d_last: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients as they are."""
+        if not ctx.site.idle:
+            x, out, *start = ctx.saved_tensors
+            with torch._C.DisableTorchFunction():
+                gates = _back(ctx.kind, ctx.weights, ctx.packed, x, start, out, d_out, d_last)
+                _gradients(ctx.site, gates, d_out)
+        return (*[None] * (6 + ctx.n), d_out, *d_last)
+
+
+class Layer(torch.autograd.Function):
+    """One layer in one direction, time first."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kind: str,
+        site: Site,
+        weights: Weights,
+        packed: Packed | None,
+        x: Tensor,
+        h0: Tensor,
+        *rest: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Return the output and the last states."""
+        start = (h0, rest[0]) if kind == "lstm" else (h0,)
+        out, last = _run(kind, weights, packed, x, start)
+        ctx.kind, ctx.site, ctx.weights, ctx.packed = kind, site, weights, packed
+        ctx.save_for_backward(x, out, *start)
+        return (out, *(s.squeeze(0).clone() for s in last))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor, *d_last: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the input, the initial states and the parameters."""
+        x, out, *start = ctx.saved_tensors
+        with torch._C.DisableTorchFunction():
+            gates = _back(ctx.kind, ctx.weights, ctx.packed, x, start, out, d_out, d_last)
+            d_x = gates.by_input @ ctx.weights.w_ih if ctx.needs_input_grad[4] else None
+            return (
+                None,
+                None,
+                None,
+                None,
+                d_x,
+                *gates.start,
+                *_gradients(ctx.site, gates, d_out),
+            )
+
+
+def _gradients(site: Site, gates: Gates, delta: Tensor) -> list[Tensor]:
+    """Hand the contributions of each weight to the recorder; return the sums that replace."""
+    site.recorder.refuse_reentrant(site)
+    where = site.where
+
+    def by_example(steps: Tensor) -> Tensor:
+        if isinstance(where, Packed):
+            return where.by_example(steps)
+        return where.examples_first(steps).flatten(1, 2)
+
+    by_input, by_state = by_example(gates.by_input), by_example(gates.by_state)
+    make: tuple[Callable[[], Contributions], ...] = (
+        lambda: Products(by_input, by_example(gates.inputs)),
+        lambda: Products(by_state, by_example(gates.states)),
+        lambda: Direct(by_input.sum(1)),
+        lambda: Direct(by_state.sum(1)),
+        lambda: Products(*map(by_example, gates.projected or ())),
+    )
+    result: list[Tensor] = []
+    for use in site.uses:
+        verification = site.recorder.verification
+        if verification is not None:
+            verification.scale(use.source.params, delta, [gates.inputs])
+        result += site.recorder.take(use, use.make(make), site.counts)
+    return result
+
+
+def _place(n: int) -> Callable[..., Contributions]:
+    """Return the factory of the n-th weight."""
+    return lambda make: make[n]()
+
+
+def _rule(
+    mode: Interception,
+    func: Call,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Run the layers one after the other, each with its own way back."""
+    if kwargs or len(args) != 9:
+        raise PerExampleError(
+            f"{func.__name__} was called in a way that torch.nn's modules do not; use them, or "
+            "svag.micro_batch_variance"
+        )
+    if not isinstance(args[3], bool):
+        data, sizes, hidden, *rest = args
+        return _packed(mode, func, data, sizes, hidden, Stack(*rest))
+    x, hidden, *rest, batch_first = args
+    if x.dim() != 3:
+        raise PerExampleError(
+            f"{name_of(func)} was given an input of shape {tuple(x.shape)}; give (batch, time, "
+            "features) or (time, batch, features)"
+        )
+    found = with_rows_along(mode.where_of(x, func), x, 0 if batch_first else 1)
+    where = _time_first(found, batch_first)
+    x = x.transpose(0, 1) if batch_first else x
+    x, last = _layers(mode, func, x, hidden, Stack(*rest), where, None)
+    return _marked(x, last, where, batch_first)
+
+
+class Stack(NamedTuple):
+    """What torch's functions are told of the layers, in their order."""
+
+    flat: Sequence[Tensor]
+    has_bias: bool
+    layers: int
+    dropout: float
+    training: bool
+    both: bool
+
+
+def _packed(
+    mode: Interception, func: Call, data: Tensor, sizes: Tensor, hidden: Any, stack: Stack
+) -> tuple[Tensor, ...]:
+    """Run the layers on sequences of several lengths."""
+    packed = mark_of(data)
+    if not isinstance(packed, Packed) or not torch.equal(packed.sizes, sizes):
+        raise PerExampleError(
+            "a recurrent layer was given a packed sequence, and which of its steps belong to which "
+            "example is not clear; pack inside the model with torch.nn.utils.rnn, or use "
+            "svag.micro_batch_variance"
+        )
+    where = packed.last_states()
+    x, last = _layers(mode, func, packed.pad(data), hidden, stack, where, packed)
+    out = packed.pack(x)
+    mark(out, packed)
+    return (out, *_stacked(last, where))
+
+
+def _layers(
+    mode: Interception,
+    func: Call,
+    x: Tensor,
+    hidden: Any,
+    stack: Stack,
+    where: Layout | Scattered,
+    packed: Packed | None,
+) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+    """Return the output ``(T, B, width)`` and the last states of each layer and direction."""
+    kind = KINDS[func]
+    starts = [placed_state(mode, s, where) for s in (hidden if kind == "lstm" else [hidden])]
+    directions = 2 if stack.both else 1
+    size = len(stack.flat) // (stack.layers * directions)
+    last: list[tuple[Tensor, ...]] = []
+    for layer in range(stack.layers):
+        outs = []
+        for d in range(directions):
+            n = layer * directions + d
+            weights = stack.flat[n * size : (n + 1) * size]
+            start = [s[n] for s in starts]
+            out, *ends = _one(
+                mode, kind, x, start, weights, stack.has_bias, bool(d), packed or where
+            )
+            outs.append(out)
+            last.append(tuple(ends))
+        x = torch.cat(outs, -1) if stack.both else outs[0]
+        if stack.dropout and stack.training and layer < stack.layers - 1:
+            steps = x if packed is None else packed.pack(x)
+            steps = functional.dropout(steps, stack.dropout, True)
+            x = steps if packed is None else packed.pad(steps)
+    return x, last
+
+
+def _time_first(where: Layout | Scattered | Single, batch_first: bool) -> Layout | Scattered:
+    if not isinstance(where, Single) and where.dim == (0 if batch_first else 1):
+        return where.at(1)
+    place = "in one dimension" if isinstance(where, Single) else f"along dimension {where.dim}"
+    raise PerExampleError(
+        f"a recurrent layer with batch_first={batch_first} was given the examples {place}; pass "
+        f"batch_dim={0 if batch_first else 1} to within_batch_variance, or set "
+        f"batch_first={not batch_first}"
+    )
+
+
+def _one(
+    mode: Interception,
+    kind: str,
+    x: Tensor,
+    start: Sequence[Tensor],
+    flat: Sequence[Tensor],
+    has_bias: bool,
+    reverse: bool,
+    where: Layout | Scattered | Packed,
+) -> tuple[Tensor, ...]:
+    packed = where if isinstance(where, Packed) else None
+    turn = (lambda t: t.flip(0)) if packed is None else packed.backwards
+    biases = flat[2:4] if has_bias else (None, None)
+    rest = flat[4:] if has_bias else flat[2:]
+    every = (*flat[:2], *biases, rest[0] if rest else None)
+    found = [(n, mode.recorder.source_of(w)) for n, w in enumerate(every)]
+    followed = [(n, w, source) for (n, source), w in zip(found, every, strict=True) if source]
+    replaces = all(mode.replaces(w, where) for _, w, _ in followed)
+    frozen = Weights(*(w if w is None else w.detach() for w in every))  # type: ignore[arg-type]
+    uses = [Use(source, _place(n), replaces) for n, _, source in followed]
+    site = Site(mode.recorder, uses, where)
+    x = turn(x) if reverse else x
+    if replaces:
+        out, *last = Layer.apply(  # type: ignore[no-untyped-call]
+            kind, site, frozen, packed, x, *start, *site.replaced
+        )
+    else:
+        out, ends = _run(kind, Weights(*every), packed, x, start)
+        saved = [s.detach() for s in start]
+        out, *last = Watch.apply(  # type: ignore[no-untyped-call]
+            kind,
+            site,
+            frozen,
+            packed,
+            x.detach(),
+            len(start),
+            *saved,
+            out,
+            *[e.squeeze(0) for e in ends],
+        )
+    return (turn(out) if reverse else out, *last)
+
+
+def _marked(
+    out: Tensor, last: list[tuple[Tensor, ...]], where: Layout | Scattered, batch_first: bool
+) -> tuple[Tensor, ...]:
+    result = out.transpose(0, 1) if batch_first else out
+    mark(result, where.at(0 if batch_first else 1))
+    return (result, *_stacked(last, where))
+
+
+def _stacked(last: list[tuple[Tensor, ...]], where: Where) -> list[Tensor]:
+    """Return the last states, ``(layers * directions, B, width)`` each."""
+    ends = [torch.stack(parts) for parts in zip(*last, strict=True)]
+    for end in ends:
+        mark(end, where)
+    return ends
+
+
+RULES: dict[Call, Rule] = dict.fromkeys(KINDS, _rule)

@@ -1,0 +1,373 @@
+"""Replace all other examples and see that nothing of one's changes, in the model and in the loss.
+
+Replaced by another's, not permuted: a mean over the mini-batch does not notice a permutation.
+"""
+
+import copy
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import TorchFunctionMode
+
+from svag.errors import PerExampleError
+from svag.variance.per_example.following import IS_PLACED, plain_name
+from svag.variance.per_example.operations import (
+    found_in,
+    is_composite,
+    replaced,
+    tensors_in,
+    unguarded,
+)
+from svag.variance.per_example.placement import Owners, Placed, Single, mark_of, row_selector
+
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+
+
+class Replacement:
+    """A call of the model with the other examples replaced, made before the call itself.
+
+    Args:
+        model: whose state is put back afterwards.
+        module: that is called; the model or a part of it.
+        example: that stays.
+        turn: chooses the example that takes the place of the others.
+        args: of the call, marked.
+        kwargs: of the call, marked.
+    """
+
+    def __init__(
+        self, model: nn.Module, module: nn.Module, example: int, turn: int, args: Any, kwargs: Any
+    ) -> None:
+        self.model, self.module, self.example = model, module, example
+        self.args, self.kwargs = args, kwargs
+        self._versions = [t._version for t in tensors_in((*args, *kwargs.values()))]
+        self._state = _Random()
+        self._moved = self._with_others_replaced(turn)
+        self._outputs = None if self._moved is None else self._run(*self._moved)
+
+    def _with_others_replaced(self, turn: int) -> tuple[Any, Any] | None:
+        """Return the arguments with another example in every other's place; None if that fails."""
+        every = (*self.args, *self.kwargs.values())
+        if any(True for _ in found_in(every, PackedSequence)):
+            return None
+        moved = {}
+        for tensor in tensors_in(every):
+            where = mark_of(tensor)
+            if isinstance(where, IS_PLACED):
+                moved[id(tensor)] = others_replaced(tensor, where, self.example, turn)
+            else:
+                moved[id(tensor)] = tensor.detach().clone()
+        return replaced(self.args, moved), replaced(self.kwargs, moved)
+
+    def _run(self, args: Any, kwargs: Any, *, dropout: bool = True) -> list[Tensor] | None:
+        """Call the module so that nobody notices; None if it raises."""
+        with (
+            torch._C.DisableTorchFunction(),
+            nullcontext() if dropout else _without_dropout(self.model),
+            torch.enable_grad(),
+            undisturbed(self.model),
+            self._state.again(),
+        ):
+            try:
+                output = self.module(*args, **kwargs)
+            except Exception:  # it may refuse such examples; the call itself runs next
+                return None
+            return [t.detach() for t in tensors_in(_values(output))]
+
+    def compare(self, output: Any) -> None:
+        """Compare with the output of the call itself.
+
+        Raises:
+            PerExampleError: the model mixes examples.
+        """
+        outputs = list(tensors_in(_values(output)))
+        every = tensors_in((*self.args, *self.kwargs.values()))
+        if self._outputs is None or len(outputs) != len(self._outputs):
+            return
+        if self._versions != [t._version for t in every]:
+            return  # the model writes into its inputs
+        found = self._difference(outputs, [t.detach() for t in outputs], self._outputs)
+        if found is None or self._moved is None:
+            return
+        plain = self._run(self.args, self.kwargs, dropout=False)
+        other = self._run(*self._moved, dropout=False)
+        if plain is None or other is None:
+            return
+        found = self._difference(outputs, plain, other)
+        if found is not None:
+            raise PerExampleError(
+                f"the model mixes examples: its output for example {self.example} changed by "
+                f"{found[0]:.3g} (of {found[1]:.3g}) when the other examples were replaced, so no "
+                "example has a gradient of its own. Use svag.micro_batch_variance, whose groups "
+                "may be mixed inside"
+            )
+
+    def _difference(
+        self, marked: Sequence[Tensor], a: Sequence[Tensor], b: Sequence[Tensor]
+    ) -> tuple[float, float] | None:
+        for tensor, one, two in zip(marked, a, b, strict=True):
+            where = mark_of(tensor)
+            if not isinstance(where, IS_PLACED) or not tensor.requires_grad:
+                continue
+            if one.shape != two.shape:
+                continue
+            found = _differ(rows_of(one, where, self.example), rows_of(two, where, self.example))
+            if found is not None:
+                return found
+        return None
+
+
+def others_replaced(tensor: Tensor, where: Placed, example: int, turn: int = 0) -> Tensor:
+    """Return a copy in which the rows of all other examples are one other example's."""
+    if isinstance(where, Single):
+        return tensor.detach().clone()
+    choices = [k for k in range(where.examples) if k != example]
+    donor = random.Random(turn).choice(choices) if len(choices) > 1 else example
+    owners = where.owners(tensor.shape[where.dim])
+    order = torch.from_numpy(_donors(owners, example, donor))
+    return tensor.detach().index_select(where.dim, order.to(tensor.device))
+
+
+def _donors(owners: Owners, example: int, donor: int) -> Owners:
+    """Return, for each row of another example, the donor's row of the same number."""
+    source = np.flatnonzero(owners == donor)
+    order = np.arange(len(owners))
+    for other in set(owners.tolist()) - {example} if len(source) else ():
+        rows = np.flatnonzero(owners == other)
+        order[rows] = source[np.arange(len(rows)) % len(source)]
+    return order
+
+
+def rows_of(tensor: Tensor, where: Placed, example: int) -> Tensor:
+    """Return one example's rows."""
+    if isinstance(where, Single):
+        return tensor if where.example == example else tensor[:0]
+    return tensor.index_select(where.dim, row_selector(where, tensor, example))
+
+
+def _differ(before: Tensor, after: Tensor) -> tuple[float, float] | None:
+    """Return by how much two tensors differ and how large they are, None if only by rounding."""
+    if before.shape != after.shape:
+        return float("nan"), float(before.norm())
+    if not before.is_floating_point() or not bool(before.isfinite().all()):
+        return None
+    size = float(before.norm())
+    missing = float((before - after).norm())
+    return None if missing <= _TOLERANCE.get(before.dtype, 5e-2) * size else (missing, size)
+
+
+class _Random:
+    """The generators as a call found them."""
+
+    def __init__(self) -> None:
+        self._cpu = torch.random.get_rng_state()
+        self._python = random.getstate()
+        on = torch.cuda.is_available() and torch.cuda.is_initialized()
+        self._cuda = torch.cuda.get_rng_state_all() if on else None
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Begin from that state, and put back what there was."""
+        now = _Random()
+        self._set()
+        try:
+            yield
+        finally:
+            now._set()
+
+    def _set(self) -> None:
+        torch.random.set_rng_state(self._cpu)
+        random.setstate(self._python)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state_all(self._cuda)
+
+
+_INTERNAL = frozenset({"_parameters", "_buffers", "_modules", "training"})
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Run without the hooks that see outputs, and put attributes and buffers back."""
+    modules = list(model.modules())
+    hooks = [m._forward_hooks for m in modules]
+    attributes = [_attributes(m) for m in modules]
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    entries = [dict(m._buffers) for m in modules]
+    for module in modules:
+        module._forward_hooks = OrderedDict()
+    try:
+        yield
+    finally:
+        for module, kept, (held, contents), own in zip(
+            modules, hooks, attributes, entries, strict=True
+        ):
+            module._forward_hooks = kept
+            module._buffers.clear()
+            module._buffers.update(own)
+            _put_back(module, held, contents)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a module's own attributes, and copies of the containers among them."""
+    held = {k: v for k, v in module.__dict__.items() if k not in _INTERNAL and "hooks" not in k}
+    kinds = (list, dict, set, torch.Generator)
+    contents = {k: _copied(v) for k, v in held.items() if isinstance(v, kinds)}
+    contents |= {k: v.detach().clone() for k, v in held.items() if type(v) is Tensor and v.is_leaf}
+    return held, contents
+
+
+def _copied(value: Any) -> Any:
+    return value.get_state() if isinstance(value, torch.Generator) else copy.copy(value)
+
+
+def _put_back(module: nn.Module, held: dict[str, Any], contents: dict[str, Any]) -> None:
+    for name in [k for k in module.__dict__ if k not in _INTERNAL and "hooks" not in k]:
+        if name not in held:
+            del module.__dict__[name]
+    module.__dict__.update(held)
+    for name, before in contents.items():
+        value = held[name]
+        if isinstance(value, torch.Generator):
+            value.set_state(before)
+        elif isinstance(value, list):
+            value[:] = before
+        elif isinstance(value, dict | set):
+            value.clear()
+            value.update(before)
+        elif isinstance(value, Tensor) and not torch.equal(value, before):
+            with torch.no_grad():
+                value.copy_(before)
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """Let dropout pass everything on: masks need not fall the same way on other examples."""
+    layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
+    before = [m.dropout for m in layers]
+    for layer in layers:
+        layer.dropout = 0.0
+    try:
+        with torch._C._EnableTorchFunction(), _NoDropout():
+            yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer.dropout = value
+
+
+class _NoDropout(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation, without dropout."""
+        kwargs = dict(kwargs or {})
+        name = plain_name(func)
+        if name == "scaled_dot_product_attention":
+            args, kwargs = args[:4], {**kwargs, "dropout_p": 0.0}
+        if "dropout" in name:
+            return args[0]
+        if is_composite(func):
+            with self:
+                return unguarded(func)(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            return func(*args, **kwargs)
+
+
+class LossTape:
+    """The operations after the model's: what the loss does, so that it can be done again.
+
+    Targets stay, and so does what the loss computes from them alone, such as the number of tokens
+    it divides by.
+
+    Args:
+        example: that stays.
+
+    Attributes:
+        outputs: of the model.
+    """
+
+    def __init__(self, example: int) -> None:
+        self.example = example
+        self.outputs: list[Tensor] = []
+        self._tape: list[tuple[Callable[..., Any], Any, Any, Any]] = []
+
+    def record(self, func: Callable[..., Any], args: Any, kwargs: Any, out: Any) -> None:
+        """Note an operation after the model's."""
+        if any(True for _ in tensors_in((out,))) or out is None:
+            self._tape.append((func, args, kwargs, out))
+
+    def check(self, loss: Tensor) -> None:
+        """Run the loss on the outputs, and on outputs with the others' replaced.
+
+        Raises:
+            PerExampleError: the gradient at this example's output changed.
+        """
+        outputs = [t for t in self.outputs if isinstance(mark_of(t), IS_PLACED)]
+        if not outputs or not self._tape:
+            return
+        state = _Random()
+        with torch.enable_grad():
+            plain = self._gradients(loss, outputs, [t.detach() for t in outputs], state)
+            moved = [others_replaced(t, self._where(t), self.example) for t in outputs]
+            other = self._gradients(loss, outputs, moved, state)
+        if plain is None or other is None:
+            return
+        for t, a, b in zip(outputs, plain, other, strict=True):
+            where = self._where(t)
+            found = _differ(rows_of(a, where, self.example), rows_of(b, where, self.example))
+            if found is not None:
+                raise PerExampleError(
+                    f"the loss mixes examples: the gradient of its output for example "
+                    f"{self.example} changed by {found[0]:.3g} (of {found[1]:.3g}) when the other "
+                    "examples were replaced, so no example has a gradient of its own. Use "
+                    "svag.micro_batch_variance, whose groups may be mixed inside"
+                )
+
+    def _where(self, tensor: Tensor) -> Placed:
+        where = mark_of(tensor)
+        assert isinstance(where, IS_PLACED)
+        return where
+
+    def _gradients(
+        self, loss: Tensor, outputs: Sequence[Tensor], values: Sequence[Tensor], state: _Random
+    ) -> Sequence[Tensor] | None:
+        """Return the gradients at given outputs; None if what was seen does not give the loss."""
+        fresh = [t.clone().requires_grad_() for t in values]
+        known = {id(t): f.view_as(f) for t, f in zip(outputs, fresh, strict=True)}
+        with state.again():
+            for func, args, kwargs, out in self._tape:
+                self._step(func, args, kwargs, out, known)
+        result = known.get(id(loss))
+        if result is None or not result.requires_grad:
+            return None
+        return torch.autograd.grad(result.sum(), fresh, materialize_grads=True)
+
+    def _step(
+        self,
+        func: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        out: Any,
+        known: dict[int, Tensor],
+    ) -> None:
+        """Run one operation again; what it writes into is a copy."""
+        name = getattr(func, "__name__", "")
+        writes = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+        if (writes or name.startswith("__i")) and args and isinstance(args[0], Tensor):
+            target = known.get(id(args[0]), args[0])
+            known[id(args[0])] = target.clone() if target.requires_grad else target.detach().clone()
+        again = func(*replaced(args, known), **replaced(kwargs, known))
+        for old, new in zip(tensors_in((out,)), tensors_in((again,)), strict=False):
+            known[id(old)] = new
+
+
+def _values(output: Any) -> Sequence[Any]:
+    return list(output.values()) if isinstance(output, dict) else [output]

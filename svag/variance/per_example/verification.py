@@ -1,0 +1,191 @@
+"""Verify a pass against autograd: one example's cotangent alone, through the same graph.
+
+Whatever svag believes about rows and examples, autograd does not use it. So where the examples are
+added up, at the end of the loss, the gradient is set to 0 for all but one example, and autograd
+runs back from there through the same graph, without a second forward pass, generators or shapes:
+what arrives at a parameter is that example's contribution. In a verified pass no tap replaces
+anything, so that the graph is autograd's own.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from svag.errors import PerExampleError
+from svag.variance.per_example.contributions import Contributions, Shared
+from svag.variance.per_example.placement import Placed, Single, row_selector
+
+_RELATIVE = {torch.float64: 1e-8, torch.float32: 1e-3}
+_ROUNDING = {torch.float64: 1e-14, torch.float32: 3e-6}
+
+
+class Grad(Protocol):
+    """Runs autograd so that what checkpointing runs again is followed."""
+
+    def grad(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
+        """Return what ``torch.autograd.grad`` does."""
+
+
+class Silenced(Protocol):
+    """The recorder, as far as it is needed here."""
+
+    silent: bool
+    used_outside: bool
+
+    @property
+    def params(self) -> Sequence[nn.Parameter]:
+        """That are followed."""
+
+
+class Verification:
+    """What one verified forward and backward pass collects.
+
+    Args:
+        examples: B.
+        turn: number of verified passes before; another example is taken each time.
+
+    Attributes:
+        example: whose contributions are compared.
+        outputs: of the model, where autograd is asked if the operations of the loss are not seen.
+    """
+
+    def __init__(self, examples: int, turn: int) -> None:
+        self.examples = examples
+        self.example = random.Random(turn).randrange(examples) if examples else 0
+        self._cut: list[tuple[Tensor, Placed]] = []
+        self._alone: dict[int, Tensor] = {}
+        self._mine: dict[int, Tensor] = {}
+        self._scales: dict[int, float] = {}
+        self._dtypes: dict[int, torch.dtype] = {}
+        self._ran = False
+        self.outputs: list[tuple[Tensor, Placed]] = []
+
+    def cut_at(self, tensor: Tensor, where: Placed) -> None:
+        """Note a tensor whose gradient, row by row, is known to be some example's.
+
+        Used up by one operation only, so that nothing else adds to its gradient.
+        """
+        self._cut.append((tensor, where))
+
+    def before_backward(
+        self,
+        roots: Sequence[Tensor],
+        gradients: Sequence[Tensor | None] | None,
+        autograd: Grad,
+        recorder: Silenced,
+        *,
+        seen: bool,
+    ) -> None:
+        """Run back with one example's cotangent alone, before the user's backward pass.
+
+        Args:
+            roots: that the user's backward pass starts from.
+            gradients: of them, as given to ``backward``.
+            autograd: runs backward.
+            recorder: that is told to keep silent.
+            seen: whether all operations of the loss are known.
+        """
+        cut = self._cut if seen else self.outputs
+        if not cut or self._ran or (not seen and recorder.used_outside):
+            return
+        self._ran = True
+        recorder.silent = True
+        try:
+            tensors = [t for t, _ in cut]
+            grads = autograd.grad(roots, tensors, gradients, retain_graph=True, allow_unused=True)
+            found = [(t, g, w) for (t, w), g in zip(cut, grads, strict=True) if g is not None]
+            if found:
+                kept = [self._only_one(g, where) for _, g, where in found]
+                self._go_back(autograd, [t for t, _, _ in found], kept, recorder.params)
+        finally:
+            recorder.silent = False
+
+    def _only_one(self, grad: Tensor, where: Placed) -> Tensor:
+        """Set the gradient to 0 for all other examples."""
+        if isinstance(where, Single):
+            return grad if where.example == self.example else torch.zeros_like(grad)
+        rows = row_selector(where, grad, self.example)
+        kept = torch.zeros_like(grad)
+        return kept.index_copy_(where.dim, rows, grad.index_select(where.dim, rows))
+
+    def _go_back(
+        self,
+        autograd: Grad,
+        tensors: list[Tensor],
+        grads: list[Tensor],
+        params: Sequence[nn.Parameter],
+    ) -> None:
+        """Keep what arrives at the parameters."""
+        found = autograd.grad(tensors, list(params), grads, retain_graph=True, allow_unused=True)
+        for param, grad in zip(params, found, strict=True):
+            if grad is not None:
+                self._alone[id(param)] = grad
+
+    def begin(self) -> None:
+        """A backward pass begins."""
+        self._mine.clear()
+        self._scales.clear()
+
+    def scale(self, params: Sequence[Tensor], delta: Tensor, data: Sequence[Tensor]) -> None:
+        """Note how large the numbers are that a parameter's gradient is added up from."""
+        size = float(delta.norm())
+        for tensor in data[:1]:
+            if tensor.is_floating_point():
+                size *= max(1.0, float(tensor.norm()))
+        for param in params:
+            self._scales[id(param)] = self._scales.get(id(param), 0.0) + size
+            narrow = [self._dtypes.get(id(param), param.dtype), delta.dtype]
+            self._dtypes[id(param)] = min(narrow, key=lambda d: -torch.finfo(d).eps)
+
+    def take(self, param: Tensor, contributions: Contributions) -> None:
+        """Add up what svag says that the example contributes."""
+        if isinstance(contributions.innermost, Shared):
+            return
+        mine = contributions.chunk(self.example, self.example + 1)[0]
+        before = self._mine.get(id(param))
+        self._mine[id(param)] = mine if before is None else before + mine
+
+    def check(self, param: Tensor, name: str, grad: Tensor, total: Tensor | None) -> None:
+        """Compare the sum of the contributions with the gradient, and one with autograd's.
+
+        Raises:
+            PerExampleError: they differ by more than rounding.
+        """
+        total = torch.zeros_like(grad) if total is None else total
+        missing, bound = self._difference(param, grad, total)
+        if not missing <= bound and bool(grad.isfinite().all()):
+            raise PerExampleError(
+                f"{name}: the examples' contributions do not add up to its gradient (a "
+                f"norm of {missing:.3g} of {float(grad.norm()):.3g} is missing), so it is used "
+                "where no operation shows it: in a custom autograd.Function, compiled or scripted "
+                "code, a reentrant checkpoint, an assignment x[...] = p, or on inputs that did not "
+                "come in by calling the model or a submodule. Write it with torch operations, or "
+                "use svag.micro_batch_variance, which needs none of this"
+            )
+        alone = self._alone.pop(id(param), None)
+        mine = self._mine.pop(id(param), None)
+        if not self._ran:
+            return
+        alone = torch.zeros_like(grad) if alone is None else alone
+        mine = torch.zeros_like(grad) if mine is None else mine
+        missing, bound = self._difference(param, alone, mine)
+        if not missing <= bound and bool(alone.isfinite().all()):
+            raise PerExampleError(
+                f"{name}: what svag attributes to example {self.example} differs from what "
+                f"autograd gives for it alone (by a norm of {missing:.3g}, of "
+                f"{float(alone.norm()):.3g}), so the examples lie in another way than it seems: "
+                "name the arguments that hold them (examples=...) and their dimension (batch_dim), "
+                "or use svag.micro_batch_variance, which needs none of this"
+            )
+
+    def _difference(self, param: Tensor, a: Tensor, b: Tensor) -> tuple[float, float]:
+        """Return the norm of a difference, and how large rounding may make it."""
+        dtype = self._dtypes.get(id(param), param.dtype)
+        wide = torch.promote_types(torch.float32, torch.promote_types(a.dtype, b.dtype))
+        a, b = a.to(wide), b.to(wide)
+        size = max(float(a.norm()), float(b.norm()))
+        rounding = _ROUNDING.get(dtype, 1e-2) * self._scales.get(id(param), 0.0)
+        return float((a - b).norm()), _RELATIVE.get(dtype, 5e-2) * size + rounding

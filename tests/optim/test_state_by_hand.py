@@ -1,0 +1,323 @@
+"""States and gradients that users, wrappers and torch's own tools set, read and replace."""
+
+import copy
+import gc
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict as dcp_state
+
+import svag
+from svag.errors import MissingVariance
+from svag.variance.attachment import attach
+
+from .cases import CASES, ENGINES, METHODS, WITHIN_BATCH, by_name, every_engine, named
+
+
+def stepped(optimizer: torch.optim.Optimizer, param: nn.Parameter, times: int = 1) -> None:
+    for _ in range(times):
+        param.grad = torch.linspace(-1.0, 2.0, param.numel()).view_as(param).to(param.dtype)
+        optimizer.step()
+
+
+# ---------------------------------------------------------------------- an empty state, and steps
+
+
+@every_engine
+@by_name(METHODS)
+def test_a_method_without_averages_leaves_no_state(case, engine):
+    """torch leaves none either; a lookahead wrapper walks through what there is."""
+    param = nn.Parameter(torch.zeros(4))
+    optimizer = case.build([param], **ENGINES[engine])
+    stepped(optimizer, param, 2)
+    assert (param in optimizer.state) == case.averages
+    assert all(optimizer.state.values())
+    assert not optimizer.state_dict()["state"] or case.averages
+
+
+@by_name([case for case in METHODS if not case.averages])
+def test_a_users_own_note_in_a_state_that_is_not_needed_stays(case):
+    param = nn.Parameter(torch.zeros(4))
+    optimizer = case.build([param])
+    stepped(optimizer, param)
+    optimizer.state[param]["slow"] = param.detach().clone()
+    stepped(optimizer, param)
+    assert list(optimizer.state[param]) == ["slow"]
+
+
+@every_engine
+@pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)
+def test_the_step_has_torchs_dtype(default, engine):
+    """torch's: that of a fused step is always float32."""
+    torch.set_default_dtype(default)
+    try:
+        param, other = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
+        optimizer = svag.MSVAG([param], **ENGINES[engine])
+        reference = torch.optim.Adam([other], **ENGINES[engine])
+        stepped(optimizer, param, 2)
+        stepped(reference, other, 2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert optimizer.state[param]["step"].dtype == reference.state[other]["step"].dtype
+    assert float(optimizer.state[param]["step"]) == 2
+
+
+@every_engine
+@pytest.mark.parametrize("number", [0, 3, 7.0, np.float32(2)], ids=str)
+def test_a_step_that_is_set_by_hand_counts(number: Any, engine: str):
+    """A number becomes a tensor; from there on the averages are debiased as after so many."""
+    params = [nn.Parameter(torch.zeros(5)) for _ in range(2)]
+    optimizers = [svag.MSVAG([param], **ENGINES[engine]) for param in params]
+    for param, optimizer in zip(params, optimizers, strict=True):
+        stepped(optimizer, param, 2)
+    optimizers[0].state[params[0]]["step"] = number
+    optimizers[1].state[params[1]]["step"].fill_(float(number))
+    for param, optimizer in zip(params, optimizers, strict=True):
+        stepped(optimizer, param)
+    assert isinstance(optimizers[0].state[params[0]]["step"], Tensor)
+    assert float(optimizers[0].state[params[0]]["step"]) == float(number) + 1
+    assert torch.equal(*params)
+
+
+@every_engine
+@pytest.mark.parametrize("number", [-1, float("nan"), float("inf"), "3", None, True, [1]], ids=str)
+def test_a_step_that_is_no_number_is_refused(number: Any, engine: str):
+    param = nn.Parameter(torch.zeros(5))
+    optimizer = svag.MSVAG([param], **ENGINES[engine])
+    stepped(optimizer, param)
+    optimizer.state[param]["step"] = number
+    before = param.detach().clone()
+    with pytest.raises(ValueError, match=r"state\['step'\]=.*a number >= 0"):
+        stepped(optimizer, param)
+    assert torch.equal(param, before)
+
+
+@every_engine
+def test_averages_without_a_step_are_refused_and_notes_are_not_averages(engine):
+    param = nn.Parameter(torch.zeros(5))
+    optimizer = svag.MSVAG([param], **ENGINES[engine])
+    optimizer.state[param]["note"] = "first"
+    stepped(optimizer, param)
+    assert float(optimizer.state[param]["step"]) == 1
+    del optimizer.state[param]["step"]
+    with pytest.raises(ValueError, match="exp_avg and exp_avg_sq and no 'step'"):
+        stepped(optimizer, param)
+
+
+# ------------------------------------------------------------------ gradients that are parameters
+
+
+@every_engine
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("size", [5, 70_000])
+@by_name([named(name) for name in ("sgd", "m-svag", "adam", "adam-star", "m-ssd")])
+def test_a_gradient_that_is_the_parameter_is_what_it_was_before_the_step(
+    case, size, decoupled, decay, engine
+):
+    """As of |p|^2/2: every engine steps along the value that the step began with."""
+    values = torch.linspace(-1.0, 2.0, size)
+    own, apart = nn.Parameter(values.clone()), nn.Parameter(values.clone())
+    options = {"weight_decay": decay, "decoupled_weight_decay": decoupled, **ENGINES[engine]}
+    one, other = case.build([own], **options), case.build([apart], **options)
+    for _ in range(3):
+        own.grad = own.detach()
+        apart.grad = apart.detach().clone()
+        one.step()
+        other.step()
+    assert torch.equal(own, apart)
+    assert not torch.equal(own.detach(), values)
+
+
+@pytest.mark.parametrize("flags", [{"foreach": False}, {"foreach": True}], ids=str)
+def test_a_gradient_that_overlaps_its_parameter_is_read_before_the_step(flags):
+    memory = torch.linspace(-1.0, 2.0, 6)
+    kept = memory.clone()
+    own, apart = nn.Parameter(memory[:5]), nn.Parameter(kept[:5].clone())
+    own.grad, apart.grad = memory[1:], kept[1:].clone()
+    for param in (own, apart):
+        svag.MSVAG([param], lr=0.5, **flags).step()
+    assert torch.equal(own, apart)
+
+
+# ---------------------------------------------------------------- what torch's own tools do to it
+
+
+def regression() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), torch.randn(8, 3)
+
+
+@by_name([*METHODS, *WITHIN_BATCH])
+def test_a_state_dict_of_a_fresh_optimizer_can_be_asked_for_and_set(case):
+    """torch.distributed.checkpoint primes it by a step with gradients of zero and lr = 0."""
+    model, _ = regression()
+    optimizer = case.build(model.parameters(), lr=0.25)
+    before = [param.detach().clone() for param in model.parameters()]
+    saved = dcp_state.get_optimizer_state_dict(model, optimizer)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    assert all(param.grad is None for param in model.parameters())
+    assert not any(hasattr(param, "grad_var") for param in model.parameters())
+    for param, value in zip(model.parameters(), before, strict=True):
+        assert torch.equal(param, value)
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+        attach(param, torch.ones_like(param))
+    optimizer.step()
+    trained = dcp_state.get_optimizer_state_dict(model, optimizer)
+    fresh_model, _ = regression()
+    fresh = case.build(fresh_model.parameters(), lr=0.5)
+    dcp_state.set_optimizer_state_dict(fresh_model, fresh, copy.deepcopy(trained))
+    assert fresh.param_groups[0]["lr"] == 0.25
+    names = {name for name, _ in model.named_parameters()}
+    assert set(saved["state"]) <= names
+    ours, theirs = (list(o.state_dict()["state"].values()) for o in (fresh, optimizer))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@every_engine
+def test_only_gradients_of_zero_pass_without_a_variance(engine):
+    params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = svag.MSVAG(params, variance="within-batch", **ENGINES[engine])
+    params[0].grad, params[1].grad = torch.zeros(3), torch.tensor([0.0, 1e-30, 0.0])
+    with pytest.raises(MissingVariance, match=r"svag\.within_batch_variance"):
+        optimizer.step()
+    params[1].grad = torch.zeros(3)
+    optimizer.step()
+    assert all(torch.equal(param.detach(), torch.ones(3)) for param in params)
+    attach(params[0], torch.ones(3))
+    params[1].grad = torch.zeros(3)
+    with pytest.raises(MissingVariance):  # one has a variance, so the other's is missing
+        optimizer.step()
+
+
+def in_backward(model: nn.Module) -> dict[nn.Parameter, torch.optim.Optimizer]:
+    """The recipe: one optimizer a parameter, which steps as soon as its gradient is there."""
+    optimizers = {p: svag.MSVAG([p], lr=0.1, variance="within-batch") for p in model.parameters()}
+
+    def step(param: Tensor) -> None:
+        optimizers[param].step()
+        optimizers[param].zero_grad()
+
+    for param in optimizers:
+        param.register_post_accumulate_grad_hook(step)
+    return optimizers
+
+
+def test_an_optimizer_in_backward_says_why_there_is_no_variance_yet():
+    model, inputs = regression()
+    in_backward(model)
+    with (
+        pytest.raises(MissingVariance, match=r"backward pass is running.*after it was opened"),
+        svag.within_batch_variance(model),
+    ):
+        model(inputs).square().mean().backward()
+
+
+def test_an_optimizer_in_backward_steps_where_its_hooks_come_after_the_contexts():
+    (model, inputs), (apart, _) = regression(), regression()
+    with svag.within_batch_variance(model):
+        in_backward(model)
+        model(inputs).square().mean().backward()
+    optimizer = svag.MSVAG(apart.parameters(), lr=0.1, variance="within-batch")
+    with svag.within_batch_variance(apart):
+        apart(inputs).square().mean().backward()
+    optimizer.step()
+    for ours, theirs in zip(model.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+        assert ours.grad is None
+
+
+# --------------------------------------------------------------- memory, and what autograd sees
+
+
+HELD = "the compiled step's tables hold tensors by address: they must not hold the tensors"
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(name, marks=[pytest.mark.xfail(strict=True, reason=HELD)] * (name == "fused"))
+        for name in ENGINES
+    ],
+)
+@pytest.mark.parametrize("way", ["replaced", "cleared", "deleted", "average replaced"])
+def test_what_is_taken_out_of_the_state_is_freed_at_once(way, engine):
+    param = nn.Parameter(torch.zeros(4))
+    optimizer = svag.MSVAG([param], **ENGINES[engine])
+    stepped(optimizer, param, 2)
+    average = weakref.ref(optimizer.state[param]["exp_avg"])
+    if way == "replaced":
+        optimizer.state[param] = copy.deepcopy(optimizer.state[param])
+    elif way == "cleared":
+        optimizer.state.clear()
+    elif way == "deleted":
+        del optimizer.state[param]
+    else:
+        optimizer.state[param]["exp_avg"] = torch.zeros(4)
+    gc.collect()
+    assert average() is None
+
+
+@every_engine
+@by_name([named(name) for name in ("m-svag", "adam", "adam-amsgrad", "m-sgd", "adam-star")])
+def test_autograd_hears_that_an_average_has_changed(case, engine):
+    """Of a graph through exp_avg, as torch's default has it."""
+    param, weight = nn.Parameter(torch.zeros(4)), torch.ones(4, requires_grad=True)
+    optimizer = case.build(
+        [param], **({"amsgrad": True} if case.amsgrad else {}), **ENGINES[engine]
+    )
+    stepped(optimizer, param)
+    for name in case.anatomy.buffers + ("max_exp_avg_sq",) * case.amsgrad:
+        loss = (weight * optimizer.state[param][name]).sum()
+        stepped(optimizer, param)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+@pytest.mark.parametrize("what", ["parameter", "gradient", "average"])
+@pytest.mark.parametrize("flags", [{"fused": True}, {}], ids=str)
+@by_name(CASES[:6])
+def test_a_storage_that_was_resized_is_an_error(case, flags, what):
+    """Its memory is freed to be gathered again later; reading it would end the process."""
+    pytest.importorskip("numba")
+    param = nn.Parameter(torch.zeros(1000))
+    optimizer = case.build([param], **flags)
+    stepped(optimizer, param, 2)
+    param.grad = torch.ones(1000)
+    if what == "average" and not case.averages:
+        pytest.skip("there is none")
+    tensor = {"parameter": param, "gradient": param.grad}.get(what)
+    tensor = optimizer.state[param]["exp_avg"] if tensor is None else tensor
+    tensor.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="storage was resized"):
+        optimizer.step()
+
+
+@pytest.mark.xfail(strict=True, reason="a gradient that comes or goes rebuilds the whole plan")
+def test_a_gradient_that_comes_and_goes_leaves_the_other_tables_as_they_are(monkeypatch):
+    """Of experts and frozen layers; a rebuilt table costs as much as many steps."""
+    pytest.importorskip("numba")
+    from svag.optim.engines import cpu
+
+    made: list[int] = []
+    original = cpu.Table.__init__
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> None:
+        made.append(len(kwargs["sizes"]))
+        original(self, *args, **kwargs)
+
+    params = [nn.Parameter(torch.zeros(4)) for _ in range(50)]
+    optimizer = svag.MSVAG(params)
+    for n in range(8):
+        if n == 2:
+            monkeypatch.setattr(cpu.Table, "__init__", counted)
+        for param in params:
+            param.grad = torch.ones(4)
+        params[0].grad = None if n % 2 else params[0].grad
+        optimizer.step()
+    assert sum(made) < 50
