@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check
+.PHONY: demo test test-all check
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/lab.installed
 	$(BIN)/svag compare digits --out demo
 
 test: $(VENV)/dev.installed
+	$(BIN)/python -m pytest --numprocesses auto --thin 2
+
+test-all: $(VENV)/dev.installed
 	$(BIN)/python -m pytest --numprocesses auto
 
 check: $(VENV)/dev.installed

@@ -63,6 +63,9 @@ def otherwise(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[
         return _broadcast(mode, func, args, kwargs, name)
     if name == "setitem" and mode.recorder.source_of(args[2]) is not None:
         return _written(mode, func, *args)
+    if name == "masked_scatter":  # which rows an example takes, the examples before it say
+        followed = {id(t): t for t in tensors_in(args) if mode.recorder.source_of(t) is not None}
+        raise PerExampleError(_unknown(mode, func, followed))
     if name in _JOINED:
         return _joined(mode, func, args, kwargs)
     if name == "bilinear" and len(args) > 3 and args[3] is not None:
