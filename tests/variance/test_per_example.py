@@ -179,7 +179,7 @@ def uses() -> Iterator[contributions.Contributions]:
     yield contributions.Direct(torch.randn(6, 3, 4))
     yield contributions.Products(torch.randn(6, 5, 3), torch.randn(6, 5, 4))
     yield contributions.Rows(torch.randn(6, 5, 4), torch.randint(3, (6, 5)), 3)
-    yield contributions.Placed(torch.randn(3, 6), Layout(1, 6))
+    yield contributions.PlacedRows(torch.randn(3, 6), Layout(1, 6))
     yield contributions.Shared(torch.randn(3, 4), 6)
 
 

@@ -12,16 +12,18 @@ from svag.errors import InvalidOption, PerExampleError
 from svag.variance.per_example import (
     embedding_bag,
     layers,
-    movement,  # noqa: F401 - registers its rules
+    movement,  # noqa: F401 - these three register their rules
     recurrent,
+    reductions,  # noqa: F401
     rnn_cells,
+    writing,  # noqa: F401
 )
 from svag.variance.per_example.contributions import DEFAULT_MAX_BYTES
 from svag.variance.per_example.generic import otherwise
 from svag.variance.per_example.inputs import Choice, Inputs
 from svag.variance.per_example.operations import Call, Interception, Rule
 from svag.variance.per_example.passes import Passes
-from svag.variance.per_example.placement import CONSTANT, forget_marks, mark
+from svag.variance.per_example.placement import forget_marks
 from svag.variance.per_example.recorder import Recorder
 from svag.variance.per_example.schedule import CHECK_EVERY
 from svag.variance.rescaling import follow_torch
@@ -152,8 +154,6 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         passes = Passes(self._model, recorder, self._inputs, self._check, self._check_every)
         self._mode = Interception(recorder, _RULES, otherwise, _ALWAYS, passes)
         passes.mode = self._mode
-        for buffer in self._model.buffers():
-            mark(buffer, CONSTANT)
         self._handles = [*recorder.hooks(), *passes.hooks()]
         self._mode.__enter__()  # type: ignore[no-untyped-call]
         _open.append(self)

@@ -5,16 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from svag.variance.per_example.following import (
-    IS_PLACED,
-    Operation,
-    elementwise,
-    join,
-    rule,
-    summed,
-)
+from svag.variance.per_example.following import Operation, elementwise, join, rule, summed
 from svag.variance.per_example.placement import (
     CONSTANT,
+    IS_PLACED,
     Layout,
     Lost,
     Mark,
@@ -144,15 +138,13 @@ def matrix_letters(a: int, b: int) -> tuple[list[str], str]:
     return [left, right], spare + "m" * (a > 1) + "p" * (b > 1)
 
 
-@rule("tensordot", "cdist", "bilinear", "kron", "chain_matmul", "cross")
+@rule("tensordot", "cdist", "bilinear", "kron", "chain_matmul")
 def _other_products(op: Operation) -> Where:
     if op.name == "cdist":
         a, b = op.args[:2]
         left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
         right = [*right[:-2], op.out.dim() - 1, None]
         return _all(op, [_moved(op, a, left), _moved(op, b, right)], op.out)
-    if op.name == "cross":
-        return elementwise(op)
     if op.name == "tensordot":
         return _tensordot(op)
     return op.unknown()
@@ -187,7 +179,9 @@ def _attention(op: Operation) -> Where:
             continue
         shift = op.out.dim() - tensor.dim()
         batch = [d + shift for d in range(tensor.dim() - 2)]
-        found.append(_moved(op, tensor, [*batch, -2 if name == "query" else None, None]))
+        found.append(
+            _moved(op, tensor, [*batch, op.out.dim() - 2 if name == "query" else None, None])
+        )
     return _all(op, found, op.out)
 
 

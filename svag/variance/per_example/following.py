@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from svag.variance.per_example.owners import written_through
 from svag.variance.per_example.placement import (
     CONSTANT,
+    IS_PLACED,
     NOBODY,
     Layout,
     Lost,
@@ -38,7 +40,6 @@ from svag.variance.per_example.placement import (
 _UNSEEN = Lost("it came out of an operation that svag does not see", mixed=False)
 _TRANSFORMED = Lost("it is inside torch.vmap, or another transformation of torch.func", mixed=False)
 _SUMMED = Summed("a sum over the examples")
-IS_PLACED = (Layout, Scattered, Single)
 
 
 class _Inside:
@@ -114,7 +115,6 @@ class Operation:
 
 Rule: TypeAlias = Callable[[Operation], "Where | Sequence[Where]"]
 RULES: dict[str, Rule] = {}
-WRITTEN_THROUGH: list[Callable[[Tensor, Where, str], Where]] = []
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -163,7 +163,8 @@ def follow(
         mark(out, where)
         changed = before is not None and before is not where and before != where
         if changed and out._is_view() and out._base is not None:
-            mark(out._base, WRITTEN_THROUGH[0](out, where, op.name))
+            base = out._base
+            mark(base, written_through(out, state_of(base), where, op.name))
 
 
 def plain_name(func: Callable[..., Any]) -> str:
@@ -249,7 +250,6 @@ _ELEMENTWISE = frozenset(
     | {
         "special_erf",
         "special_log1p",
-        "special_softmax",
         "triu",
         "tril",
         "zero",
@@ -379,11 +379,6 @@ def _copied(op: Operation) -> Where:
     return elementwise(op, [op.args[1]])
 
 
-@rule("masked_fill")
-def _masked_fill(op: Operation) -> Where:
-    return elementwise(op)
-
-
 @rule("prelu")
 def _prelu(op: Operation) -> Where:
     return elementwise(op, [op.args[0]]) if op.where(op.args[1]) is CONSTANT else op.unknown()
@@ -415,92 +410,6 @@ def _of_sums(op: Operation) -> Where:
 def summed(op: Operation) -> Where:
     """Return the mark of a result that runs over all examples, linearly."""
     return _SUMMED
-
-
-# --- reductions ---------------------------------------------------------------------------------
-
-_SUMS = frozenset({"sum", "mean", "nansum", "nanmean"})
-_REDUCTIONS = _SUMS | {
-    *("prod", "amax", "amin", "aminmax", "max", "min", "median", "nanmedian", "logsumexp", "norm"),
-    *("std", "var", "std_mean", "var_mean", "all", "any", "argmax", "argmin", "count_nonzero"),
-    *("linalg_vector_norm", "vector_norm", "mode", "kthvalue", "quantile", "nanquantile"),
-}
-
-
-@rule(*_REDUCTIONS)
-def _reduction(op: Operation) -> Where:
-    """Drop the reduced dimensions; over the examples only a sum is harmless."""
-    source = op.args[0] if op.args else op.inputs[0]
-    if op.name in ("max", "min") and isinstance(op.given("other", 1), Tensor):
-        return elementwise(op)
-    where = op.where(source)
-    if not isinstance(where, IS_PLACED):
-        return op.unknown()
-    if isinstance(where, Single):
-        return where
-    reduced = _reduced(op, source.dim())
-    if reduced is None:
-        return op.unknown()
-    if where.dim in reduced:
-        if op.name in _SUMS or not op.out.requires_grad:
-            return _SUMMED
-        return op.mixes()
-    keeps = op.out.dim() == source.dim()
-    return where if keeps else where.at(where.dim - sum(d < where.dim for d in reduced))
-
-
-_DIM_AT = {"norm": 2, "kthvalue": 2, "quantile": 2, "nanquantile": 2}
-_DIM_AT |= {"linalg_vector_norm": 2, "vector_norm": 2}
-
-
-def _reduced(op: Operation, dims: int) -> list[int] | None:
-    """Return the dimensions that a reduction reduces, None if that is not clear."""
-    position = _DIM_AT.get(op.name, 1)
-    given = op.given("dim", position, op.kwargs.get("axis"))
-    if op.name in ("mode", "kthvalue", "median", "nanmedian") and given is None:
-        given = -1 if op.out.dim() or len(op.outputs) > 1 else None
-    if given is None:
-        return list(range(dims))
-    if op.name in ("std", "var", "std_mean", "var_mean") and isinstance(given, bool):
-        return list(range(dims))
-    values = [given] if isinstance(given, int) else given
-    if not isinstance(values, list | tuple) or not all(type(v) is int for v in values):
-        return None
-    if op.name in ("sum", "mean", "amax", "amin", "all", "any") and len(op.args) > 2:
-        rest = op.args[position:]
-        if all(type(v) is int for v in rest):
-            values = list(rest)
-    return [v % dims for v in values] if values else list(range(dims))
-
-
-# --- along one dimension ------------------------------------------------------------------------
-
-_ALONG = {
-    **dict.fromkeys(("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "cummax"), 1),
-    **dict.fromkeys(("cummin", "logcumsumexp", "special_log_softmax"), 1),
-    **dict.fromkeys(("glu", "renorm", "diff"), 2),
-    **dict.fromkeys(("fft", "ifft", "rfft", "irfft", "hfft", "ihfft", "fft_fft", "fft_ifft"), 2),
-    **dict.fromkeys(("fft_rfft", "fft_irfft"), 2),
-}
-
-
-@rule(*_ALONG)
-def _along(op: Operation) -> Where:
-    """Keep the examples if they lie along another dimension than the operation works along."""
-    source = op.args[0] if op.args else op.inputs[0]
-    position = 1 if op.name == "glu" else _ALONG[op.name]
-    dim = op.given("dim", position, -1)
-    if not isinstance(dim, int):
-        return op.unknown()
-    where = elementwise_of(op, source)
-    if isinstance(where, Layout | Scattered) and where.dim == dim % source.dim():
-        return op.mixes()
-    return where
-
-
-def elementwise_of(op: Operation, source: Tensor) -> Where:
-    """Return the mark of a source whose dimensions the output keeps."""
-    return op.where(source)
 
 
 # --- packed sequences ---------------------------------------------------------------------------

@@ -5,37 +5,26 @@ of names, one along each dimension that matters, and whose rows the result has i
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from svag.variance.per_example.following import (
-    IS_PLACED,
-    LIKE_FIRST,
-    WRITTEN_THROUGH,
-    Operation,
-    elementwise,
-    join,
-    rule,
-    state_of,
-)
+from svag.variance.per_example.following import LIKE_FIRST, Operation, elementwise, join, rule
+from svag.variance.per_example.owners import owned_by, owners_along, owners_of
 from svag.variance.per_example.placement import (
     CONSTANT,
+    IS_PLACED,
     NOBODY,
     Layout,
-    Lost,
-    Mark,
     Owners,
-    Placed,
     Scattered,
     Single,
     Summed,
     Where,
     placed,
-    shape_with,
 )
 
 _VIEWS = (
@@ -72,7 +61,7 @@ def _reshaped(op: Operation) -> Where:
         found = _through_reshape(source.shape, where, op.out.shape)
         if found is not None:
             return found
-    return owned_by(op, owners_of(source, where).reshape(op.out.shape), where.examples)
+    return owned_by(op.name, owners_of(source, where).reshape(op.out.shape), where.examples)
 
 
 def _through_reshape(before: Sequence[int], where: Layout, after: Sequence[int]) -> Layout | None:
@@ -145,26 +134,6 @@ def _broadcast_tensors(op: Operation) -> "Where | Sequence[Where]":
     return found
 
 
-def written_through(view: Tensor, where: Where, name: str) -> Where:
-    """Return whose the rows of a tensor are, into a view of which something was written."""
-    base = view._base
-    assert base is not None
-    before, offset = state_of(base), view.storage_offset() - base.storage_offset()
-    lost = Lost(f"{name} wrote into a view of it", mixed=False)
-    placed_before = before is CONSTANT or isinstance(before, IS_PLACED)
-    if not isinstance(where, IS_PLACED) or not placed_before or not base.numel():
-        return lost
-    reach = sum((n - 1) * step for n, step in zip(base.shape, base.stride(), strict=True)) + 1
-    memory = torch.full((reach,), NOBODY)
-    names = memory.as_strided(base.shape, base.stride()).copy_(owners_of(base, before))
-    memory.as_strided(view.shape, view.stride(), offset).copy_(owners_of(view, where))
-    op = Operation(torch.Tensor.copy_, name, (), {}, (), (), ())
-    return owned_by(op, names, where.examples)
-
-
-WRITTEN_THROUGH.append(written_through)
-
-
 def run_on_owners(
     op: Operation, owners: dict[int, Tensor], examples: int
 ) -> "Where | Sequence[Where]":
@@ -177,7 +146,7 @@ def run_on_owners(
     except (RuntimeError, TypeError, IndexError, NotImplementedError):
         return op.unknown()
     results = [result] if isinstance(result, Tensor) else list(result)
-    return [owned_by(op, r - 1, examples) for r in results]
+    return [owned_by(op.name, r - 1, examples) for r in results]
 
 
 def _with_owners(value: Any, owners: dict[int, Tensor]) -> Any:
@@ -194,63 +163,6 @@ def _with_owners(value: Any, owners: dict[int, Tensor]) -> Any:
     return value
 
 
-def owners_of(tensor: Tensor, where: Where) -> Tensor:
-    """Return whose each entry is, ``tensor.shape``, without memory for each entry."""
-    if isinstance(where, Single):
-        return torch.tensor(where.example).expand(tensor.shape)
-    if not isinstance(where, Layout | Scattered):
-        return torch.tensor(NOBODY).expand(tensor.shape)
-    size = tensor.shape[where.dim]
-    names = torch.from_numpy(where.owners(size))
-    return names.view(shape_with(tensor.shape, where.dim, size)).expand(tensor.shape)
-
-
-def owned_by(op: Operation, owners: Tensor, examples: int) -> "Placed | Mark":
-    """Return the mark for a tensor of owners."""
-    if not owners.numel():
-        empty = next(dim for dim, size in enumerate(owners.shape) if not size)
-        return Scattered(empty, examples, np.empty(0, np.int64))
-    for dim in range(owners.dim()):
-        if owners.stride(dim) == 0:
-            owners = owners.narrow(dim, 0, 1)
-    owners = _narrowed(owners, lambda first, all_: torch.equal(first.expand_as(all_), all_))
-    if sum(size > 1 for size in owners.shape) > 1:
-        # What is filled in with constants, as zeros before a loop, goes with the others.
-        owners = _in_order(owners, examples)
-        owners = _narrowed(owners, lambda top, all_: bool(((all_ == top) | (all_ < 0)).all()))
-    varying = [dim for dim, size in enumerate(owners.shape) if size > 1]
-    if len(varying) > 1:
-        return Lost(f"{op.name} puts the examples along several dimensions", mixed=False)
-    names = owners.flatten().numpy()
-    if varying:
-        return placed(varying[0], examples, names)
-    return CONSTANT if names[0] == NOBODY else Single(int(names[0]), examples)
-
-
-def _in_order(owners: Tensor, examples: int) -> Tensor:
-    """Cut down to the one dimension along which the examples come in their order, if there is."""
-    fitting = []
-    for dim, size in enumerate(owners.shape):
-        if size > 1 and size % examples == 0:
-            names = torch.arange(examples).repeat_interleave(size // examples)
-            names = names.view(shape_with(owners.shape, dim, size))
-            if bool(((owners == names) | (owners == NOBODY)).all()):
-                fitting.append(dim)
-    if len(fitting) != 1:
-        return owners
-    others = [dim for dim in range(owners.dim()) if dim != fitting[0]]
-    return owners.amax(others, keepdim=True)
-
-
-def _narrowed(owners: Tensor, fits: Callable[[Tensor, Tensor], bool]) -> Tensor:
-    """Cut every dimension along which the owners do not differ down to one."""
-    for dim, size in enumerate(owners.shape):
-        if size > 1:
-            top = owners.amax(dim, keepdim=True)
-            owners = top if fits(top, owners) else owners
-    return owners
-
-
 # --- the operations that are dearer on every entry ----------------------------------------------
 
 
@@ -262,10 +174,11 @@ def _index_select(op: Operation) -> "Where | Sequence[Where]":
         return where if isinstance(where, Single) else op.unknown()
     if where.dim != dim % source.dim():
         return where
-    return placed(where.dim, where.examples, where.owners(source.shape[where.dim])[_cpu(index)])
+    return placed(where.dim, where.examples, where.owners(source.shape[where.dim])[on_cpu(index)])
 
 
-def _cpu(index: Tensor) -> Any:
+def on_cpu(index: Tensor) -> Any:
+    """The index as an array, for indexing examples' names."""
     return index.detach().cpu().numpy()
 
 
@@ -303,7 +216,7 @@ def _getitem(op: Operation) -> "Where | Sequence[Where]":
     parts = index if isinstance(index, tuple) else (index,)
     if isinstance(where, Layout) and (found := _sliced(source, where, parts)) is not None:
         return found
-    needed = max(_consumed(parts, source.dim()), where.dim + 1)
+    needed = max(consumed(parts, source.dim()), where.dim + 1)
     names = owners_of(source, where)
     for dim in range(needed, source.dim()):
         names = names.narrow(dim, 0, min(1, names.shape[dim]))
@@ -354,7 +267,7 @@ def _chosen(mask: Tensor, where: Layout | Scattered) -> Owners:
     return cast(Owners, names)
 
 
-def _consumed(parts: Sequence[Any], dims: int) -> int:
+def consumed(parts: Sequence[Any], dims: int) -> int:
     """Return how many leading dimensions an index says something about."""
     if any(part is ... for part in parts):
         return dims
@@ -405,7 +318,7 @@ def _sorted(op: Operation) -> "Where | Sequence[Where]":
         return op.mixes()  # which row an entry comes to lie in, the other examples say
     order = op.outputs[-1].detach().cpu()
     names = owners_of(source, where).gather(dim, order)
-    return owned_by(op, names, where.examples)
+    return owned_by(op.name, names, where.examples)
 
 
 # --- several tensors into one -------------------------------------------------------------------
@@ -436,7 +349,7 @@ def _joined(op: Operation) -> "Where | Sequence[Where]":
 
 
 def _in_a_row(op: Operation, tensors: Sequence[Tensor], dim: int, examples: int) -> Where:
-    names = [_along(op.where(tensor), tensor, dim) for tensor in tensors]
+    names = [owners_along(op.where(tensor), tensor, dim) for tensor in tensors]
     return placed(dim, examples, np.concatenate(names))
 
 
@@ -453,193 +366,6 @@ def _stacked(op: Operation) -> "Where | Sequence[Where]":
             names = names.contiguous()
         owners[id(tensor)] = names
     return run_on_owners(op, owners, examples)
-
-
-# --- writing into a tensor ----------------------------------------------------------------------
-
-
-@rule("setitem", "index_put", "index_put_impl")
-def _written(op: Operation) -> "Where | Sequence[Where]":
-    """``target[index] = values``."""
-    target, index, values = op.args[0], op.args[1], op.given("values", 2)
-    parts = tuple(index) if isinstance(index, tuple | list) else (index,)
-    if op.name != "setitem" and op.given("accumulate", 3, False):
-        return _accumulated(op, target, parts, values)
-    return _overwritten(op, target, parts, values)
-
-
-def _overwritten(op: Operation, target: Tensor, parts: Any, values: Any) -> Where:
-    where, given = op.where(target), op.where(values)
-    if isinstance(given, Summed) or isinstance(where, Summed):
-        return op.mixes()
-    if not isinstance(given, IS_PLACED):
-        if isinstance(where, IS_PLACED):
-            return where
-        return op.unknown()
-    if where is CONSTANT:
-        where = _by_mask(op, target, parts)
-    kept = max(
-        _consumed(parts, target.dim()), _dims_of(where), _aligned_dims(target, values, given)
-    )
-    names = owners_of(target, where)
-    theirs = owners_of(values, given)
-    for dim in range(kept, target.dim()):
-        names = names.narrow(dim, 0, 1)
-        from_right = target.dim() - dim
-        if values.dim() >= from_right:
-            theirs = theirs.narrow(values.dim() - from_right, 0, 1)
-    names = names.clone()
-    try:
-        names[_without_devices(parts)] = theirs
-    except (RuntimeError, IndexError):
-        return op.unknown()
-    return owned_by(op, names, given.examples)
-
-
-def _by_mask(op: Operation, target: Tensor, parts: Any) -> Where:
-    """A mask of the mini-batch says whose each row of the target is, written or not."""
-    mask = parts[0] if len(parts) == 1 else None
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() > target.dim():
-        return CONSTANT
-    where = op.where(mask)
-    return where if isinstance(where, Layout | Scattered) else CONSTANT
-
-
-def _dims_of(where: Where) -> int:
-    return where.dim + 1 if isinstance(where, Layout | Scattered) else 0
-
-
-def _aligned_dims(target: Tensor, values: Tensor, given: Where) -> int:
-    """Return how many dimensions of the target lie before the values' rows, or at them."""
-    if isinstance(given, Single):
-        return 0
-    assert isinstance(given, Layout | Scattered)
-    return target.dim() - (values.dim() - given.dim) + 1
-
-
-def _without_devices(parts: Any) -> Any:
-    return tuple(p.detach().cpu() if isinstance(p, Tensor) else p for p in parts)
-
-
-def _accumulated(op: Operation, target: Tensor, parts: Any, values: Tensor) -> Where:
-    if len(parts) == 1 and isinstance(parts[0], Tensor) and parts[0].dtype == torch.bool:
-        return _added_by_mask(op, target, parts, values)
-    if len(parts) != 1 or not isinstance(parts[0], Tensor) or parts[0].dim() != 1:
-        return op.unknown()
-    return _added(op, target, 0, parts[0], values)
-
-
-def _added_by_mask(op: Operation, target: Tensor, parts: Any, values: Tensor) -> Where:
-    """Add where a mask is true: every entry to one of the same example."""
-    where = op.where(target)
-    found = _overwritten(op, target, parts, values)
-    if not isinstance(where, Layout | Scattered) or not isinstance(found, Layout | Scattered):
-        return found
-    return join(op, where, found, target)
-
-
-@rule("index_add")
-def _index_add(op: Operation) -> Where:
-    target, dim, index = op.args[0], op.given("dim", 1), op.given("index", 2)
-    return _added(op, target, dim % target.dim(), index, op.given("source", 3))
-
-
-@rule("index_copy")
-def _index_copy(op: Operation) -> Where:
-    target, dim, index = op.args[0], op.given("dim", 1), op.given("index", 2)
-    parts = (*[slice(None)] * (dim % target.dim()), index)
-    values = op.given("source", 3)
-    if dim % target.dim() != 0:
-        return op.unknown()
-    return _overwritten(op, target, parts, values)
-
-
-def _added(op: Operation, target: Tensor, dim: int, index: Tensor, values: Tensor) -> Where:
-    """Add rows to rows: each sum must be one example's."""
-    where, given = op.where(target), op.where(values)
-    if given is CONSTANT and isinstance(where, IS_PLACED):
-        return where
-    known = isinstance(where, IS_PLACED) or where is CONSTANT
-    if not known or not isinstance(given, IS_PLACED) or index.dim() != 1:
-        return op.unknown()
-    if isinstance(given, Layout | Scattered) and given.dim != dim:
-        if isinstance(where, IS_PLACED):
-            return join(op, given, where, target)
-        return given
-    if isinstance(where, Layout | Scattered) and where.dim != dim:
-        return op.mixes()
-    names = _along(where, target, dim).copy()
-    places, theirs = _cpu(index), _along(given, values, dim)
-    real = theirs != NOBODY
-    largest, least = names.copy(), np.where(names == NOBODY, given.examples, names)
-    np.maximum.at(largest, places[real], theirs[real])
-    np.minimum.at(least, places[real], theirs[real])
-    if np.any((largest != NOBODY) & (least != largest)):
-        return op.mixes()
-    names = np.arange(len(largest))
-    if len(names) == given.examples and np.all((largest == names) | (largest == NOBODY)):
-        return Layout(dim, given.examples)  # an example to which nothing is added has its row too
-    return placed(dim, given.examples, largest)
-
-
-def _along(where: Where, tensor: Tensor, dim: int) -> Owners:
-    """Return whose each row along a dimension is."""
-    if isinstance(where, Single):
-        return np.full(tensor.shape[dim], where.example)
-    if not isinstance(where, Layout | Scattered):
-        return np.full(tensor.shape[dim], NOBODY)
-    return where.owners(tensor.shape[dim])
-
-
-@rule("scatter", "scatter_add", "scatter_reduce")
-def _scattered(op: Operation) -> Where:
-    """Write or add entries where an index says."""
-    target, dim, index = op.args[0], op.given("dim", 1), op.given("index", 2)
-    values = op.given("src", 3, op.kwargs.get("value"))
-    where, given = op.where(target), op.where(values)
-    adds = op.name != "scatter" or op.kwargs.get("reduce") is not None
-    if isinstance(values, Tensor) and isinstance(where, IS_PLACED) and given is CONSTANT:
-        return where
-    if not isinstance(values, Tensor) or not isinstance(given, IS_PLACED):
-        pairs = [(t, w) for t, w in op.pairs() if t is target or t is index]
-        rows = [w for _, w in pairs]
-        dim = dim % target.dim()
-        whole = all(t.shape[w.dim] == target.shape[w.dim] for t, w in pairs)
-        if whole and all(w.dim != dim for w in rows):
-            return elementwise(op, [t for t, _ in pairs])
-        return where if isinstance(where, IS_PLACED) and rows == [where] else op.unknown()
-    if isinstance(given, Single) or isinstance(where, Single | Summed):
-        return op.unknown()
-    return _scattered_rows(op, target, dim % target.dim(), index, values, adds)
-
-
-def _scattered_rows(
-    op: Operation, target: Tensor, dim: int, index: Tensor, values: Tensor, adds: bool
-) -> Where:
-    where, given = op.where(target), op.where(values)
-    picked = index.detach().cpu()
-    theirs = owners_of(values, given)[tuple(slice(n) for n in index.shape)]
-    names = owners_of(target, where).clone()
-    if not adds:
-        return owned_by(op, names.scatter(dim, picked, theirs), given.examples)  # type: ignore[union-attr]
-    examples = given.examples  # type: ignore[union-attr]
-    largest = names.scatter_reduce(dim, picked, theirs, "amax")
-    names[names == NOBODY] = examples
-    least = names.scatter_reduce(dim, picked, theirs, "amin")
-    if bool(((largest != NOBODY) & (least != largest) & (least != NOBODY)).any()):
-        return op.mixes()
-    return owned_by(op, largest, examples)
-
-
-@rule("masked_scatter")
-def _masked_scatter(op: Operation) -> Where:
-    target, mask, values = op.args[0], op.given("mask", 1), op.given("source", 2)
-    rows = [w for w in (op.where(target), op.where(values)) if isinstance(w, IS_PLACED)]
-    if not rows:
-        return op.unknown()
-    names = owners_of(target, op.where(target)).expand(op.out.shape)
-    theirs = owners_of(values, op.where(values)).contiguous()
-    return owned_by(op, names.clone().masked_scatter(mask.detach().cpu(), theirs), rows[0].examples)
 
 
 @rule("pad", "constant_pad_nd")

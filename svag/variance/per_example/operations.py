@@ -2,8 +2,8 @@
 
 import functools
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -11,16 +11,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from svag.errors import PerExampleError
-from svag.variance.per_example.following import (
-    IS_PLACED,
-    LIKE_FIRST,
-    follow,
-    only_like,
-    plain_name,
-    state_of,
-)
+from svag.variance.per_example.following import LIKE_FIRST, follow, only_like, plain_name, state_of
 from svag.variance.per_example.placement import (
     CONSTANT,
+    IS_PLACED,
     Layout,
     Lost,
     Packed,
@@ -32,8 +26,8 @@ from svag.variance.per_example.placement import (
     recall,
 )
 from svag.variance.per_example.recorder import Factory, Recorder, Site, Source, Tap, Use
+from svag.variance.per_example.structures import replaced, tensors_in
 
-T = TypeVar("T")
 Call: TypeAlias = Callable[..., Any]
 Rule: TypeAlias = Callable[["Interception", Call, Sequence[Any], dict[str, Any]], Any]
 
@@ -355,44 +349,6 @@ def _handles(func: Call) -> bool:
     if str(getattr(func, "__module__", "")).startswith("torch.autograd"):
         return True
     return name in _HANDLING or (name == "__get__" and func not in _VIEW_GETTERS)
-
-
-def found_in(values: Any, kind: type[T]) -> Iterator[T]:
-    """Yield what is of a kind among values and in lists, tuples and dicts among them."""
-    for value in values:
-        if isinstance(value, kind):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from found_in(value, kind)
-        elif isinstance(value, dict):
-            yield from found_in(value.values(), kind)
-
-
-def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Yield the tensors among values, likewise."""
-    return found_in(values, Tensor)
-
-
-def replaced(values: Any, by_id: Mapping[int, Tensor]) -> Any:
-    """Return the structure with some tensors replaced."""
-    return rebuilt(values, lambda t: by_id.get(id(t), t))
-
-
-def rebuilt(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return the structure with every tensor changed."""
-    if isinstance(values, Tensor):
-        return change(values)
-    if isinstance(values, dict):
-        return {key: rebuilt(value, change) for key, value in values.items()}
-    if isinstance(values, list | tuple) and not isinstance(values, torch.Size):
-        parts = [rebuilt(value, change) for value in values]
-        return tuple(parts) if isinstance(values, tuple) else parts
-    return values
-
-
-def detached(tensor: Any) -> Any:
-    """Detach a tensor; let None and the rest pass."""
-    return tensor.detach() if isinstance(tensor, Tensor) else tensor
 
 
 def is_composite(func: Call) -> bool:

@@ -7,13 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from svag.errors import PerExampleError
-from svag.variance.per_example.following import IS_PLACED, inside_model, state_of
+from svag.variance.per_example.following import inside_model, state_of
 from svag.variance.per_example.inputs import Inputs
-from svag.variance.per_example.operations import Call, Interception, rebuilt, tensors_in
-from svag.variance.per_example.placement import CONSTANT, Lost, forget_addresses, mark, mark_of
+from svag.variance.per_example.operations import Call, Interception
+from svag.variance.per_example.placement import (
+    CONSTANT,
+    IS_PLACED,
+    Lost,
+    forget_addresses,
+    mark,
+    mark_of,
+)
 from svag.variance.per_example.recorder import Recorder
 from svag.variance.per_example.replacement import LossTape, Replacement
 from svag.variance.per_example.schedule import kind_of, turn_of
+from svag.variance.per_example.structures import rebuilt, tensors_in
 from svag.variance.per_example.verification import Verification
 
 
@@ -85,6 +93,8 @@ class Passes:
         """A forward pass begins."""
         self._seen = self.recorder.backwards
         self._constant = False
+        for buffer in self.model.buffers():
+            mark(buffer, CONSTANT)  # also of what an earlier mini-batch has left there
         self.recorder.used_outside = False
         self.recorder.verification = self._tape = self._replacement = None
         forget_addresses()

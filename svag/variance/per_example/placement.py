@@ -240,6 +240,7 @@ CONSTANT = Mark("independent of the mini-batch")
 
 Placed: TypeAlias = Layout | Scattered | Single
 Where: TypeAlias = Layout | Scattered | Single | Mark
+IS_PLACED = (Layout, Scattered, Single)
 
 
 def placed(dim: int, examples: int, owners: Owners) -> "Layout | Scattered":
@@ -313,12 +314,6 @@ def mark_of(tensor: Tensor) -> Where | None:
     """Return the mark, or None for a tensor that came from outside."""
     session, where = getattr(tensor, _MARK, (0, None))
     return where if session == _session else None
-
-
-def depends_on_batch(tensor: Tensor) -> bool:
-    """Whether the tensor was computed from a mini-batch."""
-    where = mark_of(tensor)
-    return where is not None and where is not CONSTANT
 
 
 def row_selector(where: "Layout | Scattered", tensor: Tensor, example: int) -> Tensor:

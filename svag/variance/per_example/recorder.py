@@ -19,14 +19,9 @@ from torch.autograd.function import once_differentiable
 
 from svag.errors import PerExampleError
 from svag.variance.attachment import attach, is_current
-from svag.variance.per_example.contributions import (
-    Contributions,
-    Estimate,
-    Joint,
-    PulledBack,
-    WeightNormed,
-)
+from svag.variance.per_example.contributions import Contributions, Estimate, Joint
 from svag.variance.per_example.placement import Packed, Placed
+from svag.variance.per_example.pulled_back import PulledBack, WeightNormed
 from svag.variance.per_example.verification import Verification
 
 _DERIVED = "_svag_derived"

@@ -17,15 +17,17 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from svag.errors import PerExampleError
-from svag.variance.per_example.following import IS_PLACED, plain_name
-from svag.variance.per_example.operations import (
-    found_in,
-    is_composite,
-    replaced,
-    tensors_in,
-    unguarded,
+from svag.variance.per_example.following import plain_name
+from svag.variance.per_example.operations import is_composite, unguarded
+from svag.variance.per_example.placement import (
+    IS_PLACED,
+    Owners,
+    Placed,
+    Single,
+    mark_of,
+    row_selector,
 )
-from svag.variance.per_example.placement import Owners, Placed, Single, mark_of, row_selector
+from svag.variance.per_example.structures import found_in, replaced, tensors_in
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from svag.variance.per_example.following import IS_PLACED, state_of
-from svag.variance.per_example.operations import Call, Interception, Rule, tensors_in
-from svag.variance.per_example.placement import CONSTANT, Layout, mark, mark_of
+from svag.variance.per_example.following import state_of
+from svag.variance.per_example.operations import Call, Interception, Rule
+from svag.variance.per_example.placement import CONSTANT, IS_PLACED, Layout, mark, mark_of
+from svag.variance.per_example.structures import tensors_in
 
 Cell: TypeAlias = Callable[[Tensor, Tensor, Any], Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from svag.variance.per_example.operations import tensors_in
+from svag.variance.per_example.structures import tensors_in
 
 CHECK_EVERY = 100
 
