@@ -29,7 +29,7 @@ from svag.bench.contestants import (
     contestants,
 )
 from svag.errors import InvalidOption, UnknownName, nearest
-from svag.optim.engines import serving
+from svag.optim.engines import support
 
 Run = Callable[[], object]
 
@@ -138,7 +138,7 @@ class Copy:
 
 def remarks(device: str) -> list[str]:
     """Say what the figures hold for, and what they lack."""
-    engine = serving.engine(device)
+    engine = support.engine(device)
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
     lacking = [f"left out, because its package is not installed: {x}" for x in contestants()[1]]
     if isinstance(engine, str):
@@ -150,7 +150,7 @@ def remarks(device: str) -> list[str]:
 
 def has_targets(device: str) -> bool:
     """Whether the targets are about what is measured: the fused engine, on two cores."""
-    fused = not isinstance(serving.engine(device), str)
+    fused = not isinstance(support.engine(device), str)
     return fused and device == "cpu" and torch.get_num_threads() == 2
 
 

@@ -21,7 +21,7 @@ Address: TypeAlias = int
 EXACT: Final[dict[str, Any]] = {"error_model": "numpy"}
 """IEEE arithmetic with every operation rounded, as torch has it: no product fused into a sum."""
 
-compiled = functools.partial(njit, nogil=True, **EXACT)
+compiled: Final[Any] = functools.partial(njit, nogil=True, **EXACT)
 
 _KEPT: Final[list[Any]] = []  # compiled functions, whose code must not be freed
 

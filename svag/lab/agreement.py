@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from svag.optim.arithmetic import ONE
-from svag.optim.factors import FACTORS, dispersion
+from svag.optim.engines.torch_arithmetic import on_tensors
 from svag.optim.moments import debiasing, rho
 from svag.optim.optimizer import Dissected
+from svag.optim.rule import FACTORS
 
 
 class Agreement:
@@ -71,8 +71,9 @@ class Agreement:
         self._squares = {named[name]: square for name, square in state.items()}
 
     def _factor(self, variance: Tensor, mean: Tensor) -> Tensor:
-        spread = dispersion(ONE, variance.double(), mean.double(), torch.float64)
-        factor: Tensor = FACTORS[self._optimizer.anatomy.factor](ONE, spread)
+        square, spread = mean.double().square(), variance.double()
+        gamma = FACTORS[self._optimizer.anatomy.factor](on_tensors(torch.float64))
+        factor: Tensor = gamma(square / (square + spread))
         return factor
 
     def _watched(self) -> Iterator[tuple[Tensor, float, float]]:

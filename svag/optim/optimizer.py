@@ -1,7 +1,7 @@
 """The one optimizer: parameter groups, state and dispatch around the rule of the family."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, TypeAlias, Unpack, cast, overload
 
 import torch
@@ -10,14 +10,15 @@ from torch.optim import Optimizer
 
 from svag.anatomy import Anatomy
 from svag.errors import InvalidOption, MissingVariance, SparseGradient
-from svag.optim import checkpoint, options
+from svag.optim import options, state_translation
 from svag.optim import state as states
+from svag.optim.dispatch import Entry, Plan, may_be_fused
+from svag.optim.dtensor import local, local_gradient, shares_memory
 from svag.optim.engines import eager
-from svag.optim.local import local, local_gradient, shares_memory
+from svag.optim.engines.eager import Bucket, Row
 from svag.optim.moments import as_scalar, step_of
 from svag.optim.options import Options
-from svag.optim.plan import Entry, Plan, may_be_fused
-from svag.optim.rule import Bucket, Row, Rule
+from svag.optim.rule import Settings, Switches
 from svag.optim.step_sizes import StepSizes
 from svag.variance import attachment
 from svag.variance.rescaling import follow_torch
@@ -178,9 +179,9 @@ class Dissected(Optimizer):
         optimizer's to them is warned of in the step that follows (docs/from-adam.md). Pre-hooks
         see what has been taken.
         """
-        translated = checkpoint.translate(state_dict, self.anatomy, self.param_groups)
+        translated = state_translation.translate(state_dict, self.anatomy, self.param_groups)
         super().load_state_dict(translated)
-        foreign = not checkpoint.is_own(state_dict, self.anatomy)
+        foreign = not state_translation.is_own(state_dict, self.anatomy)
         saved_groups = state_dict["param_groups"]
         self._saved_lrs = StepSizes(self.param_groups, saved_groups) if foreign else None
         # torch has cast the averages to the parameters' dtypes.
@@ -220,8 +221,6 @@ class Dissected(Optimizer):
             self._saved_lrs = None
         if self.anatomy.within_batch:
             self._check_variances()
-        if self._repeat():
-            return loss
         with torch.set_grad_enabled(bool(self.defaults["differentiable"])):
             if torch.compiler.is_compiling() or not any(map(may_be_fused, self.param_groups)):
                 self._plan = None
@@ -229,25 +228,12 @@ class Dissected(Optimizer):
                 return loss
             of_plan = self.anatomy, self.param_groups, self.state
             if self._plan is None or not self._plan.holds(*of_plan):
-                self._plan = None  # it has seen what the next one may refuse
-                self._plan = Plan(*of_plan, self._entries())
+                self._plan = None  # a new one may be refused
+                self._plan = Plan(*of_plan, self._entries(idle=True))
             self._step_fused(self._plan)
-            self._step_eagerly(self._plan.rest)
+            if self._plan.rest:
+                self._step_eagerly(self._entries(self._plan.rest))
         return loss
-
-    def _repeat(self) -> bool:
-        """Take the step as the last one was taken, if all of it is in compiled code; say if so.
-
-        No torch operation is run, so no grad mode matters.
-        """
-        plan = self._plan
-        if torch.compiler.is_compiling() or plan is None or not plan.is_compiled:
-            return False
-        if not plan.holds(self.anatomy, self.param_groups, self.state):
-            self._plan = None
-            return False
-        self._step_fused(plan)
-        return True
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _check_variances(self) -> None:
@@ -273,24 +259,29 @@ class Dissected(Optimizer):
         for group in self.param_groups:
             attachment.clear(group["params"])
 
-    def _entries(self) -> list[Entry]:
-        """Return every parameter that has a gradient, with its state."""
+    def _entries(self, places: Container[int] | None = None, *, idle: bool = False) -> list[Entry]:
+        """Return parameters that have a gradient, with their states.
+
+        Args:
+            places: those among which to look; all by default.
+            idle: take in those that have a state and no gradient now.
+        """
         entries, place = [], 0
         for index, group in enumerate(self.param_groups):
             for param in group["params"]:
-                if param.grad is not None:
+                takes = param.grad is not None
+                takes = takes or (idle and "step" in self.state.get(param, {}))
+                if takes and (places is None or place in places):
                     entries.append(Entry(param, place, index, self._state(group, param)))
                 place += 1
         return entries
 
     def _step_fused(self, plan: Plan) -> None:
-        if not plan.fused:
-            return
-        if plan.rules is None:
-            plan.rules = [self._rule(g, traced=bool(g["capturable"])) for g in self.param_groups]
+        if plan.settings is None:
+            groups = self.param_groups
+            plan.settings = [self._settings(g, traced=bool(g["capturable"])) for g in groups]
         scaling = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        for table in plan.fused:
-            table.launch(plan.rules, *scaling)
+        plan.launch(*scaling)
 
     def _step_eagerly(self, entries: Sequence[Entry]) -> None:
         found_inf = getattr(self, "found_inf", None)
@@ -300,24 +291,35 @@ class Dissected(Optimizer):
             group = self.param_groups[index]
             traced = bool(group["capturable"]) or torch.compiler.is_compiling()
             followed = traced or bool(group["differentiable"])
-            rule = self._rule(group, traced=followed)
+            settings = self._settings(group, traced=followed)
+            update = eager.Update(
+                Switches.of(
+                    self.anatomy,
+                    amsgrad=group.get("amsgrad", False),
+                    decays=_may_differ(settings.weight_decay, 0.0),
+                    alters=_may_differ(settings.gradient, 1.0)
+                    or _may_differ(settings.decoupled_weight_decay, 0.0),
+                ),
+                settings,
+                dither_param=group["stochastic_rounding"],
+                dither_state=group["stochastic_rounding"] or group["state_dtype"] is not None,
+                foreach=False if followed else group["foreach"],
+            )
             for bucket in self._buckets(group, list(of_group), traced=traced):
-                eager.apply(rule, bucket, foreach=False if followed else group["foreach"])
+                update.apply(bucket)
 
-    def _rule(self, group: dict[str, Any], *, traced: bool) -> Rule:
+    def _settings(self, group: dict[str, Any], *, traced: bool) -> Settings:
         betas = group.get("betas") or (group.get("beta", 0.0),) * 2
         beta, beta2 = (as_scalar(beta, traced=traced) for beta in betas)
-        return Rule(
-            anatomy=self.anatomy,
+        decay = as_scalar(group["weight_decay"], traced=traced)
+        return Settings(
             lr=as_scalar(group["lr"], traced=traced),
             beta=beta,
             beta2=beta2,
             eps=group.get("eps", 0.0),
-            weight_decay=as_scalar(group["weight_decay"], traced=traced),
-            decoupled=group["decoupled_weight_decay"],
-            maximize=group["maximize"],
-            dither_param=group["stochastic_rounding"],
-            dither_state=group["stochastic_rounding"] or group["state_dtype"] is not None,
+            weight_decay=0.0 if group["decoupled_weight_decay"] else decay,
+            decoupled_weight_decay=decay if group["decoupled_weight_decay"] else 0.0,
+            gradient=-1.0 if group["maximize"] else 1.0,
             seed=group["seed"],
         )
 
@@ -370,3 +372,8 @@ class Dissected(Optimizer):
                 f"or make the layer's gradient dense (nn.Embedding(..., sparse=False))"
             )
         return states.of(self.state, self.anatomy, group, param)
+
+
+def _may_differ(number: float | Tensor, idle: float) -> bool:
+    """Whether a number is another than the one that changes nothing; a tensor is not read."""
+    return isinstance(number, Tensor) or number != idle

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from svag.optim.arithmetic import Scalar
+from svag.optim.rule import Scalar
 
 _MASK: Final = 0xFFFFFFFF
 _NEXT: Final = 0x9E3779B9

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from svag.anatomy import Anatomy
 from svag.errors import InvalidOption
-from svag.optim import memory
+from svag.optim import huge_pages
 from svag.optim.moments import step_of
 
 
@@ -64,7 +64,7 @@ def of(
     state["step"] = step_of(state["step"], device)
     for name in names:
         if name not in state:
-            state[name] = memory.zeros_like(param, dtype_of(group, param))
+            state[name] = huge_pages.zeros_like(param, dtype_of(group, param))
     return state
 
 

@@ -26,9 +26,9 @@ import svag.optim.engines
 from svag import Anatomy
 from svag.errors import EngineUnavailable
 from svag.optim import rounding
-from svag.optim.engines import serving
-from svag.optim.engines.kernel import Kernel, kernel_for
-from svag.optim.rule import Rule
+from svag.optim.engines import support
+from svag.optim.engines.kernel_spec import Kernel
+from svag.optim.rule import Settings, Switches
 from svag.variance.attachment import attach
 
 from .cases import CASES, METHODS, Case, by_name, descend, named
@@ -77,7 +77,7 @@ def forget(patch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def engine(interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch):
     """The interpreted engine in place of the CPU's."""
-    monkeypatch.setattr(serving, "engine", lambda device_type: interpreted)
+    monkeypatch.setattr(support, "engine", lambda device_type: interpreted)
 
     # Functions called by a kernel patch triton.language once more at every call, nine tenths of
     # the time.
@@ -277,7 +277,7 @@ def test_nan_stays_nan_whatever_its_bits(engine: ModuleType, dithered: bool) -> 
     tensors = {"param": param.data, "grad": param.grad, "step": torch.zeros(())}
     states = {name: torch.zeros(64, dtype=torch.bfloat16) for name in ("exp_avg", "exp_avg_sq")}
     which = m_svag(state=torch.bfloat16)._replace(dither_state=dithered)
-    table(engine, which, {**tensors, **states}).launch([rule(0.1)], None, None)
+    table(engine, which, {**tensors, **states}).launch([settings(0.1)], None, None)
     for tensor in (param, *states.values()):
         assert tensor.isnan().all()
 
@@ -389,7 +389,7 @@ def test_it_is_the_cpu_engines_twin(
     decay = {"weight_decay": 0.01, "decoupled_weight_decay": True}
     options = {"lr": case.lr, **case.decay(beta, 0.99), **decay}
     ours = follow(case, gradients, start, torch.float32, fused=True, **options)
-    monkeypatch.setattr(serving, "engine", lambda device_type: cpu)
+    monkeypatch.setattr(support, "engine", lambda device_type: cpu)
     theirs = follow(case, gradients, start, torch.float32, fused=True, **options)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=2**-20 if "erf" in case.name else 0)
@@ -427,8 +427,10 @@ def test_the_noise_is_that_of_the_rounding_module() -> None:
 class Launches:
     """What an engine's kernel is launched with."""
 
-    def __init__(self, kernel: Any) -> None:
-        self.kernel, self.all = kernel, []
+    kernel: Any
+
+    def __init__(self) -> None:
+        self.all: list[Any] = []
 
     def __getitem__(self, grid: tuple[int]) -> Any:
         def launch(*args: Any, **kwargs: Any) -> None:
@@ -444,8 +446,15 @@ class Launches:
 
 @pytest.fixture
 def launches(engine: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Launches:
-    launches = Launches(engine.step_kernel)
-    monkeypatch.setattr(engine, "step_kernel", launches)
+    launches = Launches()
+    bind = engine._bound
+
+    def watched(*args: Any) -> Any:
+        bound = bind(*args)
+        launches.kernel = bound.step
+        return bound._replace(step=launches)
+
+    monkeypatch.setattr(engine, "_bound", watched)
     return launches
 
 
@@ -485,11 +494,9 @@ def table(engine: ModuleType, which: Kernel, tensors: dict[str, Tensor]) -> Any:
 
 
 def m_svag(dtype: torch.dtype = torch.float32, state: torch.dtype = torch.float32) -> Kernel:
-    return kernel_for(
-        svag.METHODS["m-svag"].anatomy,
-        amsgrad=False,
-        decays=False,
-        alters=False,
+    anatomy = svag.METHODS["m-svag"].anatomy
+    return Kernel.of(
+        Switches.of(anatomy, amsgrad=False, decays=False, alters=False),
         param=dtype,
         state=state,
         dither_param=False,
@@ -497,9 +504,8 @@ def m_svag(dtype: torch.dtype = torch.float32, state: torch.dtype = torch.float3
     )
 
 
-def rule(lr: Any, decay: Any = 0.0) -> Rule:
-    anatomy = svag.METHODS["m-svag"].anatomy
-    return Rule(anatomy, lr, 0.9, 0.9, 0.0, decay, decoupled=True, maximize=False)
+def settings(lr: Any, decay: Any = 0.0) -> Settings:
+    return Settings(lr, 0.9, 0.9, 0.0, 0.0, decay, gradient=1.0, seed=0)
 
 
 def fresh() -> dict[str, Tensor]:
@@ -515,11 +521,11 @@ def test_a_tensor_step_size_is_read_by_the_device(engine: ModuleType, launches: 
     of_tensors, of_numbers = table(engine, m_svag(), ours), table(engine, m_svag(), theirs)
     for value in (0.1, 0.2, 0.3):
         lr.fill_(value), decay.fill_(value / 10)
-        of_tensors.launch([rule(lr, decay)], None, None)
-        of_numbers.launch([rule(float(lr), value / 10)], None, None)
+        of_tensors.launch([settings(lr, decay)], None, None)
+        of_numbers.launch([settings(float(lr), value / 10)], None, None)
     for value in (0.0, 0.1):
-        of_tensors.launch([rule(value)], None, None)
-        of_numbers.launch([rule(value)], None, None)
+        of_tensors.launch([settings(value)], None, None)
+        of_numbers.launch([settings(value)], None, None)
     for name, tensor in ours.items():
         assert torch.equal(tensor, theirs[name]), name
 
@@ -532,24 +538,24 @@ def test_a_captured_step_and_others_do_not_meet(
     ours, theirs = table(engine, m_svag(), tensors), table(engine, m_svag(), twin)
     kept = len(engine._CAPTURED)
     monkeypatch.setattr(engine.Table, "_captures", lambda self: True)
-    ours.launch([rule(0.1)], None, None)
+    ours.launch([settings(0.1)], None, None)
     monkeypatch.undo()
-    monkeypatch.setattr(serving, "engine", lambda device_type: engine)
+    monkeypatch.setattr(support, "engine", lambda device_type: engine)
     captured = launches.all[-1]
     assert len(engine._CAPTURED) == kept + 3
-    theirs.launch([rule(0.1)], None, None)
+    theirs.launch([settings(0.1)], None, None)
     other = -torch.linspace(1, 2, 9)
     for t in (ours, theirs):
         t.place("grad", [other.data_ptr()])
-        t.launch([rule(0.2)], None, None)
+        t.launch([settings(0.2)], None, None)
     launches.all.append(captured)
     with np.errstate(all="ignore"):
         launches.replay(-1)
     theirs.place("grad", [twin["grad"].data_ptr()])
-    theirs.launch([rule(0.1)], None, None)
+    theirs.launch([settings(0.1)], None, None)
     for t in (ours, theirs):
         t.place("grad", [other.data_ptr()])
-        t.launch([rule(0.2)], None, None)
+        t.launch([settings(0.2)], None, None)
     assert float(tensors["step"]) == 4
     for name, tensor in tensors.items():
         assert torch.equal(tensor, twin[name]), name
@@ -592,20 +598,27 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Any):
     launched: list[str] = []
 
     class Warmup:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
         def __getitem__(self, grid: tuple[int]) -> Any:
             return lambda *args, **kwargs: launched.append(
-                step_kernel.warmup(*args, grid=grid, **kwargs).asm["ptx"]
+                self.kernel.warmup(*args, grid=grid, **kwargs).asm["ptx"]
             )
+
+    def warmed(*args: Any) -> Any:
+        bound = bind(*args)
+        return bound._replace(step=Warmup(bound.step))
 
     def launch(which: Kernel, address: int = 4096) -> str:
         table = engine.Table(which, torch.device("cpu"), sizes=[5000], groups=[0], streams=[0])
         for column in ("param", "grad", *which.columns):
             table.place(column, [address])
-        table.launch([rule(0.1)], None, None)
+        table.launch([settings(0.1)], None, None)
         return launched[-1]
 
-    step_kernel = engine.step_kernel
-    monkeypatch.setattr(engine, "step_kernel", Warmup())
+    bind = engine._bound
+    monkeypatch.setattr(engine, "_bound", warmed)
     monkeypatch.setattr(driver, "_active", H100())
     with knobs.cache.scope():
         knobs.cache.dir = str(tmp_path)
@@ -615,11 +628,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Any):
 @pytest.mark.parametrize("name", COMPILED)
 def test_the_kernel_compiles(name: str, compiled: Callable[..., str]) -> None:
     case = COMPILED[name]
-    which = kernel_for(
-        case.anatomy,
-        amsgrad=case.amsgrad,
-        decays=True,
-        alters=True,
+    which = Kernel.of(
+        Switches.of(case.anatomy, amsgrad=case.amsgrad, decays=True, alters=True),
         param=torch.float32,
         state=torch.float32,
         dither_param=False,
@@ -658,7 +668,7 @@ def test_without_triton_there_is_no_engine(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(ImportError):
         importlib.import_module("svag.optim.engines.cuda")
-    found = serving.engine.__wrapped__("cuda")
+    found = support.engine.__wrapped__("cuda")
     assert isinstance(found, str)
     assert "Triton is not installed" in found
 
@@ -667,7 +677,7 @@ def test_without_a_compiler_there_is_no_engine(monkeypatch: pytest.MonkeyPatch) 
     forget(monkeypatch)
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
-    found = serving.engine.__wrapped__("cuda")
+    found = support.engine.__wrapped__("cuda")
     assert isinstance(found, str)
     assert "install gcc or clang, or set CC" in found
 

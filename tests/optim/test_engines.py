@@ -490,7 +490,7 @@ STEP = """
 """
 # The loop and what precedes it; the look, a thread's share of it, the counting of changes and the
 # comparison of members.
-PIECES = 6
+PIECES = 2
 
 # Two steps along one gradient, of which only the sign counts in ssd.
 ENDS = {

@@ -26,7 +26,8 @@ from .cases import ENGINES, METHODS, Case, by_name, every_engine, named
 
 pytest.importorskip("numba", reason="half of what is compared is Numba's (extra fast)")
 
-from svag.optim.engines import bits, numba_kernel
+from svag.compiled.machine_code import compiled
+from svag.optim.engines import half_precision, numba_noise
 
 BF16 = torch.bfloat16
 MANY = 2**18
@@ -38,16 +39,16 @@ STATEFUL = tuple(case for case in METHODS if case.anatomy.buffers)
 # --------------------------------------------------------------------------- to nearest
 
 
-@bits.compiled
+@compiled
 def narrow_all(values, out):
     for i in range(len(values)):
-        out[i] = bits.narrow(values[i], out[i], bits.NEAREST)
+        out[i] = half_precision.narrow(values[i], out[i], half_precision.NEAREST)
 
 
-@bits.compiled
+@compiled
 def widen_all(stored, out):
     for i in range(len(stored)):
-        out[i] = bits.widen(stored[i])
+        out[i] = half_precision.widen(stored[i])
 
 
 INTEGERS = {torch.bfloat16: np.uint16, torch.float16: np.int16}
@@ -118,14 +119,14 @@ def test_the_cases_of_rounding_to_nearest_include_the_ends_of_the_range():
 # ----------------------------------------------------------------------------- the noise
 
 
-@bits.compiled
+@compiled
 def noise_of(key, begin, words, others):
     """As the loop over a chunk draws it."""
-    count = np.uint32(np.uint32(key) + np.uint32(np.uint32(begin) * bits.NEXT))
+    count = np.uint32(np.uint32(key) + np.uint32(np.uint32(begin) * numba_noise.NEXT))
     for i in range(len(words)):
-        words[i] = bits.mix(count)
-        others[i] = bits.mix(words[i])
-        count = np.uint32(count + bits.NEXT)
+        words[i] = numba_noise.mix(count)
+        others[i] = numba_noise.mix(words[i])
+        count = np.uint32(count + numba_noise.NEXT)
 
 
 @given(
@@ -135,7 +136,7 @@ def noise_of(key, begin, words, others):
     begin=st.sampled_from([0, 1, 8192, 131072, 2**32 - 5]),
 )
 def test_the_engines_draw_the_same_noise(seed, place, step, begin):
-    key = numba_kernel._key(float(seed), place, float(step))
+    key = numba_noise.key(float(seed), place, float(step))
     assert int(key) == rounding.key(seed, place, float(step))
     assert int(key) == int(rounding.key(seed, place, torch.tensor(float(step))))
     words, others = np.empty(50, np.uint32), np.empty(50, np.uint32)
@@ -254,10 +255,10 @@ def test_the_noise_of_one_element_is_independent_from_step_to_step(part):
 # ------------------------------------------------------------- one number, rounded with noise
 
 
-@bits.compiled
+@compiled
 def dither_all(value, noise, out):
     for i in range(len(noise)):
-        out[i] = bits.narrow(value, out[i], noise[i])
+        out[i] = half_precision.narrow(value, out[i], noise[i])
 
 
 EVERY_NOISE = np.arange(2**16, dtype=np.uint32)

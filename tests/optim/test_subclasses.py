@@ -105,7 +105,7 @@ def test_one_quantised_weight_leaves_the_others_fast() -> None:
         p.grad = torch.ones(p.shape)
     optimizer.step()
     assert optimizer._plan is not None
-    assert [len(table.params) for table in optimizer._plan.fused] == [1]
+    assert [len(table.places) for table in optimizer._plan.fused] == [1]
 
 
 class Named(nn.Parameter):

@@ -1,4 +1,4 @@
-"""The rule on a CPU: one call of compiled code over all tensors.
+"""The rule on a CPU: compiled code over all tensors, on torch's own threads.
 
 A table holds the addresses of each tensor, others say which thread updates which elements. Numba
 keeps the machine code on disk, so that a kernel is compiled once on a machine.
@@ -12,28 +12,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svag.compiled import foreign, machine_code, threads
+from svag.compiled import machine_code, threads
 from svag.compiled.machine_code import Address
-from svag.optim.engines import bits
-from svag.optim.engines import kernel as kernels
-from svag.optim.engines import schedule as schedules
-from svag.optim.engines.kernel import ADDRESSES, OPTIONS, Kernel, options
-from svag.optim.engines.numba_kernel import JOB, NUMBERS, beginning, loop_of
-from svag.optim.rule import Rule
+from svag.optim import rule
+from svag.optim.engines import half_precision, kernel_spec, numba_noise, work_partition
+from svag.optim.engines.kernel_spec import ADDRESSES, OPTIONS, Kernel
+from svag.optim.engines.numba_loop import JOB, NUMBERS, beginning, loop_of
+from svag.optim.rule import Settings, Switches
 
-DTYPES: Final = bits.DTYPES
+DTYPES: Final = half_precision.DTYPES
 """Dtypes of parameters and averages that this engine updates."""
 
 _WORTH_A_THREAD: Final = 65536
+_SOURCES: Final = (rule, half_precision, kernel_spec, numba_noise, work_partition)
 
 
 @functools.cache
-def _machine_code(kernel: Kernel | None) -> Address:
-    """Return where the code of a kernel's loop is, or of what begins a step."""
-    function = beginning() if kernel is None else loop_of(kernel)
-    return machine_code.address_of(
-        function, variant=kernel, sources=(foreign, bits, kernels, schedules)
-    )
+def _loop(kernel: Kernel) -> Address:
+    return machine_code.address_of(loop_of(kernel), variant=kernel, sources=_SOURCES)
+
+
+@functools.cache
+def _beginning(switches: Switches) -> Address:
+    return machine_code.address_of(beginning(switches), variant=switches, sources=_SOURCES)
 
 
 class Table:
@@ -56,69 +57,62 @@ class Table:
         groups: Sequence[int],
         streams: Sequence[int],
     ) -> None:
-        count = len(sizes)
-        self._addresses = np.zeros(count, ADDRESSES)
         self._kernel = kernel
-        self._loop, self._begin = _machine_code(kernel), _machine_code(None)
         self._elements = sum(sizes)
-        self._options = np.zeros(max(groups) + 1, OPTIONS)
         self._used = sorted(set(groups))
-        chunks, portions, ranges = schedules.schedule(sizes, torch.get_num_threads())
-        numbers = np.zeros(count, NUMBERS)
-        group_table, stream_table = np.array(groups, np.int64), np.array(streams, np.int64)
-        self._job = np.zeros(1, JOB)
-        self._job["tensors"], self._job["chunks"] = count, len(chunks)
-        self._job["portions"], self._job["ranges"] = len(portions), len(ranges)
-        self._job["groups"] = len(self._options)
-        self._grads: Sequence[int] = ()
-        self._tables = {
+        self._settings: Sequence[Settings] = ()  # which the options were written from
+        self._scale = 1.0
+        chunks, portions, ranges = work_partition.partition(sizes, torch.get_num_threads())
+        # The numbers of a step depend on no option that is a number itself.
+        plain = kernel.with_options(decays=False, alters=False).switches
+        self._begin = _beginning(plain._replace(factor="none", within_batch=False, amsgrad=False))
+        self._gradients = np.zeros(len(sizes), np.int64)
+        self._addresses = np.zeros(len(sizes), ADDRESSES)
+        self._options = np.zeros(max(groups) + 1, OPTIONS)
+        tables = {
+            "gradients": self._gradients,
             "addresses": self._addresses,
-            "numbers": numbers,
+            "numbers": np.zeros(len(sizes), NUMBERS),
             "chunk_table": chunks,
             "portion_table": portions,
             "range_table": ranges,
-            "group_table": group_table,
-            "stream_table": stream_table,
+            "group_table": np.array(groups, np.int64),
+            "stream_table": np.array(streams, np.int64),
             "options": self._options,
         }
-        for name, table in self._tables.items():
+        self._held = tables  # whose addresses stand in the job
+        self._job = np.zeros(1, JOB)
+        self._job["tensors"], self._job["groups"] = len(sizes), len(self._options)
+        for name, table in (("chunks", chunks), ("portions", portions), ("ranges", ranges)):
+            self._job[name] = len(table)
+        for name, table in tables.items():
             self._job[name] = table.ctypes.data
-        for name in ("momentum", "sign", "raw", "adam", "within_batch"):
-            self._job[name] = getattr(kernel, name)
-        self._job["parallel"] = foreign.address_of(threads.parallel())
-        self._address, self._words = self._job.ctypes.data, machine_code.Words(self._job)
-        self._rules: Sequence[Rule] = ()  # which the options were written by
-        self._scale = 1.0
+        self._address = self._job.ctypes.data
 
     def place(self, column: str, addresses: Sequence[int]) -> None:
-        """Say where the tensors of one column are.
-
-        An array of gradients' addresses is read where it is, whatever is written to it later.
-        """
-        if column != "grad":
+        """Say where the tensors of one column are; a gradient at 0 leaves its parameter out."""
+        if column == "grad":
+            self._gradients[:] = addresses
+        else:
             self._addresses[column] = addresses
-        elif addresses is not self._grads:
-            self._grads, table = addresses, np.asarray(addresses, np.int64)
-            self._tables["grad"] = table
-            self._words["grad_table"], self._words["grad_step"] = table.ctypes.data, *table.strides
 
     def launch(
-        self, rules: Sequence[Rule], grad_scale: Tensor | None, found_inf: Tensor | None
+        self, settings: Sequence[Settings], grad_scale: Tensor | None, found_inf: Tensor | None
     ) -> None:
-        """Take a step with every tensor, each by its group's rule."""
+        """Take a step with every tensor, each by its group's settings."""
         if found_inf is not None and found_inf.item():
             return
-        scale = 1.0 if grad_scale is None else grad_scale.item()
-        if rules is not self._rules or scale != self._scale:
-            for group in self._used:
-                self._options[group] = options(rules[group], grad_scale=scale)
-            self._rules, self._scale = rules, scale
-        count = min(torch.get_num_threads(), max(1, self._elements // _WORTH_A_THREAD))
-        loop = self._loop
+        kernel, scale = self._kernel, 1.0
         if grad_scale is not None:
-            loop = _machine_code(self._kernel._replace(alters=True))
-        seen_to = count == 1 or self._words["parallel"] != 0
-        self._words["threads"], self._words["loop"] = count if seen_to else 0, loop
+            scale = grad_scale.item()
+            kernel = kernel.with_options(decays=kernel.switches.decays, alters=True)
+        if settings is not self._settings or scale != self._scale:
+            for group in self._used:
+                row = settings[group]
+                self._options[group] = tuple(
+                    map(float, row._replace(gradient=row.gradient / scale))
+                )
+            self._settings, self._scale = settings, scale
+        count = min(torch.get_num_threads(), max(1, self._elements // _WORTH_A_THREAD))
         threads.run(self._begin, self._address, 1)
-        if not seen_to:
-            threads.run(loop, self._address, count)
+        threads.run(_loop(kernel), self._address, count)

@@ -7,6 +7,7 @@ the loss and whether to leave the step out, so that nothing is waited for and a 
 graph does at every replay what the step would have done.
 """
 
+import functools
 import math
 import os
 import shutil
@@ -22,9 +23,9 @@ from torch import Tensor
 from triton import knobs
 
 from svag.errors import EngineUnavailable
-from svag.optim.engines.kernel import ADDRESSES, OPTIONS, Kernel, options
-from svag.optim.engines.triton_kernel import step_kernel
-from svag.optim.rule import Rule
+from svag.optim.engines.kernel_spec import ADDRESSES, OPTIONS, Kernel
+from svag.optim.engines.triton_kernel import bound
+from svag.optim.rule import Settings
 
 if not (
     knobs.runtime.interpret
@@ -67,6 +68,9 @@ _CAPTURED: Final[list[Any]] = []
 
 _ADDRESS: Final = {name: place for place, name in enumerate(ADDRESSES.names or ())}
 _OPTION: Final = {name: place for place, name in enumerate(OPTIONS.names or ())}
+
+
+_bound = functools.cache(bound)
 
 
 class _Mirror:
@@ -163,6 +167,9 @@ class Table:
         self._finished = torch.zeros(len(sizes), dtype=torch.int32, device=device)
         self._no_scale = torch.ones((), dtype=torch.float32, device=device)
         self._no_inf = torch.zeros((), dtype=torch.float32, device=device)
+        real = torch.float64 if kernel.param == torch.float64 else torch.float32
+        # Gradients are always divided by a scale, which may be 1.
+        self._bound = _bound(kernel.switches._replace(alters=True), real)
         self._switches = {
             **_switches(kernel),
             "block": _BLOCK // 2 if kernel.param == torch.float64 else _BLOCK,
@@ -178,9 +185,9 @@ class Table:
         self._aligned = not np.any(self._addresses.table[:, : _ADDRESS["step"]] & 15)
 
     def launch(
-        self, rules: Sequence[Rule], grad_scale: Tensor | None, found_inf: Tensor | None
+        self, settings: Sequence[Settings], grad_scale: Tensor | None, found_inf: Tensor | None
     ) -> None:
-        """Take a step with every tensor, each by its group's rule.
+        """Take a step with every tensor, each by its group's settings.
 
         A step size, decay rate or weight decay that is a tensor on the device is not read here: the
         kernel finds its value at the time, also when a captured graph is replayed.
@@ -188,7 +195,8 @@ class Table:
         with _on(self._device):
             scale = self._no_scale if grad_scale is None else self._scalar(grad_scale)
             skip = self._no_inf if found_inf is None else self._scalar(found_inf)
-            numbers, tensors = zip(*(self._row(rules[group]) for group in self._used), strict=True)
+            rows = (self._row(settings[group]) for group in self._used)
+            numbers, tensors = zip(*rows, strict=True)
             if list(numbers) != self._rows:
                 self._rows = list(numbers)
                 self._options.write(self._used, self._rows)
@@ -200,33 +208,31 @@ class Table:
             for group, of_group in zip(self._used, tensors, strict=True):
                 for column, tensor in of_group.items():
                     row_table[group, column].copy_(tensor.reshape(()))
-            step_kernel[(self._programs,)](
+            self._bound.step[(self._programs,)](
                 *self._fixed,
                 addresses,
                 row_table,
                 self._finished,
                 scale,
                 skip,
+                element=self._bound.element,
+                numbers=self._bound.numbers,
                 aligned=self._aligned,
                 **self._switches,
             )
 
-    def _row(self, rule: Rule) -> tuple[tuple[float, ...], dict[int, Tensor]]:
+    def _row(self, settings: Settings) -> tuple[tuple[float, ...], dict[int, Tensor]]:
         """Return a group's row of options, and the columns of it that tensors on the device give.
 
         Those are NaN in the row.
         """
-        decay = "decoupled_weight_decay" if rule.decoupled else "weight_decay"
-        columns = {"lr": "lr", "beta": "beta", "beta2": "beta2", "weight_decay": decay}
         tensors = {
-            name: value
-            for name in columns
-            if isinstance(value := getattr(rule, name), Tensor) and value.device == self._device
+            place: value
+            for place, value in enumerate(settings)
+            if isinstance(value, Tensor) and value.device == self._device
         }
-        unread: dict[str, Any] = dict.fromkeys(tensors, math.nan)
-        row = options(rule._replace(**unread), grad_scale=1.0)
-        places = {_OPTION[columns[name]]: value for name, value in tensors.items()}
-        return row, places
+        row = (math.nan if place in tensors else float(v) for place, v in enumerate(settings))
+        return tuple(row), tensors
 
     def _scalar(self, value: Tensor) -> Tensor:
         return value.to(self._device, torch.float32, non_blocking=True)
@@ -246,19 +252,19 @@ def _dtype(table: NDArray[Any]) -> torch.dtype:
 
 def _switches(kernel: Kernel) -> dict[str, Any]:
     """Return the constants that a kernel is compiled with."""
-    real = np.finfo(np.float64 if kernel.param == torch.float64 else np.float32)
-    tiny = float(real.tiny)
-    names = ("momentum", "sign", "factor", "raw", "adam", "within_batch", "amsgrad", "decays")
-    kept = ("averages_gradient", "averages_square", "dither_param", "dither_state")
+    switches = kernel.switches
     return {
-        **{name: getattr(kernel, name) for name in (*names, *kept)},
+        "averages_gradient": switches.averages_gradient,
+        "averages_square": switches.averages_square,
+        "averages_variance": switches.within_batch and switches.momentum,
+        "within_batch": switches.within_batch,
+        "amsgrad": switches.amsgrad,
         "counts": "step" in kernel.columns,
+        "dither_param": kernel.dither_param,
+        "dither_state": kernel.dither_state,
         "stored": _STORAGE[kernel.param],
         "kept": _STORAGE[kernel.state],
         "real": tl.float64 if kernel.param == torch.float64 else tl.float32,
-        "tiny": tiny,
-        "root_tiny": tiny**0.5,
-        "huge": float(real.max),
     }
 
 

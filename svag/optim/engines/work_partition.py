@@ -29,7 +29,7 @@ _LARGEST: Final = 131072
 _ALIGNED: Final = 64
 
 
-class Schedule(NamedTuple):
+class Partition(NamedTuple):
     """Tables of chunks, portions and ranges."""
 
     chunks: NDArray[Any]
@@ -37,7 +37,7 @@ class Schedule(NamedTuple):
     ranges: NDArray[Any]
 
 
-def schedule(sizes: Sequence[int], threads: int) -> Schedule:
+def partition(sizes: Sequence[int], threads: int) -> Partition:
     """Cut tensors into chunks, gather these to portions, and portions to a range for each thread.
 
     Args:
@@ -68,7 +68,7 @@ def schedule(sizes: Sequence[int], threads: int) -> Schedule:
                 portions.append((first_chunk, len(chunks)))
         if len(portions) > first_portion:
             ranges.append((first_portion, first_portion, len(portions)))
-    return Schedule(np.array(chunks, CHUNK), np.array(portions, PORTION), np.array(ranges, RANGE))
+    return Partition(np.array(chunks, CHUNK), np.array(portions, PORTION), np.array(ranges, RANGE))
 
 
 def _ends(begin: int, end: int) -> Iterator[int]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from svag.optim.local import PLAIN
+from svag.optim.dtensor import PLAIN
 
 _HUGE_PAGE: Final = 2 << 20
 

@@ -6,14 +6,14 @@ gradient and its averages correspond: they do where all are dense and laid out a
 
 import functools
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from svag.optim.engines.kernel import REAL
+from svag.optim.engines.kernel_spec import REAL
 
 _ENGINES = {"cpu": "svag.optim.engines.cpu", "cuda": "svag.optim.engines.cuda"}
 _REMEDIES = {
@@ -49,17 +49,19 @@ def refusal(param: Tensor) -> str | None:
     return None
 
 
-def mismatch(
-    param: Tensor, grad: Tensor, variance: Tensor | None, buffers: Iterable[Tensor]
-) -> str | None:
-    """Say why a parameter cannot be updated by a fused engine with these tensors beside it."""
+def mismatch(param: Tensor, beside: Mapping[str, Tensor], buffers: Iterable[Tensor]) -> str | None:
+    """Say why a parameter cannot be updated by a fused engine with these tensors beside it.
+
+    Args:
+        param: the parameter.
+        beside: its ``gradient`` and its ``gradient variance``, as far as there are any.
+        buffers: its averages.
+    """
     if not _dense(param):
         return f"its memory has gaps or overlaps (strides {param.stride()})"
     if param.is_neg() or param.is_conj():
         return "it is a view that stands for its negative or conjugate"
-    named = [("gradient", grad), *(("state", buffer) for buffer in buffers)]
-    named += [] if variance is None else [("gradient variance", variance)]
-    for name, tensor in named:
+    for name, tensor in [*beside.items(), *(("state", buffer) for buffer in buffers)]:
         if type(tensor) not in (Tensor, Parameter):
             return f"its {name} is a {type(tensor).__name__}, not a plain tensor"
         if tensor.device != param.device or tensor.shape != param.shape:
@@ -70,11 +72,10 @@ def mismatch(
             return f"its {name} is a view that stands for its negative or conjugate"
         if tensor.numel() and not tensor.data_ptr():
             return f"its {name} has no memory"
-    if grad.dtype != param.dtype:
-        return f"its gradient is {grad.dtype}, not {param.dtype}"
     wide = torch.promote_types(param.dtype, torch.float32)
-    if variance is not None and variance.dtype != wide:
-        return f"its gradient variance is {variance.dtype}, not {wide}"
+    for name, dtype in (("gradient", param.dtype), ("gradient variance", wide)):
+        if name in beside and beside[name].dtype != dtype:
+            return f"its {name} is {beside[name].dtype}, not {dtype}"
     return None
 
 

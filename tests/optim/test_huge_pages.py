@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import svag
-from svag.optim.memory import zeros_like
+from svag.optim.huge_pages import zeros_like
 
 SMAPS = Path("/proc/self/smaps")
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svag.optim.engines.schedule import schedule
+from svag.optim.engines.work_partition import partition
 
 LARGEST = 131072  # elements that a thread takes at once
 
@@ -16,7 +16,7 @@ LARGEST = 131072  # elements that a thread takes at once
     threads=st.integers(1, 64),
 )
 def test_every_element_is_in_one_chunk(sizes, threads):
-    chunks, portions, ranges = schedule(sizes, threads)
+    chunks, portions, ranges = partition(sizes, threads)
     ends = dict.fromkeys((n for n, size in enumerate(sizes) if size), 0)
     for chunk in chunks:
         assert chunk["begin"] == ends[chunk["tensor"]] < chunk["end"]
@@ -32,7 +32,7 @@ def test_every_element_is_in_one_chunk(sizes, threads):
 
 
 def test_every_thread_has_a_range_of_the_same_size_in_one_piece():
-    chunks, portions, ranges = schedule([3_000_000, 40, 2_000_000, 10_000], 4)
+    chunks, portions, ranges = partition([3_000_000, 40, 2_000_000, 10_000], 4)
     for taken in ranges:
         first, last = portions["begin"][taken["begin"]], portions["end"][taken["end"] - 1]
         elements = (chunks["end"] - chunks["begin"])[first:last].sum()
@@ -41,7 +41,7 @@ def test_every_thread_has_a_range_of_the_same_size_in_one_piece():
 
 @pytest.mark.parametrize("late", [0.0, 0.1, 0.5])
 def test_threads_end_together_though_one_begins_late(late):
-    chunks, portions, ranges = schedule([3_000_000, 40, 2_000_000, 10_000], 4)
+    chunks, portions, ranges = partition([3_000_000, 40, 2_000_000, 10_000], 4)
     elements = chunks["end"] - chunks["begin"]
     total = elements.sum()
     left = [list(range(taken["begin"], taken["end"])) for taken in ranges]

@@ -1,4 +1,4 @@
-"""Numbers as bits, for the compiled loop: half precision, and noise for stochastic rounding."""
+"""Half precision in the compiled loop, which knows float32 and float64: by the bits of a number."""
 
 from typing import Final
 
@@ -30,7 +30,8 @@ def _has_half() -> bool:
 DTYPES: Final = frozenset(STORAGE) - ({torch.float16} if not _has_half() else set())
 """Dtypes of parameters and averages that this engine updates."""
 
-LOW: Final = np.uint32(0xFFFF)
+NEAREST: Final = np.uint32(0xFFFFFFFF)
+"""A noise that stands for rounding to nearest."""
 
 
 @intrinsic
@@ -99,17 +100,3 @@ def _to_bfloat16(value, noise):
     if noise == NEAREST:
         noise = np.uint32(np.uint32(0x7FFF) + np.uint32((bits >> np.uint32(16)) & np.uint32(1)))
     return np.uint16(np.uint32(bits + noise) >> np.uint32(16))
-
-
-NEAREST: Final = np.uint32(0xFFFFFFFF)
-NEXT: Final = np.uint32(0x9E3779B9)
-"""From the count of one element to the next one's: 2^32 over the golden ratio, which spreads what
-is mixed better than counting by 1."""
-
-
-@compiled
-def mix(x):
-    """Mix 32 bits (Wellons' lowbias32), for noise that needs no state and no order."""
-    x = np.uint32(np.uint32(x ^ np.uint32(x >> np.uint32(16))) * np.uint32(0x7FEB352D))
-    x = np.uint32(np.uint32(x ^ np.uint32(x >> np.uint32(15))) * np.uint32(0x846CA68B))
-    return np.uint32(x ^ np.uint32(x >> np.uint32(16)))
