@@ -12,12 +12,12 @@ from typing import Final
 from svag.errors import UnknownName, nearest
 
 _MODULES: Final = {
-    "2": "quadratics",
-    "3": "factors",
-    "4": "sketch",
-    "theorem1": "rates",
-    "wilson": "generalization",
-    "p-diag": "diagonal_mass",
+    "2": "figure2_picture",
+    "3": "figure3_picture",
+    "4": "figure4_picture",
+    "theorem1": "theorem1_picture",
+    "wilson": "wilson_picture",
+    "p-diag": "p_diag_picture",
 }
 
 
