@@ -5,7 +5,6 @@ Run ``python docs/make_theory.py`` from the repository's root; it takes three to
 
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +34,7 @@ from svag.theory.figures import (
     wilson_picture,
 )
 from svag.theory.quadratic import StochasticQuadratic
-from svag.theory.spectra import eigenvalues_structured, eigenvalues_uniform, random_rotation
+from svag.theory.spectra import SPECTRA, rotated_and_aligned
 from svag.theory.wilson import wilson_comparison
 
 HERE: Final = Path(__file__).parent
@@ -82,7 +81,7 @@ def improvements() -> Section:
     head = ["basis", "nu", "SGD, Eq. (13)", "Monte Carlo", "SSD, exact", "Monte Carlo"]
     head += ["SSD, Eq. (14)", "exact/bound"]
     shares = []
-    for draw in (eigenvalues_uniform, eigenvalues_structured):
+    for draw in SPECTRA.values():
         rng = np.random.default_rng(0)
         eigenvalues = draw(100, rng)
         away = rng.uniform(-10, 10, 100)
@@ -140,7 +139,7 @@ def scale() -> Section:
         interval = tables.interval(float(medians.min()), float(medians.max()))
         rows.append(
             [
-                figure2_picture.name(panels[0]),
+                panels[0].name,
                 f"{panels[0].noise:g}",
                 float(np.median(medians)),
                 interval,
@@ -178,7 +177,7 @@ def lemma1() -> Section:
     head = ["noise", "Eq. (15)", "from samples", "Eq. (16) for a Gaussian", "from samples"]
     eta = np.linspace(0, 1, 10_001)[1:]
     below = gamma_erf(eta) - gamma_sqrt(eta)
-    gap, found = largest_gap(), figure4_picture.sketch()
+    gap, found = largest_gap(), figure4_picture.example()
     return {
         "table": tables.markdown(head, rows),
         "samples": _LARGE,
@@ -312,12 +311,11 @@ def _tidy(text: str) -> str:
 
 
 def _problem(d: int, rotated: bool, noise: float, rng: np.random.Generator) -> StochasticQuadratic:
-    eigenvalues, rotation = eigenvalues_uniform(d, rng), random_rotation(d, rng)
-    basis = rotation if rotated else np.eye(d)
-    return StochasticQuadratic((basis * eigenvalues) @ basis.T, np.zeros(d), noise)
+    matrix = rotated_and_aligned("well-conditioned", d, rng)[rotated]
+    return StochasticQuadratic(matrix, np.zeros(d), noise)
 
 
-def _local(found: list[theorem1_picture.Rate]) -> tuple[list[str], list[list[object]]]:
+def _local(found: list[theorem1_picture.Rate]) -> tables.Table:
     """Local slopes of idealised SVAG at some times."""
     times = (10, 100, 1_000, 10_000, 50_000)
     head = ["problem", *(f"t = {t:,}" for t in times)]
@@ -330,4 +328,4 @@ def _local(found: list[theorem1_picture.Rate]) -> tuple[list[str], list[list[obj
 
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
-    sys.exit(write())
+    write()

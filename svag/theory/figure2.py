@@ -1,20 +1,18 @@
 """The data of Figure 2: SGD and SSD with optimal local step sizes on four quadratics (§2.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from scipy.special import bdtr
 
-from svag.anatomy import METHODS
 from svag.errors import InvalidOption
-from svag.theory.dynamics import Contender, Trajectories, simulate
+from svag.theory.dynamics import Comparison, Contender, random_starts, simulate
 from svag.theory.factors import Array
 from svag.theory.quadratic import StochasticQuadratic
-from svag.theory.spectra import eigenvalues_structured, eigenvalues_uniform, random_rotation
+from svag.theory.spectra import SPECTRA, rotated_and_aligned
 
-Spectrum: TypeAlias = Literal["well-conditioned", "ill-conditioned"]
 Winner: TypeAlias = Literal["SGD", "tie", "SSD"]
 
 NOISE_LEVELS: Final = (0.0, 0.1, 4.0)
@@ -23,33 +21,18 @@ TIE: Final = (0.7, 1.5)
 SEEDS: Final = 100
 """Starts and noises a panel: enough for the median to be known to about a tenth with noise."""
 
-_OUTCOMES: Final[tuple[Winner, ...]] = get_args(Winner)
-_DRAW: Final = {
-    "well-conditioned": eigenvalues_uniform,
-    "ill-conditioned": eigenvalues_structured,
+CONTENDERS: Final[Mapping[str, Contender]] = {
+    "SGD": Contender.of("sgd", "optimal"),
+    "SSD": Contender.of("ssd", "optimal"),
 }
+"""The methods, with optimal local step sizes."""
+
+_OUTCOMES: Final[tuple[Winner, ...]] = get_args(Winner)
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One panel of Figure 2.
-
-    Attributes:
-        spectrum: which eigenvalues.
-        rotated: whether the eigenbasis is rotated at random, or axis-aligned.
-        problem: its Q and noise level; its minimum is at 0.
-        trajectories: of ``"SGD"`` and ``"SSD"``.
-    """
-
-    spectrum: Spectrum
-    rotated: bool
-    problem: StochasticQuadratic
-    trajectories: Trajectories
-
-    @property
-    def noise(self) -> float:
-        """The noise level nu."""
-        return self.problem.noise
+class Panel(Comparison):
+    """One panel of Figure 2: ``"SGD"`` and ``"SSD"`` on one problem."""
 
     @property
     def ratios(self) -> Array:
@@ -163,31 +146,20 @@ def figure2_panels(
     if not 0 < scale < np.inf:
         raise InvalidOption(f"scale={scale!r} must be positive and finite")
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    x_star = np.array(
-        [np.random.default_rng([seed, 1]).uniform(-scale, scale, dimension) for seed in chosen]
-    )
-    contenders = {
-        "SGD": Contender(METHODS["sgd"].anatomy, "optimal"),
-        "SSD": Contender(METHODS["ssd"].anatomy, "optimal"),
-    }
+    starts = random_starts(chosen, dimension, scale)
+    rng = np.random.default_rng(problem_seed)
     panels = []
-    for spectrum, rotated, Q in _matrices(dimension, problem_seed):  # noqa: N806
-        for noise in noise_levels:
-            problem = StochasticQuadratic(Q, np.zeros(dimension), noise)
-            result = simulate(
-                problem, contenders, steps, seeds=chosen, theta_0=-x_star, record=range(steps + 1)
-            )
-            panels.append(Panel(spectrum, rotated, problem, result))
+    for spectrum in SPECTRA:
+        for rotated, Q in rotated_and_aligned(spectrum, dimension, rng).items():  # noqa: N806
+            for noise in noise_levels:
+                problem = StochasticQuadratic(Q, np.zeros(dimension), noise)
+                found = simulate(
+                    problem,
+                    CONTENDERS,
+                    steps,
+                    seeds=chosen,
+                    theta_0=starts,
+                    record=range(steps + 1),
+                )
+                panels.append(Panel(spectrum, rotated, problem, found))
     return panels
-
-
-def _matrices(dimension: int, seed: int) -> list[tuple[Spectrum, bool, Array]]:
-    """The four matrices: each spectrum rotated and axis-aligned."""
-    rng = np.random.default_rng(seed)
-    matrices: list[tuple[Spectrum, bool, Array]] = []
-    for spectrum in ("well-conditioned", "ill-conditioned"):
-        eigenvalues = _DRAW[spectrum](dimension, rng)
-        rotation = random_rotation(dimension, rng)
-        matrices.append((spectrum, True, (rotation * eigenvalues) @ rotation.T))
-        matrices.append((spectrum, False, np.diag(eigenvalues)))
-    return matrices

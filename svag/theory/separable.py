@@ -183,7 +183,26 @@ def full_batch_iterates(
         lr = _default_lr(problem, method)
     if not (lr > 0 and np.isfinite(lr)):
         raise InvalidOption(f"lr={lr!r} must be positive and finite")
-    return _iterate(problem, rule, steps, lr)
+    return iterates(problem, rule, steps, lr)
+
+
+def iterates(problem: LeastSquares, rule: Rule, steps: int, lr: float) -> Iterator[Array]:
+    """Run a rule on the exact gradient of R from theta_0 = 0.
+
+    Args:
+        problem: what to minimise.
+        rule: gives gamma * d; it is used up.
+        steps: how many.
+        lr: step size > 0.
+
+    Yields:
+        theta_1, ..., theta_steps, (d,) each; not finite where the step size is too large.
+    """
+    theta = np.zeros(problem.X.shape[1])
+    for _ in range(steps):
+        with np.errstate(over="ignore", invalid="ignore"):
+            theta = theta - lr * rule(problem.gradient(theta))
+        yield theta
 
 
 def proportionality_error(theta: Array, direction: Array) -> float:
@@ -247,11 +266,3 @@ def _default_lr(problem: LeastSquares, method: FullBatch) -> float:
     if method in ("gd", "m-svag"):
         return 1 / problem.smoothness()
     return 0.1 if method == "adagrad" else 1e-3
-
-
-def _iterate(problem: LeastSquares, rule: Rule, steps: int, lr: float) -> Iterator[Array]:
-    theta = np.zeros(problem.X.shape[1])
-    for _ in range(steps):
-        with np.errstate(over="ignore", invalid="ignore"):
-            theta = theta - lr * rule(problem.gradient(theta))
-        yield theta

@@ -1,10 +1,15 @@
 """Spectra and orientations of the quadratics of Figure 2, and how axis-aligned they are (§2)."""
 
+from collections.abc import Callable, Mapping
+from typing import Final, Literal, TypeAlias
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from svag.errors import InvalidOption
 from svag.theory.factors import Array
+
+Spectrum: TypeAlias = Literal["well-conditioned", "ill-conditioned"]
 
 
 def eigenvalues_uniform(d: int, rng: np.random.Generator) -> Array:
@@ -37,6 +42,13 @@ def eigenvalues_structured(d: int, rng: np.random.Generator) -> Array:
     return np.concatenate([rng.uniform(0, 1, d - large), rng.uniform(30, 60, large)])
 
 
+SPECTRA: Final[Mapping[Spectrum, Callable[[int, np.random.Generator], Array]]] = {
+    "well-conditioned": eigenvalues_uniform,
+    "ill-conditioned": eigenvalues_structured,
+}
+"""What draws the eigenvalues of each spectrum of §2.2."""
+
+
 def random_rotation(d: int, rng: np.random.Generator) -> Array:
     """Draw a rotation matrix uniformly from SO(d), by Haar measure (§2.2).
 
@@ -56,6 +68,32 @@ def random_rotation(d: int, rng: np.random.Generator) -> Array:
     if np.linalg.slogdet(rotation)[0] < 0:
         rotation[:, 0] *= -1
     return np.asarray(rotation)
+
+
+def rotated_and_aligned(spectrum: Spectrum, d: int, rng: np.random.Generator) -> dict[bool, Array]:
+    """Draw eigenvalues and a rotation, and build a matrix with and without the rotation (§2.2).
+
+    Args:
+        spectrum: a key of :data:`SPECTRA`.
+        d: dimension, at least 1.
+        rng: draws the eigenvalues first, the rotation R next.
+
+    Returns:
+        ``{True: R Lambda R^T, False: Lambda}``, both of shape (d, d), with the same eigenvalues.
+
+    Raises:
+        InvalidOption: d is below 1.
+
+    Example:
+        >>> Q = rotated_and_aligned("well-conditioned", 2, np.random.default_rng(0))
+        >>> Q[False].round(3)
+        array([[0.737, 0.   ],
+               [0.   , 0.37 ]])
+        >>> np.linalg.eigvalsh(Q[True]).round(3)
+        array([0.37 , 0.737])
+    """
+    eigenvalues, rotation = SPECTRA[spectrum](d, rng), random_rotation(d, rng)
+    return {True: (rotation * eigenvalues) @ rotation.T, False: np.diag(eigenvalues)}
 
 
 def p_diag(Q: ArrayLike) -> float:  # noqa: N803
