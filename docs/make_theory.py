@@ -33,8 +33,7 @@ from svag.theory.figures import (
     theorem1_picture,
     wilson_picture,
 )
-from svag.theory.quadratic import StochasticQuadratic
-from svag.theory.spectra import SPECTRA, rotated_and_aligned
+from svag.theory.spectra import SPECTRA
 from svag.theory.wilson import wilson_comparison
 
 HERE: Final = Path(__file__).parent
@@ -59,7 +58,7 @@ def improvements() -> Section:
     for rotated in (True, False):
         for noise in (0.1, 1.0, 4.0):
             rng = np.random.default_rng(0)
-            problem = _problem(20, rotated, noise, rng)
+            problem = conditions.drawn_problem(rotated, noise, rng)
             theta = rng.uniform(-1, 1, 20)
             gradients = problem.sample_gradients(theta, _SAMPLES, rng)
             sgd = problem.expected_improvement(theta, -gradients)
@@ -93,7 +92,7 @@ def improvements() -> Section:
 def covariance() -> Section:
     """Which of nu^2 Q and nu^2 Q Q is the covariance of a stochastic gradient."""
     rng = np.random.default_rng(0)
-    problem = _problem(20, True, 1.0, rng)
+    problem = conditions.drawn_problem(True, 1.0, rng)
     sample = np.cov(problem.sample_gradients(np.zeros(20), _SAMPLES, rng).T)
     wanted = {"Q": problem.Q, "QQ": problem.Q @ problem.Q}
     distance = {
@@ -308,11 +307,6 @@ def write(names: Iterable[str] = SECTIONS) -> None:
 def _tidy(text: str) -> str:
     """Leave one empty line where tables leave more."""
     return re.sub(r"\n{3,}", "\n\n", text)
-
-
-def _problem(d: int, rotated: bool, noise: float, rng: np.random.Generator) -> StochasticQuadratic:
-    matrix = rotated_and_aligned("well-conditioned", d, rng)[rotated]
-    return StochasticQuadratic(matrix, np.zeros(d), noise)
 
 
 def _local(found: list[theorem1_picture.Rate]) -> tables.Table:

@@ -1,6 +1,6 @@
 """Any set of methods on a stochastic quadratic problem, many seeds at once.
 
-Every method sees the same noise, so that two of them differ by what they make of it. The state is
+Every method sees the same noise, so that they differ only by what they do with it. The state is
 theta - x*, and its gradient Q (theta - x*): suboptimality then keeps its relative accuracy down to
 1e-300 instead of sinking into the round-off of theta.
 """
@@ -161,7 +161,12 @@ def random_starts(seeds: Sequence[int], dimension: int, scale: float = 10.0) -> 
 
     Returns:
         The starts, (S, d).
+
+    Raises:
+        InvalidOption: the scale is not positive and finite.
     """
+    if not 0 < scale < np.inf:
+        raise InvalidOption(f"scale={scale!r} must be positive and finite")
     rngs = [np.random.default_rng([seed, 1]) for seed in seeds]
     return -np.array([rng.uniform(-scale, scale, dimension) for rng in rngs])
 

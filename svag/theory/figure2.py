@@ -19,7 +19,7 @@ NOISE_LEVELS: Final = (0.0, 0.1, 4.0)
 TIE: Final = (0.7, 1.5)
 """Between these ratios of suboptimality neither method wins."""
 SEEDS: Final = 100
-"""Starts and noises a panel: enough for the median to be known to about a tenth with noise."""
+"""Seeds of each panel: with noise, enough to know the median to about a tenth."""
 
 CONTENDERS: Final[Mapping[str, Contender]] = {
     "SGD": Contender.of("sgd", "optimal"),
@@ -69,18 +69,18 @@ class Panel(Comparison):
 
 
 def suboptimality_ratios(sgd: Array, ssd: Array) -> Array:
-    """SGD's suboptimality over SSD's for each seed; 1 where both are the same, 0 or not."""
+    """SGD's suboptimality over SSD's for each seed; 1 where they are equal, also at 0."""
     with np.errstate(divide="ignore", over="ignore"):
         return np.divide(sgd, ssd, out=np.ones(len(sgd)), where=sgd != ssd)
 
 
 def median_interval(values: Array, level: float = 0.95) -> tuple[float, float]:
-    """Return an interval for the median of what the values are independent draws of.
+    """Return an interval for the median of the distribution that the values are drawn from.
 
-    It reaches from the k-th smallest value to the k-th largest, k being the largest number for
-    which fewer than k of n draws are below the median with at most the probability
-    (1 - level)/2, which is binomial whatever the distribution. For few values, five at 95 %, it is
-    (-inf, inf).
+    It reaches from the k-th smallest value to the k-th largest. k is the largest number for which
+    P[fewer than k of n draws are below the median] <= (1 - level)/2; how many are below it is
+    binomial, whatever the distribution. Five values or fewer have no such k at 95 %, and the
+    interval is (-inf, inf).
 
     Args:
         values: independent draws, (n,).
@@ -115,13 +115,13 @@ def figure2_panels(
     """Run SGD and SSD on 4 problems at each noise level.
 
     The paper does not give theta_0 and x*, of which only the difference matters. Ours: theta_0 =
-    0, x* ~ U[-scale, scale]^d, drawn for each seed; the matrices are drawn once and the minimum
-    is put at 0. Scaling both theta_0 - x* and nu by c multiplies every suboptimality by c^2: a
-    start c times as far away is a noise level c times as low, and without noise the ratio of the
-    two methods does not depend on the scale.
+    0, x* ~ U[-scale, scale]^d, drawn for each seed; the matrices are drawn once. Scaling both
+    theta_0 - x* and nu by c multiplies every suboptimality by c^2: a start c times as far away is
+    a noise level c times as low, and without noise the ratio of the two methods does not depend
+    on the scale.
 
-    All panels of a call see the same seeds, so that their errors go together; to see how much the
-    draw of the matrices matters, give each ``problem_seed`` seeds of its own.
+    All panels of a call have the same seeds, so that their errors are correlated; to see how much
+    the draw of the matrices matters, give each ``problem_seed`` seeds of its own.
 
     Args:
         seeds: how many draws of x* and noise, or which.
@@ -143,8 +143,6 @@ def figure2_panels(
         >>> len(panels), panels[0].rotated, panels[-1].noise
         (12, True, 4.0)
     """
-    if not 0 < scale < np.inf:
-        raise InvalidOption(f"scale={scale!r} must be positive and finite")
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     starts = random_starts(chosen, dimension, scale)
     rng = np.random.default_rng(problem_seed)

@@ -74,8 +74,8 @@ class ErrorRate:
 def wilson_test_error(theta: Array, p: float = 0.7, *, n: int = 10_000, seed: int = 0) -> ErrorRate:
     """Measure theta on fresh examples of :func:`wilson_data`.
 
-    The features that a fresh example owns are none of those that theta was trained on, so that
-    its score is y theta_1 + theta_2 + theta_3 and nothing else has to be built.
+    The features that only a fresh example has are none of those that theta was trained on. Its
+    score is therefore y theta_1 + theta_2 + theta_3, and no feature has to be built.
 
     Args:
         theta: trained parameter, (3 + 5 n_train,); its first three entries are read.
@@ -94,7 +94,7 @@ def wilson_test_error(theta: Array, p: float = 0.7, *, n: int = 10_000, seed: in
         )
     _check_majority(p)
     score = {y: y * (y * theta[0] + theta[1] + theta[2]) for y in (1, -1)}
-    wrong = {y: not score[y] > 0 for y in score}  # NaN is wrong, too
+    wrong = {y: not score[y] > 0 for y in score}  # NaN is wrong
     positive = int((np.random.default_rng([seed, 1]).random(n) < p).sum())
     errors = positive * wrong[1] + (n - positive) * wrong[-1]
     return ErrorRate(
@@ -112,8 +112,8 @@ class Course:
     Attributes:
         method: one of :data:`~svag.theory.separable.FULL_BATCH`.
         distances: proportionality errors of the iterates before the first with
-            |X theta - y| <= 1e-6 |y|; beyond it the residual drowns in round-off, and the lemmas
-            with it.
+            |X theta - y| <= 1e-6 |y|; from there on round-off dominates the residual, which the
+            lemmas do not cover.
         end: the last iterate, (d,).
     """
 
@@ -129,7 +129,12 @@ def course(problem: LeastSquares, method: FullBatch, steps: int) -> Course:
         problem: with labels y and features X.
         method: one of :data:`~svag.theory.separable.FULL_BATCH`, with its default step size.
         steps: how many, at least 1.
+
+    Raises:
+        InvalidOption: there is no such method, or no step.
     """
+    if steps < 1:
+        raise InvalidOption(f"steps={steps!r}; take at least 1")
     line, least = problem.sign_direction(), _SOLVED * np.linalg.norm(problem.y)
     distances: list[float] = []
     solved = False
@@ -190,8 +195,6 @@ def wilson_comparison(
         >>> round(rows["sign-descent"].test_error.expected, 12), rows["gd"].test_error.expected
         (0.3, 0.0)
     """
-    if steps < 1:
-        raise InvalidOption(f"steps={steps!r}; take at least 1")
     problem = wilson_data(n, p, seed=seed)
     max_margin = problem.max_margin()
     return [
@@ -220,10 +223,18 @@ def clopper_pearson(successes: int, n: int, level: float = 0.95) -> tuple[float,
     Returns:
         Both ends, in [0, 1].
 
+    Raises:
+        InvalidOption: a number is outside its range.
+
     Example:
         >>> [round(end, 4) for end in clopper_pearson(0, 20)]
         [0.0, 0.1684]
     """
+    if not (0 <= successes <= n >= 1 and 0 < level < 1):
+        raise InvalidOption(
+            f"successes={successes!r}, n={n!r}, level={level!r}: it takes 0 <= successes <= n, "
+            "n >= 1 and 0 < level < 1"
+        )
     tail = (1 - level) / 2
     low = betaincinv(successes, n - successes + 1, tail) if successes > 0 else 0.0
     high = betaincinv(successes + 1, n - successes, 1 - tail) if successes < n else 1.0

@@ -77,7 +77,16 @@ def log_y(axes: Axes, ticks: int = 5) -> None:
 
 
 def save(figure: Figure, directory: Path, stem: str) -> list[Path]:
-    """Write ``stem.png`` and ``stem.svg`` into a folder, and return their paths."""
+    """Save a picture twice.
+
+    Args:
+        figure: the picture.
+        directory: folder, which exists.
+        stem: of ``stem.png`` and ``stem.svg``.
+
+    Returns:
+        Both paths.
+    """
     png, svg = directory / f"{stem}.png", directory / f"{stem}.svg"
     figure.savefig(png, dpi=_DPI, metadata={"Software": None})
     figure.savefig(svg, metadata={"Date": None, "Creator": None})

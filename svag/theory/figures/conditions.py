@@ -1,4 +1,4 @@
-"""Conditions that statements of the paper need beside those it names, measured with and without.
+"""Conditions that statements of the paper need but it does not name, measured with and without.
 
 Each function returns the numbers and tables of one section of ``docs/theory.md``.
 """
@@ -35,10 +35,24 @@ from svag.theory.wilson import wilson_data
 Section = dict[str, Any]
 
 _BETA: Final = 0.9
-_D: Final = 20
 _N: Final = 50
 _PROBLEMS: Final = 1_000
 _RUNS: Final = 5_000
+
+
+def drawn_problem(
+    rotated: bool, noise: float, rng: np.random.Generator, d: int = 20
+) -> StochasticQuadratic:
+    """Draw a well-conditioned problem with its minimum at 0.
+
+    Args:
+        rotated: whether its eigenbasis is rotated at random.
+        noise: nu.
+        rng: draws eigenvalues and rotation, whether rotated or not.
+        d: dimension.
+    """
+    matrix = rotated_and_aligned("well-conditioned", d, rng)[rotated]
+    return StochasticQuadratic(matrix, np.zeros(d), noise)
 
 
 def interaction() -> Section:
@@ -58,10 +72,9 @@ def interaction() -> Section:
 def _interaction(rotated: bool, noise: float) -> tuple[float, float]:
     """E[s^T Q s]/tr Q, and the largest change of an E[s_i] when Q becomes Q^2."""
     rng = np.random.default_rng(0)
-    matrix = rotated_and_aligned("well-conditioned", _D, rng)[rotated]
-    problem = StochasticQuadratic(matrix, np.zeros(_D), noise)
-    squared = StochasticQuadratic(problem.Q @ problem.Q, np.zeros(_D), noise)
-    theta = rng.uniform(-1, 1, _D)
+    problem = drawn_problem(rotated, noise, rng)
+    squared = StochasticQuadratic(problem.Q @ problem.Q, problem.x_star, noise)
+    theta = rng.uniform(-1, 1, problem.dimension)
     change = squared.expected_sign(theta) - problem.expected_sign(theta)
     curvature = float(problem.expected_sign_curvature(theta) / np.trace(problem.Q))
     return curvature, float(np.abs(change).max())

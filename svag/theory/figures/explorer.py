@@ -37,11 +37,12 @@ class Grid:
         steps: of the curves.
         eigenvalues: of each spread.
         p_diag: of each spread and angle.
-        cells: for each spread, angle and noise level: ``SGD`` and ``SSD``, each low, median and
-            high of the seeds' suboptimality by step; ``at SGD`` and ``at SSD``, the expected
-            improvements of the best next step of SGD, of SSD, and of SSD by Eq. (14), as shares
-            of the suboptimality, medians over the seeds' iterates by step; ``ratio``, the median
-            of the final ratios between the ends of its interval (95 % or more).
+        cells: for each spread, angle and noise level. ``SGD`` and ``SSD``: 5 %, 50 % and 95 %
+            quantiles over seeds of the method's suboptimality, by step. ``at SGD`` and
+            ``at SSD``: what the best next step from that method's iterates is expected to gain,
+            as a share of the suboptimality, by SGD, by SSD, and by SSD according to Eq. (14);
+            medians over seeds, by step. ``ratio``: the final SGD/SSD, as low end of the interval
+            of the median (95 % or more), median and high end.
     """
 
     steps: list[int]

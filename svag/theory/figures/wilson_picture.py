@@ -68,7 +68,7 @@ def measure(sizes: Sequence[int] = SIZES, sets: int = SETS, steps: int = STEPS) 
     Args:
         sizes: training examples n.
         sets: training sets of each size, each with fresh examples of its own.
-        steps: of each method, at least 2.
+        steps: of each method, at least 1.
 
     Returns:
         For each size and method, the errors after one step and after the last.
@@ -146,13 +146,13 @@ def _run(method: FullBatch, n: int, seed: int, steps: int) -> list[list[float]]:
     """Test and training error after the first step and after the last."""
     seed += 1000 * n
     problem = wilson_data(n, MAJORITY, seed=seed)
-    first, *_, last = full_batch_iterates(problem, method, steps)
+    iterates = list(full_batch_iterates(problem, method, steps))
     return [
         [
             wilson_test_error(theta, MAJORITY, n=FRESH, seed=seed).estimate,
             problem.train_error(theta),
         ]
-        for theta in (first, last)
+        for theta in (iterates[0], iterates[-1])
     ]
 
 
