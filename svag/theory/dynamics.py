@@ -155,7 +155,7 @@ def random_starts(seeds: Sequence[int], dimension: int, scale: float = 10.0) -> 
     """Draw theta_0 - x* for each seed, with theta_0 = 0 and x* ~ U[-scale, scale]^d.
 
     Args:
-        seeds: one a start; a seed's start does not depend on the other seeds.
+        seeds: one for each start; a seed's start does not depend on the other seeds.
         dimension: d.
         scale: half the width of the distribution of each entry.
 
@@ -234,7 +234,7 @@ def follow(
     start: Array,
     noise: Iterable[Array],
 ) -> Iterator[tuple[Array, Array]]:
-    """Run methods on noise that is given, and yield where they are before each step and at the end.
+    """Run methods on given noise, and yield where they are before each step and at the end.
 
     Args:
         problem: whose Q, noise level and optimal step sizes count; its minimum does not.

@@ -138,6 +138,7 @@ def _clean(matrix: Array) -> Array:
 
 
 def _cell(problem: StochasticQuadratic, starts: Array, record: list[int]) -> dict[str, Any]:
+    # At the minimum a stochastic gradient is nothing but its noise.
     noise = problem.sample_gradients(np.zeros_like(starts), record[-1], np.random.default_rng(0))
     states = enumerate(follow(problem, CONTENDERS, starts, noise))
     paths = np.array([away.copy() for step, (away, _) in states if step in record])  # (R, K, S, d)

@@ -38,9 +38,9 @@ class DiagonalMass:
         d: dimension.
         rotations: how many.
         exact: d times the mean of p_diag.
-        exact_error: its standard error.
         bound: d times the mean of the paper's lower bound.
-        bound_error: its standard error.
+        exact_error: standard error of ``exact``.
+        bound_error: standard error of ``bound``.
         closed_form: d times :func:`~svag.theory.p_diag_mean` of the distribution.
     """
 
@@ -48,8 +48,8 @@ class DiagonalMass:
     d: int
     rotations: int
     exact: float
-    exact_error: float
     bound: float
+    exact_error: float
     bound_error: float
     closed_form: float
 
@@ -90,16 +90,8 @@ def _measured(spectrum: Spectrum, d: int, rotations: int) -> DiagonalMass:
         exact = p_diag((rotation * eigenvalues) @ rotation.T)
         values[n] = d * exact, d * p_diag_bound(eigenvalues, rotation)
     mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(rotations)
-    return DiagonalMass(
-        spectrum=spectrum,
-        d=d,
-        rotations=rotations,
-        exact=float(mean[0]),
-        exact_error=float(error[0]),
-        bound=float(mean[1]),
-        bound_error=float(error[1]),
-        closed_form=d * p_diag_mean(_distribution(spectrum), d),
-    )
+    closed_form = d * p_diag_mean(_distribution(spectrum), d)
+    return DiagonalMass(spectrum, d, rotations, *mean.tolist(), *error.tolist(), closed_form)
 
 
 @cache
