@@ -5,7 +5,6 @@ Run ``python docs/make_theory.py`` from the repository's root; it takes three to
 
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,15 +26,14 @@ from svag.theory.factors import (
 from svag.theory.figure2 import SEEDS, figure2_panels
 from svag.theory.figures import (
     conditions,
-    diagonal_mass,
-    generalization,
-    quadratics,
-    rates,
-    sketch,
+    figure2_picture,
+    figure4_picture,
+    p_diag_picture,
     tables,
+    theorem1_picture,
+    wilson_picture,
 )
-from svag.theory.quadratic import StochasticQuadratic
-from svag.theory.spectra import eigenvalues_structured, eigenvalues_uniform, random_rotation
+from svag.theory.spectra import SPECTRA
 from svag.theory.wilson import wilson_comparison
 
 HERE: Final = Path(__file__).parent
@@ -60,7 +58,7 @@ def improvements() -> Section:
     for rotated in (True, False):
         for noise in (0.1, 1.0, 4.0):
             rng = np.random.default_rng(0)
-            problem = _problem(20, rotated, noise, rng)
+            problem = conditions.drawn_problem(rotated, noise, rng)
             theta = rng.uniform(-1, 1, 20)
             gradients = problem.sample_gradients(theta, _SAMPLES, rng)
             sgd = problem.expected_improvement(theta, -gradients)
@@ -82,7 +80,7 @@ def improvements() -> Section:
     head = ["basis", "nu", "SGD, Eq. (13)", "Monte Carlo", "SSD, exact", "Monte Carlo"]
     head += ["SSD, Eq. (14)", "exact/bound"]
     shares = []
-    for draw in (eigenvalues_uniform, eigenvalues_structured):
+    for draw in SPECTRA.values():
         rng = np.random.default_rng(0)
         eigenvalues = draw(100, rng)
         away = rng.uniform(-10, 10, 100)
@@ -94,7 +92,7 @@ def improvements() -> Section:
 def covariance() -> Section:
     """Which of nu^2 Q and nu^2 Q Q is the covariance of a stochastic gradient."""
     rng = np.random.default_rng(0)
-    problem = _problem(20, True, 1.0, rng)
+    problem = conditions.drawn_problem(True, 1.0, rng)
     sample = np.cov(problem.sample_gradients(np.zeros(20), _SAMPLES, rng).T)
     wanted = {"Q": problem.Q, "QQ": problem.Q @ problem.Q}
     distance = {
@@ -106,14 +104,14 @@ def covariance() -> Section:
 
 def ratios() -> Section:
     """Figure 2's ratios beside the band, and Figure 2."""
-    panels = figure2_panels(seeds=quadratics.PRECISE)
-    scales = quadratics.by_scale()
-    quadratics.draw(PICTURES, panels, scales, page=False)
-    found = quadratics.verdicts(panels)
+    panels = figure2_panels(seeds=figure2_picture.PRECISE)
+    scales = figure2_picture.by_scale()
+    figure2_picture.draw(PICTURES, panels, scales, page=False)
+    found = figure2_picture.verdicts(panels)
     return {
-        "seeds": quadratics.PRECISE,
-        "scales": tables.markdown(*quadratics.scale_table(scales)),
-        "table": tables.markdown(*quadratics.table([verdict.panel for verdict in found])),
+        "seeds": figure2_picture.PRECISE,
+        "scales": tables.markdown(*figure2_picture.scale_table(scales)),
+        "table": tables.markdown(*figure2_picture.table([verdict.panel for verdict in found])),
         "agree": sum(verdict.agrees for verdict in found),
         "out": [verdict for verdict in found if not verdict.agrees],
         "ratio": [tables.text(verdict.panel.ratio) for verdict in found],
@@ -140,7 +138,7 @@ def scale() -> Section:
         interval = tables.interval(float(medians.min()), float(medians.max()))
         rows.append(
             [
-                quadratics.name(panels[0]),
+                panels[0].name,
                 f"{panels[0].noise:g}",
                 float(np.median(medians)),
                 interval,
@@ -178,7 +176,7 @@ def lemma1() -> Section:
     head = ["noise", "Eq. (15)", "from samples", "Eq. (16) for a Gaussian", "from samples"]
     eta = np.linspace(0, 1, 10_001)[1:]
     below = gamma_erf(eta) - gamma_sqrt(eta)
-    gap, found = largest_gap(), sketch.sketch()
+    gap, found = largest_gap(), figure4_picture.example()
     return {
         "table": tables.markdown(head, rows),
         "samples": _LARGE,
@@ -211,7 +209,7 @@ def lines() -> Section:
     """Lemmas 2 and 3: how far every method goes from the line through sign(X^T y)."""
     rows: list[list[object]] = [
         [
-            generalization.NAMES[row.method],
+            wilson_picture.NAMES[row.method],
             row.compared,
             _distances(row.nearest, row.farthest),
             f"{row.train_error:g}",
@@ -232,33 +230,33 @@ def _distances(nearest: float, farthest: float) -> str:
 
 def p_diag() -> Section:
     """Diagonal mass of rotated matrices."""
-    found = diagonal_mass.measure()
-    diagonal_mass.draw(PICTURES, found)
-    return {"table": tables.markdown(*diagonal_mass.table(found))}
+    found = p_diag_picture.measure()
+    p_diag_picture.draw(PICTURES, found)
+    return {"table": tables.markdown(*p_diag_picture.table(found))}
 
 
 def theorem1() -> Section:
     """Theorem 1: constants and slopes."""
-    found = rates.measure()
-    rates.draw(PICTURES, found)
+    found = theorem1_picture.measure()
+    theorem1_picture.draw(PICTURES, found)
     local = [rate for rate in found if rate.spectrum == "ill-conditioned"]
     return {
-        "table": tables.markdown(*rates.table(found)),
-        "steps": f"{rates.STEPS:,}",
-        "seeds": rates.SEEDS,
+        "table": tables.markdown(*theorem1_picture.table(found)),
+        "steps": f"{theorem1_picture.STEPS:,}",
+        "seeds": theorem1_picture.SEEDS,
         "local": tables.markdown(*_local(local)),
     }
 
 
 def wilson() -> Section:
     """Test errors on Wilson et al.'s data."""
-    found = generalization.measure()
-    generalization.draw(PICTURES, found)
+    found = wilson_picture.measure()
+    wilson_picture.draw(PICTURES, found)
     return {
-        "table": tables.markdown(*generalization.table(found)),
-        "sets": generalization.SETS,
-        "fresh": f"{generalization.FRESH:,}",
-        "steps": generalization.STEPS,
+        "table": tables.markdown(*wilson_picture.table(found)),
+        "sets": wilson_picture.SETS,
+        "fresh": f"{wilson_picture.FRESH:,}",
+        "steps": wilson_picture.STEPS,
     }
 
 
@@ -311,13 +309,7 @@ def _tidy(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def _problem(d: int, rotated: bool, noise: float, rng: np.random.Generator) -> StochasticQuadratic:
-    eigenvalues, rotation = eigenvalues_uniform(d, rng), random_rotation(d, rng)
-    basis = rotation if rotated else np.eye(d)
-    return StochasticQuadratic((basis * eigenvalues) @ basis.T, np.zeros(d), noise)
-
-
-def _local(found: list[rates.Rate]) -> tuple[list[str], list[list[object]]]:
+def _local(found: list[theorem1_picture.Rate]) -> tables.Table:
     """Local slopes of idealised SVAG at some times."""
     times = (10, 100, 1_000, 10_000, 50_000)
     head = ["problem", *(f"t = {t:,}" for t in times)]
@@ -330,4 +322,4 @@ def _local(found: list[rates.Rate]) -> tuple[list[str], list[list[object]]]:
 
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
-    sys.exit(write())
+    write()

@@ -38,8 +38,8 @@ def rho(beta: float, t: int) -> float:
     rho(beta, t) = (1 - beta)(1 + beta^(t+1)) / ((1 + beta)(1 - beta^(t+1))) = sum_s c_s^2; 1 at
     t = 0, where the paper's §4.4 says 0 in error.
 
-    It is that only for gradients which are uncorrelated and have one variance, as Eq. (20) takes
-    for granted: :mod:`svag.theory.drift` has the variance for those that have not.
+    This holds for gradients that are uncorrelated and have one variance, as Eq. (20) assumes. For
+    others see :mod:`svag.theory.drift`.
 
     Args:
         beta: decay, in [0, 1).
@@ -57,7 +57,7 @@ def rho(beta: float, t: int) -> float:
 
 
 def averaging_weights(beta: float, t: int) -> Array:
-    """c_0, ..., c_t, which m_t weighs the gradients with; their sum is 1.
+    """Weights c_0, ..., c_t of the gradients in m_t; their sum is 1.
 
     Args:
         beta: decay, in [0, 1).
@@ -86,9 +86,9 @@ def mean_and_variance(gradients: ArrayLike, beta: float) -> tuple[Array, Array]:
     beta times that average for the m and v of Eqs. (4) and (5) before they are debiased.)
 
     Subtracting m^2 from v instead loses all digits of the variance, in float32, where the mean is
-    3,000 standard deviations away from 0. No factor shows it: at mean/sd = 1, 10, ..., 10,000 the
-    gamma of M-SVAG, m^2/(m^2 + rho s), has relative errors of at most 5e-7 by subtraction (the
-    largest at 1, from the rounding of m), since s counts beside m^2 only. So the optimizers,
+    3,000 standard deviations away from 0. M-SVAG's factor m^2/(m^2 + rho s) does not suffer from
+    that, since s is then small beside m^2: at mean/sd = 1, 10, ..., 10,000 its relative error by
+    subtraction is at most 5e-7 (the largest at 1, from the rounding of m). So the optimizers,
     which have to keep ``exp_avg_sq`` as Adam does, gain nothing from this form.
 
     Args:
@@ -125,7 +125,7 @@ def mean_and_variance(gradients: ArrayLike, beta: float) -> tuple[Array, Array]:
 
 
 def check_decay(beta: float) -> None:
-    """Refuse what is no decay.
+    """Refuse a decay outside [0, 1).
 
     Raises:
         InvalidOption: beta is not in [0, 1).

@@ -1,13 +1,13 @@
-"""What moving averages and mini-batches see of gradients that move, or depend on one another.
+"""What the two estimates of the variance are where gradients drift or depend on one another.
 
-Eqs. (19) to (25) take a mean and a variance that stay, and gradients that are independent
-(Assumption 1). Here is what the two estimates of the variance are on average without that:
+Eqs. (19) to (25) assume that mean and variance stay the same and that gradients are independent
+(Assumption 1). Without that:
 
-- s_t = (v_t - m_t^2)/(1 - rho), from moving averages, counts the way of the mean as noise;
-- r_t = sum_s c_s^2 s_s, from inside the mini-batches, is blind to how the mean moves and to how
+- s_t = (v_t - m_t^2)/(1 - rho), from moving averages, counts the movement of the mean as noise;
+- r_t = sum_s c_s^2 s_s, from inside the mini-batches, sees neither how the mean moves nor how
   gradients at different steps depend on one another, both of which are in the variance of m_t.
 
-Everything is about one coordinate; arrays hold one number a step.
+Everything is about one coordinate; arrays hold one number for each step.
 """
 
 from typing import Final, Literal, get_args
@@ -32,13 +32,13 @@ def expected_variance_estimate(
         mu = sum_s c_s mu_s
 
     divided by 1 - rho = 1 - sum_s c_s^2. With one variance sigma^2 that is sigma^2 + (weighted
-    variance of the path)/(1 - rho): what drifts counts as noise.
+    variance of the path)/(1 - rho): drift counts as noise.
 
     Args:
         means: mu_0, ..., mu_t, the true gradient at each step, (t + 1,), t >= 1.
         variances: sigma_s^2 >= 0 of each gradient, or one for all.
         beta: decay of both averages, in (0, 1).
-        corrected: False leaves the division out, as Adam does.
+        corrected: False omits the division by 1 - rho, as Adam does.
 
     Raises:
         InvalidOption: there are fewer than two steps, beta is outside its range (at 0 the
@@ -68,7 +68,7 @@ def expected_variance_estimate(
 
 
 def linear_drift_bias(slope: float, beta: float) -> float:
-    """What a gradient that changes by b a step adds to s_t in the long run.
+    """Bias of s_t in the long run, where the mean gradient changes by b each step.
 
         b^2 (1 + beta)/(2 (1 - beta)^2)
 
@@ -125,9 +125,9 @@ def epoch_covariance(batches: int, steps: int) -> Array:
 
         cov[g_r, g_s]/sigma^2 = (1 if r = s, else 0) - (1/N if r and s are in one epoch, else 0)
 
-    N mini-batches make an epoch, and their mean is the full gradient exactly, whence -1/N;
-    sigma^2 is what s estimates inside a mini-batch without bias: S^2/B, S^2 the variance over the
-    data with the divisor M - 1. Every epoch is shuffled anew.
+    The -1/N comes from the N mini-batches of an epoch, whose mean is the full gradient exactly.
+    sigma^2 = S^2/B for mini-batches of size B and the variance S^2 over the M data, with the
+    divisor M - 1; inside a mini-batch s estimates it without bias. Every epoch is shuffled anew.
 
     Args:
         batches: N, mini-batches of one size that make an epoch.
@@ -150,7 +150,7 @@ def epoch_covariance(batches: int, steps: int) -> Array:
 
 
 def stationary_overestimate(curvature_step: float, beta: float, method: Method = "sgd") -> float:
-    """How many times too large r_t is for the variance of m_t along a stationary path.
+    """Ratio of r_t to the variance of m_t along a stationary path.
 
     On a quadratic of one dimension with curvature lam and independent noise sigma^2, a constant
     step size alpha leads to a stationary path, a = alpha lam. Each step takes back a share a of the
@@ -162,8 +162,8 @@ def stationary_overestimate(curvature_step: float, beta: float, method: Method =
         M-SGD:  var[m] = 2 (1 - beta) sigma^2 / (2 (1 + beta) - (1 - beta) a);
                 r/var[m] = 1 - a (1 - beta)/(2 (1 + beta))
 
-    At a = 0.1, beta = 0.9 that is 1.805 along the path of SGD, where m is only looked at, and 0.997
-    along that of M-SGD, where m is what moves theta.
+    At a = 0.1, beta = 0.9 that is 1.805 along the path of SGD, which does not use m, and 0.997
+    along that of M-SGD, which moves by m.
 
     Args:
         curvature_step: a = alpha lam, in (0, 2) for SGD, in (0, 2 (1 + beta)/(1 - beta)) for

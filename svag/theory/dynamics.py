@@ -1,13 +1,13 @@
 """Any set of methods on a stochastic quadratic problem, many seeds at once.
 
-Every method sees the same noise, so that two of them differ by what they make of it. The state is
+Every method sees the same noise, so that they differ only by what they do with it. The state is
 theta - x*, and its gradient Q (theta - x*): suboptimality then keeps its relative accuracy down to
 1e-300 instead of sinking into the round-off of theta.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, repeat
+from itertools import islice, repeat
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
@@ -18,6 +18,7 @@ from svag.errors import InvalidOption
 from svag.theory.factors import Array
 from svag.theory.quadratic import StochasticQuadratic
 from svag.theory.rules import AnatomyRule, ratio
+from svag.theory.spectra import Spectrum
 
 StepSize: TypeAlias = float | Callable[[int], float] | Literal["optimal"]
 Steps: TypeAlias = NDArray[np.int_]
@@ -123,6 +124,53 @@ def log_spaced(steps: int, per_decade: int = 40) -> Steps:
     return np.unique(np.append(0, np.rint(points))).astype(int)
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Methods on one of the quadratic problems of §2.2.
+
+    Attributes:
+        spectrum: which eigenvalues.
+        rotated: whether the eigenbasis is rotated at random, or axis-aligned.
+        problem: its Q and noise level; its minimum is at 0.
+        trajectories: of the methods.
+    """
+
+    spectrum: Spectrum
+    rotated: bool
+    problem: StochasticQuadratic
+    trajectories: Trajectories
+
+    @property
+    def name(self) -> str:
+        """Spectrum and orientation in words."""
+        return f"{self.spectrum}, {'rotated' if self.rotated else 'axis-aligned'}"
+
+    @property
+    def noise(self) -> float:
+        """The noise level nu."""
+        return self.problem.noise
+
+
+def random_starts(seeds: Sequence[int], dimension: int, scale: float = 10.0) -> Array:
+    """Draw theta_0 - x* for each seed, with theta_0 = 0 and x* ~ U[-scale, scale]^d.
+
+    Args:
+        seeds: one for each start; a seed's start does not depend on the other seeds.
+        dimension: d.
+        scale: half the width of the distribution of each entry.
+
+    Returns:
+        The starts, (S, d).
+
+    Raises:
+        InvalidOption: the scale is not positive and finite.
+    """
+    if not 0 < scale < np.inf:
+        raise InvalidOption(f"scale={scale!r} must be positive and finite")
+    rngs = [np.random.default_rng([seed, 1]) for seed in seeds]
+    return -np.array([rng.uniform(-scale, scale, dimension) for rng in rngs])
+
+
 def simulate(
     problem: StochasticQuadratic,
     contenders: Mapping[str, Contender],
@@ -168,85 +216,89 @@ def simulate(
             "and one seed are needed, and no negative number of steps"
         )
     t = _recorded(steps, record)
-    state = np.stack([_start(problem, theta_0, len(chosen))] * len(contenders))  # (K, S, d)
-    values = np.empty((*state.shape[:2], len(t)))
-    quadratic = _Centred(problem)
-    players = [_Player(quadratic, contender) for contender in contenders.values()]
-    noise = quadratic.noise(chosen, steps)
+    start = _start(problem, theta_0, len(chosen))
+    values = np.empty((len(contenders), len(chosen), len(t)))
+    states = follow(problem, contenders, start, _noise(problem, chosen, steps))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        for step in count():
-            gradients = quadratic.times(state)
+        for step, (away, gradient) in enumerate(islice(states, int(t[-1]) + 1)):
             column = np.searchsorted(t, step)
             if t[column] == step:
-                values[..., column] = np.sum(state * gradients, axis=-1) / 2
-            if step == t[-1]:
-                break
-            sample = next(noise)
-            for k, player in enumerate(players):
-                state[k] -= player.update(step, state[k], gradients[k], sample)
+                values[..., column] = np.sum(away * gradient, axis=-1) / 2
     values[np.isnan(values)] = np.inf
     return Trajectories(t, dict(zip(contenders, values, strict=True)), chosen)
 
 
-class _Centred:
-    """A problem as a function of theta - x*, the only thing that its gradients depend on."""
+def follow(
+    problem: StochasticQuadratic,
+    contenders: Mapping[str, Contender],
+    start: Array,
+    noise: Iterable[Array],
+) -> Iterator[tuple[Array, Array]]:
+    """Run methods on given noise, and yield where they are before each step and at the end.
 
-    def __init__(self, problem: StochasticQuadratic) -> None:
-        self.problem = StochasticQuadratic(problem.Q, np.zeros(problem.dimension), problem.noise)
-        self.std = problem.gradient_std()
-        diagonal = np.diagonal(problem.Q)
-        self._axis_aligned = np.count_nonzero(problem.Q) == np.count_nonzero(diagonal)
-        self._diagonal = diagonal
+    Args:
+        problem: whose Q, noise level and optimal step sizes count; its minimum does not.
+        contenders: K methods, by any name.
+        start: theta_0 - x*, (S, d), the same for all methods.
+        noise: g - grad L of each step, (S, d), the same for all methods.
 
-    def times(self, vectors: Array) -> Array:
-        """Q times each vector."""
-        if self._axis_aligned:
-            return vectors * self._diagonal
-        return np.asarray(vectors @ self.problem.Q)
-
-    def noise(self, seeds: Sequence[int], steps: int) -> Iterator[Array]:
-        """Yield g - grad L = -Q (x - x*) of every step, (S, d); each seed has its own stream."""
-        shape = len(seeds), self.problem.dimension
-        if self.problem.noise == 0:
-            yield from repeat(np.zeros(shape), steps)
-            return
-        generators = [np.random.default_rng(seed) for seed in seeds]
-        block = max(1, _NOISE_BYTES // (8 * shape[0] * shape[1]))
-        for first in range(0, steps, block):
-            size = min(block, steps - first), shape[1]
-            drawn = np.stack([rng.standard_normal(size) for rng in generators], axis=1)
-            yield from self.times(drawn) * -self.problem.noise
-
-    def relative_variance(self, gradient: Array) -> Array:
-        """sigma^2/grad L^2; without noise 0, also where the gradient is 0."""
-        if self.problem.noise == 0:
-            return np.zeros_like(gradient)
-        return ratio(self.std, np.abs(gradient), undefined=np.inf) ** 2
+    Yields:
+        theta_t - x* and grad L(theta_t), both (K, S, d). The first is updated in place: copy what
+        is to be kept.
+    """
+    centred = StochasticQuadratic(problem.Q, np.zeros(problem.dimension), problem.noise)
+    times_q, std = _product(problem), problem.gradient_std()
+    still = np.inf if problem.noise else 0.0  # relative variance where the gradient is 0
+    rules = [(contender, contender.rule()) for contender in contenders.values()]
+    away = np.stack([start] * len(rules))
+    gradient = times_q(away)
+    yield away, gradient
+    for t, sample in enumerate(noise):
+        for k, (contender, rule) in enumerate(rules):
+            known = (
+                ratio(std, np.abs(gradient[k]), undefined=still) ** 2 if rule.idealised else None
+            )
+            update = rule(gradient[k] + sample, known)
+            away[k] -= _step_size(centred, contender, t, away[k]) * update
+        gradient = times_q(away)
+        yield away, gradient
 
 
-class _Player:
-    """A contender on a problem: its moving averages and its step size."""
+def _product(problem: StochasticQuadratic) -> Callable[[Array], Array]:
+    """Return what multiplies vectors, (..., d), by Q."""
+    diagonal = np.diagonal(problem.Q)
+    if np.count_nonzero(problem.Q) == np.count_nonzero(diagonal):
+        return lambda vectors: vectors * diagonal
+    return lambda vectors: np.asarray(vectors @ problem.Q)
 
-    def __init__(self, quadratic: _Centred, contender: Contender) -> None:
-        self.quadratic = quadratic
-        self.contender = contender
-        self.rule = contender.rule()
 
-    def update(self, t: int, away: Array, gradient: Array, sample: Array) -> Array:
-        """Return alpha * gamma * d, given theta - x* and the mean and noise of the gradient."""
-        eta_sq = self.quadratic.relative_variance(gradient) if self.rule.idealised else None
-        return self._step_size(t, away) * self.rule(gradient + sample, eta_sq)
+def _noise(problem: StochasticQuadratic, seeds: Sequence[int], steps: int) -> Iterator[Array]:
+    """Yield g - grad L = -Q (x - x*) of every step, (S, d); each seed has its own stream."""
+    shape = len(seeds), problem.dimension
+    if problem.noise == 0:
+        yield from repeat(np.zeros(shape), steps)
+        return
+    times_q = _product(problem)
+    generators = [np.random.default_rng(seed) for seed in seeds]
+    block = max(1, _NOISE_BYTES // (8 * shape[0] * shape[1]))
+    for first in range(0, steps, block):
+        size = min(block, steps - first), shape[1]
+        drawn = np.stack([rng.standard_normal(size) for rng in generators], axis=1)
+        yield from times_q(drawn) * -problem.noise
 
-    def _step_size(self, t: int, away: Array) -> Array | float:
-        step_size = self.contender.step_size
-        if callable(step_size):
-            return step_size(t)
-        if not isinstance(step_size, str):
-            return step_size
-        problem = self.quadratic.problem
-        if self.contender.anatomy.sign:
-            return np.asarray(problem.optimal_step_size_ssd(away))[:, None]
-        return np.asarray(problem.optimal_step_size_sgd(away))[:, None]
+
+def _step_size(
+    centred: StochasticQuadratic, contender: Contender, t: int, away: Array
+) -> Array | float:
+    """Step size at step t, or the best one of each seed, (S, 1)."""
+    step_size = contender.step_size
+    if callable(step_size):
+        return step_size(t)
+    if not isinstance(step_size, str):
+        return step_size
+    if contender.anatomy.sign:
+        return np.asarray(centred.optimal_step_size_ssd(away))[:, None]
+    return np.asarray(centred.optimal_step_size_sgd(away))[:, None]
 
 
 def _start(problem: StochasticQuadratic, theta_0: Array | None, seeds: int) -> Array:

@@ -181,7 +181,7 @@ def expected_sign_distance(factor: ArrayLike, probability: ArrayLike) -> Array:
     Args:
         factor: gamma, any number.
         probability: rho = P[sign(p^) = sign(p)] in [0, 1], as :func:`success_probability`
-            gives it; the other sign has the rest.
+            gives it; p^ = 0 is taken to have probability 0.
 
     Raises:
         InvalidOption: a probability is outside [0, 1].
@@ -294,7 +294,7 @@ def largest_gap() -> Gap:
 
 
 def check_eta(eta: ArrayLike) -> Array:
-    """Return relative standard deviations as an array, and refuse what is none.
+    """Return relative standard deviations as an array, and refuse NaN and what is negative.
 
     Raises:
         InvalidOption: eta is negative or NaN.
@@ -306,7 +306,7 @@ def at_least_zero(name: str, value: ArrayLike) -> Array:
     """Return an array, and refuse NaN and what is negative.
 
     Raises:
-        InvalidOption: a number is.
+        InvalidOption: a number is negative or NaN.
     """
     array = np.asarray(value, dtype=np.float64)
     if not np.all(array >= 0):
@@ -327,7 +327,7 @@ def finite(name: str, value: ArrayLike) -> Array:
     """Return an array, and refuse NaN and infinity.
 
     Raises:
-        InvalidOption: a number is.
+        InvalidOption: a number is NaN or infinite.
     """
     array = _number(name, value)
     if np.isinf(array).any():

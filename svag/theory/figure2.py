@@ -1,55 +1,38 @@
 """The data of Figure 2: SGD and SSD with optimal local step sizes on four quadratics (§2.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 import numpy as np
 from scipy.special import bdtr
 
-from svag.anatomy import METHODS
 from svag.errors import InvalidOption
-from svag.theory.dynamics import Contender, Trajectories, simulate
+from svag.theory.dynamics import Comparison, Contender, random_starts, simulate
 from svag.theory.factors import Array
 from svag.theory.quadratic import StochasticQuadratic
-from svag.theory.spectra import eigenvalues_structured, eigenvalues_uniform, random_rotation
+from svag.theory.spectra import SPECTRA, rotated_and_aligned
 
-Spectrum: TypeAlias = Literal["well-conditioned", "ill-conditioned"]
 Winner: TypeAlias = Literal["SGD", "tie", "SSD"]
 
 NOISE_LEVELS: Final = (0.0, 0.1, 4.0)
 TIE: Final = (0.7, 1.5)
 """Between these ratios of suboptimality neither method wins."""
 SEEDS: Final = 100
-"""Starts and noises a panel: enough for the median to be known to about a tenth with noise."""
+"""Seeds of each panel: with noise, enough to know the median to about a tenth."""
+
+CONTENDERS: Final[Mapping[str, Contender]] = {
+    "SGD": Contender.of("sgd", "optimal"),
+    "SSD": Contender.of("ssd", "optimal"),
+}
+"""The methods, with optimal local step sizes."""
 
 _OUTCOMES: Final[tuple[Winner, ...]] = get_args(Winner)
-_DRAW: Final = {
-    "well-conditioned": eigenvalues_uniform,
-    "ill-conditioned": eigenvalues_structured,
-}
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One panel of Figure 2.
-
-    Attributes:
-        spectrum: which eigenvalues.
-        rotated: whether the eigenbasis is rotated at random, or axis-aligned.
-        problem: its Q and noise level; its minimum is at 0.
-        trajectories: of ``"SGD"`` and ``"SSD"``.
-    """
-
-    spectrum: Spectrum
-    rotated: bool
-    problem: StochasticQuadratic
-    trajectories: Trajectories
-
-    @property
-    def noise(self) -> float:
-        """The noise level nu."""
-        return self.problem.noise
+class Panel(Comparison):
+    """One panel of Figure 2: ``"SGD"`` and ``"SSD"`` on one problem."""
 
     @property
     def ratios(self) -> Array:
@@ -86,18 +69,18 @@ class Panel:
 
 
 def suboptimality_ratios(sgd: Array, ssd: Array) -> Array:
-    """SGD's suboptimality over SSD's for each seed; 1 where both are the same, 0 or not."""
+    """SGD's suboptimality over SSD's for each seed; 1 where they are equal, also at 0."""
     with np.errstate(divide="ignore", over="ignore"):
         return np.divide(sgd, ssd, out=np.ones(len(sgd)), where=sgd != ssd)
 
 
 def median_interval(values: Array, level: float = 0.95) -> tuple[float, float]:
-    """Return an interval for the median of what the values are independent draws of.
+    """Return an interval for the median of the distribution that the values are drawn from.
 
-    It reaches from the k-th smallest value to the k-th largest, k being the largest number for
-    which fewer than k of n draws are below the median with at most the probability
-    (1 - level)/2, which is binomial whatever the distribution. For few values, five at 95 %, it is
-    (-inf, inf).
+    It reaches from the k-th smallest value to the k-th largest. k is the largest number for which
+    P[fewer than k of n draws are below the median] <= (1 - level)/2; how many are below it is
+    binomial, whatever the distribution. Five values or fewer have no such k at 95 %, and the
+    interval is (-inf, inf).
 
     Args:
         values: independent draws, (n,).
@@ -132,13 +115,13 @@ def figure2_panels(
     """Run SGD and SSD on 4 problems at each noise level.
 
     The paper does not give theta_0 and x*, of which only the difference matters. Ours: theta_0 =
-    0, x* ~ U[-scale, scale]^d, drawn for each seed; the matrices are drawn once and the minimum
-    is put at 0. Scaling both theta_0 - x* and nu by c multiplies every suboptimality by c^2: a
-    start c times as far away is a noise level c times as low, and without noise the ratio of the
-    two methods does not depend on the scale.
+    0, x* ~ U[-scale, scale]^d, drawn for each seed; the matrices are drawn once. Scaling both
+    theta_0 - x* and nu by c multiplies every suboptimality by c^2: a start c times as far away is
+    a noise level c times as low, and without noise the ratio of the two methods does not depend
+    on the scale.
 
-    All panels of a call see the same seeds, so that their errors go together; to see how much the
-    draw of the matrices matters, give each ``problem_seed`` seeds of its own.
+    All panels of a call have the same seeds, so that their errors are correlated; to see how much
+    the draw of the matrices matters, give each ``problem_seed`` seeds of its own.
 
     Args:
         seeds: how many draws of x* and noise, or which.
@@ -160,34 +143,21 @@ def figure2_panels(
         >>> len(panels), panels[0].rotated, panels[-1].noise
         (12, True, 4.0)
     """
-    if not 0 < scale < np.inf:
-        raise InvalidOption(f"scale={scale!r} must be positive and finite")
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    x_star = np.array(
-        [np.random.default_rng([seed, 1]).uniform(-scale, scale, dimension) for seed in chosen]
-    )
-    contenders = {
-        "SGD": Contender(METHODS["sgd"].anatomy, "optimal"),
-        "SSD": Contender(METHODS["ssd"].anatomy, "optimal"),
-    }
+    starts = random_starts(chosen, dimension, scale)
+    rng = np.random.default_rng(problem_seed)
     panels = []
-    for spectrum, rotated, Q in _matrices(dimension, problem_seed):  # noqa: N806
-        for noise in noise_levels:
-            problem = StochasticQuadratic(Q, np.zeros(dimension), noise)
-            result = simulate(
-                problem, contenders, steps, seeds=chosen, theta_0=-x_star, record=range(steps + 1)
-            )
-            panels.append(Panel(spectrum, rotated, problem, result))
+    for spectrum in SPECTRA:
+        for rotated, Q in rotated_and_aligned(spectrum, dimension, rng).items():  # noqa: N806
+            for noise in noise_levels:
+                problem = StochasticQuadratic(Q, np.zeros(dimension), noise)
+                found = simulate(
+                    problem,
+                    CONTENDERS,
+                    steps,
+                    seeds=chosen,
+                    theta_0=starts,
+                    record=range(steps + 1),
+                )
+                panels.append(Panel(spectrum, rotated, problem, found))
     return panels
-
-
-def _matrices(dimension: int, seed: int) -> list[tuple[Spectrum, bool, Array]]:
-    """The four matrices: each spectrum rotated and axis-aligned."""
-    rng = np.random.default_rng(seed)
-    matrices: list[tuple[Spectrum, bool, Array]] = []
-    for spectrum in ("well-conditioned", "ill-conditioned"):
-        eigenvalues = _DRAW[spectrum](dimension, rng)
-        rotation = random_rotation(dimension, rng)
-        matrices.append((spectrum, True, (rotation * eigenvalues) @ rotation.T))
-        matrices.append((spectrum, False, np.diag(eigenvalues)))
-    return matrices

@@ -1,4 +1,4 @@
-"""What a method makes of the gradients it is shown: theta <- theta - lr * gamma * d.
+"""How methods turn gradients into updates: theta <- theta - lr * gamma * d.
 
 A rule returns gamma * d of one step and keeps the moving averages between steps. Rows of
 :mod:`svag.anatomy` are written from the paper's equations here, in float64 and apart from
@@ -21,7 +21,7 @@ from svag.theory.factors import Array, expected_sign
 
 
 class Rule(Protocol):
-    """Something that turns the gradient of this step into the update gamma * d."""
+    """Turns the gradient of each step into the update gamma * d."""
 
     def __call__(self, gradient: Array, eta_sq: Array | None = None) -> Array:
         """Return gamma * d.
@@ -34,7 +34,13 @@ class Rule(Protocol):
 
 
 def ratio(numerator: Array | float, denominator: Array, *, undefined: float = 0.0) -> Array:
-    """Divide elementwise, with 0/0 := ``undefined`` (and x/0 as well)."""
+    """Divide elementwise.
+
+    Args:
+        numerator: of a shape that broadcasts with the denominator's.
+        denominator: any shape.
+        undefined: the result wherever the denominator is 0.
+    """
     out = np.full(np.broadcast_shapes(np.shape(numerator), np.shape(denominator)), undefined)
     return np.asarray(np.divide(numerator, denominator, out=out, where=denominator != 0))
 
@@ -50,7 +56,7 @@ class AnatomyRule:
     Args:
         anatomy: direction and factor.
         betas: one decay for all averages; raw rows take two.
-        eps: Adam's; read by raw rows alone.
+        eps: Adam's; only raw rows use it.
         idealised: use known relative variances.
 
     Raises:
@@ -146,9 +152,15 @@ class AdaGrad:
 
 
 class RMSProp:
-    """g_t / sqrt(v~_t), v~ the average of g^2 without debiasing, Tieleman & Hinton (2012).
+    """g_t / sqrt(v~_t), v~ the average of g^2, Tieleman & Hinton (2012).
 
-    Without an eps, too.
+    Without debiasing and without an eps.
+
+    Args:
+        beta: decay of v~, in [0, 1).
+
+    Raises:
+        InvalidOption: beta is outside its range.
     """
 
     def __init__(self, beta: float = 0.99) -> None:
@@ -163,7 +175,7 @@ class RMSProp:
 
 
 def _averaged_root(root: Array | float, gradient: Array, beta: float) -> Array:
-    """sqrt(beta root^2 + (1 - beta) g^2), wherever its squares would be."""
+    """sqrt(beta root^2 + (1 - beta) g^2), without squares that leave the range of float64."""
     return np.asarray(np.hypot(math.sqrt(beta) * root, math.sqrt(1 - beta) * gradient))
 
 

@@ -1,10 +1,10 @@
-"""Binary least squares, where methods that take the sign keep to a line (§5).
+"""Binary least squares, where methods that take the sign stay on a line (§5).
 
     R(theta) = 1/(2n) |X theta - y|^2,    y in {-1, 1}^n                              (Eq. 26)
 
 Lemmas 2 and 3 say when full-batch Adam, AdaGrad, RMSProp and sign descent never leave the line
 through sign(X^T y): started at 0, without an eps, if X sign(X^T y) = c y. M-SVAG and gradient
-descent do leave it. One departure: the paper wants [X^T y]_i != 0 throughout; with sign(0) = 0
+descent do leave it. One departure: the paper assumes [X^T y]_i != 0 for all i; with sign(0) = 0
 and 0/0 := 0 a coordinate where it is 0 has no gradient on the line and stays 0. The same choice
 is needed where an iterate hits X theta = y exactly: with the paper's sign(0) = 1 (its footnote 3)
 sign descent then leaves the line through sign(X^T y) along (1, ..., 1), against Lemma 3.
@@ -63,6 +63,12 @@ class LeastSquares:
         """X theta - y, (n,)."""
         return self.X @ theta - self.y
 
+    @property
+    def _scaled(self) -> tuple[float, Array]:
+        """The largest entry of X, or 1 if all are 0, and X in units of it."""
+        scale = float(np.abs(self.X).max()) or 1.0
+        return scale, self.X / scale
+
     def risk(self, theta: Array) -> float:
         """R(theta) (Eq. 26)."""
         return float(np.mean(self.residual(theta) ** 2) / 2)
@@ -77,11 +83,11 @@ class LeastSquares:
         Raises:
             InvalidOption: L leaves the range of float64.
         """
-        scale = np.abs(self.X).max()
-        root = float(np.linalg.norm(self.X / scale, 2)) * scale if scale > 0 else 0.0
+        scale, unit = self._scaled
+        root = float(np.linalg.norm(unit, 2)) * scale
         with np.errstate(over="ignore", under="ignore"):
             L = float(root * (root / len(self.y)))  # noqa: N806
-        if np.isinf(L) or (L == 0 and scale > 0):
+        if np.isinf(L) or (L == 0 and unit.any()):
             raise InvalidOption(
                 f"X has entries up to {scale:.3g}: the curvature X^T X / n leaves the range of "
                 "float64. Scale the features"
@@ -90,7 +96,7 @@ class LeastSquares:
 
     def train_error(self, theta: Array) -> float:
         """Share of the examples that sign(X theta) gets wrong; 0 and NaN are wrong."""
-        return float(np.mean(~(self.y * (self.X @ theta) > 0)))  # NaN is wrong, too
+        return float(np.mean(~(self.y * (self.X @ theta) > 0)))
 
     def sign_direction(self) -> Array:
         """sign(X^T y), where Lemmas 2 and 3 keep the iterates, (d,)."""
@@ -120,8 +126,8 @@ class LeastSquares:
             InvalidOption: the examples are not linearly separable, or by so little that rounding
                 hides it.
         """
-        scale = np.abs(self.X).max()
-        rows = self.y[:, None] * self.X / (scale if scale > 0 else 1.0)
+        scale, unit = self._scaled
+        rows = self.y[:, None] * unit
         E = np.vstack((rows.T, np.ones(len(self.y))))  # noqa: N806
         f = np.append(np.zeros(self.X.shape[1]), 1.0)
         u, _ = nnls(E, f)
@@ -138,8 +144,8 @@ class LeastSquares:
         """The w of least norm among the minimisers of R, X^+ y, (d,): gradient descent's limit.
 
         The paper has the non-adaptive methods "provably converge to the max-margin solution" on
-        these problems. They converge to this one, from theta_0 = 0. The two have one direction if
-        every example is a support vector, which is if no y_i [(X X^T)^-1 y]_i is negative, as on
+        these problems. From theta_0 = 0 they converge to this one. The two have one direction if
+        every example is a support vector, that is, if no y_i [(X X^T)^-1 y]_i is negative, as on
         the data of Wilson et al. In general they differ: by 63 degrees for X = [[1, 0], [3, 1]], y
         = (1, 1).
 
@@ -148,9 +154,8 @@ class LeastSquares:
             >>> problem.least_norm().round(12), problem.max_margin().round(12)
             (array([ 1., -2.]), array([1., 0.]))
         """
-        scale = np.abs(self.X).max()
-        unit = self.X / (scale if scale > 0 else 1.0)
-        return np.asarray(np.linalg.pinv(unit) @ self.y / (scale if scale > 0 else 1.0))
+        scale, unit = self._scaled
+        return np.asarray(np.linalg.pinv(unit) @ self.y / scale)
 
 
 def full_batch_iterates(
@@ -183,7 +188,26 @@ def full_batch_iterates(
         lr = _default_lr(problem, method)
     if not (lr > 0 and np.isfinite(lr)):
         raise InvalidOption(f"lr={lr!r} must be positive and finite")
-    return _iterate(problem, rule, steps, lr)
+    return iterates(problem, rule, steps, lr)
+
+
+def iterates(problem: LeastSquares, rule: Rule, steps: int, lr: float) -> Iterator[Array]:
+    """Run a rule on the exact gradient of R from theta_0 = 0.
+
+    Args:
+        problem: what to minimise.
+        rule: gives gamma * d; it is used up.
+        steps: how many.
+        lr: step size > 0.
+
+    Yields:
+        theta_1, ..., theta_steps, (d,) each; not finite where the step size is too large.
+    """
+    theta = np.zeros(problem.X.shape[1])
+    for _ in range(steps):
+        with np.errstate(over="ignore", invalid="ignore"):
+            theta = theta - lr * rule(problem.gradient(theta))
+        yield theta
 
 
 def proportionality_error(theta: Array, direction: Array) -> float:
@@ -191,6 +215,10 @@ def proportionality_error(theta: Array, direction: Array) -> float:
 
     max_i |theta_i - c direction_i| / max_i |theta_i|, c the least-squares coefficient; 0 for
     theta = 0, NaN for one that has diverged.
+
+    Args:
+        theta: a parameter, (d,).
+        direction: of the line through 0, (d,).
 
     Raises:
         InvalidOption: shapes differ, or the direction is 0 or not finite.
@@ -247,11 +275,3 @@ def _default_lr(problem: LeastSquares, method: FullBatch) -> float:
     if method in ("gd", "m-svag"):
         return 1 / problem.smoothness()
     return 0.1 if method == "adagrad" else 1e-3
-
-
-def _iterate(problem: LeastSquares, rule: Rule, steps: int, lr: float) -> Iterator[Array]:
-    theta = np.zeros(problem.X.shape[1])
-    for _ in range(steps):
-        with np.errstate(over="ignore", invalid="ignore"):
-            theta = theta - lr * rule(problem.gradient(theta))
-        yield theta

@@ -1,4 +1,4 @@
-"""How far off the success probability is, on average, where a gradient stands for its mean."""
+"""Mean of the success probability when a gradient is put in place of its mean."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,7 +21,7 @@ def expected_sign_confidence(ratio: ArrayLike, examples: int | None = None) -> A
     and estimated it is the mean of 1 - P[Z sqrt(s) > |g|] over s. It overestimates the success
     probability Phi(|grad|/sigma) of small gradients (3/4 for 1/2 where there is none, 0.814 with
     two examples) and underestimates that of large ones (0.818 for 0.841 at |grad| = sigma, 0.928
-    for 0.977 at 2 sigma). No function of g has the success probability for its mean: means of
+    for 0.977 at 2 sigma). No function of g has the success probability as its mean: means of
     functions of g are analytic in grad, and the success probability is not, at grad = 0.
 
     Args:

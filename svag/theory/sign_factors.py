@@ -3,7 +3,7 @@
 All are functions of eta = sigma/|grad| as :func:`~svag.theory.factors.gamma_erf` is, for a gradient
 of mean grad and standard deviation sigma whose noise is symmetric about 0. As the noise grows,
 Adam's factor (1 + eta^2)^(-1/2) tends to 1/eta and the best one to a constant over eta, so that
-the two keep a ratio:
+their ratio tends to a constant, too:
 
     noise                          best factor times eta     Adam's factor over the best
     Gaussian                       sqrt(2/pi) = 0.798        1.25
@@ -92,7 +92,7 @@ def gamma_student(eta: ArrayLike, df: float) -> Array:
     """
     if not df > 2:
         raise InvalidOption(f"df={df!r}: Student's t has a standard deviation for df > 2 only")
-    if df > 1e9:  # Gaussian to 1e-9, where the beta function no longer is
+    if df > 1e9:  # Gaussian to 1e-9, and the beta function loses digits
         return gamma_erf(eta)
     x = _inverse(eta) / np.sqrt(df - 2)  # in units of sqrt(df)
     square = np.minimum(x, 1e100) ** 2
@@ -105,9 +105,9 @@ def gamma_unimodal_floor(eta: ArrayLike) -> Array:
 
         1 - 4 eta^2/9 up to eta = sqrt(3)/2, 1/(sqrt(3) eta) beyond
 
-    Gauss' inequality bounds the probability that such noise is beyond |grad|, half of which turns
-    the sign. Uniform noise, alone from eta = sqrt(3)/2 on and mixed with a point mass at 0 below,
-    has this factor.
+    Gauss' inequality bounds the probability that such noise is larger than |grad| in size; half
+    of it turns the sign. Two kinds of noise have this factor: uniform noise from eta = sqrt(3)/2
+    on, and below that a mixture of uniform noise with a point mass at 0.
 
     Args:
         eta: relative standard deviation sigma/|grad| >= 0, inf allowed.
@@ -128,6 +128,6 @@ def gamma_unimodal_floor(eta: ArrayLike) -> Array:
 
 
 def _inverse(eta: ArrayLike) -> Array:
-    """1/eta, at most 1e300, where every factor is 1 long since."""
+    """1/eta, at most 1e300: every factor is 1 there already."""
     with np.errstate(divide="ignore", over="ignore"):
         return np.asarray(np.minimum(1 / np.abs(check_eta(eta)), 1e300))

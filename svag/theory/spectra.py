@@ -1,10 +1,15 @@
 """Spectra and orientations of the quadratics of Figure 2, and how axis-aligned they are (§2)."""
 
+from collections.abc import Callable, Mapping
+from typing import Final, Literal, TypeAlias
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from svag.errors import InvalidOption
 from svag.theory.factors import Array
+
+Spectrum: TypeAlias = Literal["well-conditioned", "ill-conditioned"]
 
 
 def eigenvalues_uniform(d: int, rng: np.random.Generator) -> Array:
@@ -37,6 +42,13 @@ def eigenvalues_structured(d: int, rng: np.random.Generator) -> Array:
     return np.concatenate([rng.uniform(0, 1, d - large), rng.uniform(30, 60, large)])
 
 
+SPECTRA: Final[Mapping[Spectrum, Callable[[int, np.random.Generator], Array]]] = {
+    "well-conditioned": eigenvalues_uniform,
+    "ill-conditioned": eigenvalues_structured,
+}
+"""What draws the eigenvalues of each spectrum of §2.2."""
+
+
 def random_rotation(d: int, rng: np.random.Generator) -> Array:
     """Draw a rotation matrix uniformly from SO(d), by Haar measure (§2.2).
 
@@ -56,6 +68,34 @@ def random_rotation(d: int, rng: np.random.Generator) -> Array:
     if np.linalg.slogdet(rotation)[0] < 0:
         rotation[:, 0] *= -1
     return np.asarray(rotation)
+
+
+def rotated_and_aligned(spectrum: Spectrum, d: int, rng: np.random.Generator) -> dict[bool, Array]:
+    """Draw eigenvalues and a rotation, and build a matrix with and without the rotation (§2.2).
+
+    Args:
+        spectrum: a key of :data:`SPECTRA`.
+        d: dimension, at least 1.
+        rng: draws the eigenvalues first, the rotation R next.
+
+    Returns:
+        ``{True: R Lambda R^T, False: Lambda}``, both of shape (d, d), with the same eigenvalues.
+
+    Raises:
+        InvalidOption: d is below 1, or there is no such spectrum.
+
+    Example:
+        >>> Q = rotated_and_aligned("well-conditioned", 2, np.random.default_rng(0))
+        >>> Q[False].round(3)
+        array([[0.737, 0.   ],
+               [0.   , 0.37 ]])
+        >>> np.linalg.eigvalsh(Q[True]).round(3)
+        array([0.37 , 0.737])
+    """
+    if spectrum not in SPECTRA:
+        raise InvalidOption(f"spectrum={spectrum!r}; choose one of {', '.join(SPECTRA)}")
+    eigenvalues, rotation = SPECTRA[spectrum](d, rng), random_rotation(d, rng)
+    return {True: (rotation * eigenvalues) @ rotation.T, False: np.diag(eigenvalues)}
 
 
 def p_diag(Q: ArrayLike) -> float:  # noqa: N803
@@ -89,7 +129,7 @@ def p_diag_bound(eigenvalues: ArrayLike, rotation: ArrayLike) -> float:
     """Lower bound of p_diag(R Lambda R^T), tr Q / sum_k lambda_k |r_k|_1^2.
 
     Over Haar rotations d times its mean is close to pi/2 = 1.57, whatever the spectrum. The paper
-    states this of p_diag itself, of which it holds only if Q has rank 1 (:func:`p_diag_mean`).
+    states this of p_diag itself, for which it holds only if Q has rank 1 (:func:`p_diag_mean`).
 
     Args:
         eigenvalues: lambda >= 0, of shape (d,).
@@ -111,15 +151,15 @@ def p_diag_bound(eigenvalues: ArrayLike, rotation: ArrayLike) -> float:
 
 
 def p_diag_mean(eigenvalues: ArrayLike, d: int | None = None) -> float:
-    """Mean of p_diag over Haar rotations, nearly; 1 for d = 1 or equal eigenvalues, exactly.
+    """Approximate mean of p_diag over Haar rotations; exactly 1 for d = 1 or equal eigenvalues.
 
         lam / (lam + (d - 1) sqrt(2/pi) q),   q^2 = E q_ij^2 = d sd^2 / ((d - 1)(d + 2))
 
-    with the mean lam and the standard deviation sd of the eigenvalues. E q_ij^2 (i != j) is exact;
-    that the entries beside the diagonal are Gaussian is nearly so for many and spread
-    eigenvalues: for those of U[0.1, 1.1] it is 1 % off at d = 2 and 0.1 % at d = 10, for the
-    structured spectrum of §2.2, of which one or two are far from the rest, 13 % low at d = 10 and
-    3 % at d = 50. So p_diag falls like d^(-1/2), not like the paper's 1.57/d.
+    with the mean lam and the standard deviation sd of the eigenvalues. E q_ij^2 (i != j) is exact.
+    The approximation takes the entries beside the diagonal for Gaussian. With eigenvalues from
+    U[0.1, 1.1] it is 1 % off at d = 2 and 0.1 % at d = 10; with the structured spectrum of §2.2,
+    where few eigenvalues are far from the rest, it is 13 % low at d = 10 and 3 % at d = 50. So
+    p_diag falls like d^(-1/2), not like the paper's 1.57/d.
 
     Args:
         eigenvalues: lambda >= 0: all of them, or, with ``d``, a sample of their distribution.

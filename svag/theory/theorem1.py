@@ -2,9 +2,10 @@
 
 How soon log-log axes show the slope -1 depends on the eigenbasis. Once the noise dominates, gamma
 is grad^2/sigma^2. Axis-aligned, each coordinate then falls like 1/t by itself, and so does their
-sum. Rotated, every gamma_i feels all eigendirections, and direction k falls like
-exp(-c lambda_k^2 A), A the integral of |grad|^2 over time: the slope is shallower than -1 until
-the smallest eigenvalues are left alone, over decades of t if the noise dominates from the start.
+sum. Rotated, every gamma_i depends on all eigendirections, and direction k falls like
+exp(-c lambda_k^2 A), A the integral of |grad|^2 over time. The slope is then shallower than -1
+until only the directions of the smallest eigenvalues are left, which takes decades of t if the
+noise dominates from the start.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """The data of Wilson et al. (2017), on which taking the sign spoils generalization (§5)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 import numpy as np
@@ -76,8 +74,8 @@ class ErrorRate:
 def wilson_test_error(theta: Array, p: float = 0.7, *, n: int = 10_000, seed: int = 0) -> ErrorRate:
     """Measure theta on fresh examples of :func:`wilson_data`.
 
-    The features that a fresh example owns are none of those that theta was trained on, so that
-    its score is y theta_1 + theta_2 + theta_3 and nothing else has to be built.
+    The features that only a fresh example has are none of those that theta was trained on. Its
+    score is therefore y theta_1 + theta_2 + theta_3, and no feature has to be built.
 
     Args:
         theta: trained parameter, (3 + 5 n_train,); its first three entries are read.
@@ -96,15 +94,55 @@ def wilson_test_error(theta: Array, p: float = 0.7, *, n: int = 10_000, seed: in
         )
     _check_majority(p)
     score = {y: y * (y * theta[0] + theta[1] + theta[2]) for y in (1, -1)}
-    wrong = {y: not score[y] > 0 for y in score}  # NaN is wrong, too
+    wrong = {y: not score[y] > 0 for y in score}  # NaN is wrong
     positive = int((np.random.default_rng([seed, 1]).random(n) < p).sum())
     errors = positive * wrong[1] + (n - positive) * wrong[-1]
     return ErrorRate(
         estimate=errors / n,
-        interval=_clopper_pearson(errors, n),
+        interval=clopper_pearson(errors, n),
         expected=p * wrong[1] + (1 - p) * wrong[-1],
         n=n,
     )
+
+
+@dataclass(frozen=True)
+class Course:
+    """A method's iterates on a problem, beside the line through sign(X^T y).
+
+    Attributes:
+        method: one of :data:`~svag.theory.separable.FULL_BATCH`.
+        distances: proportionality errors of the iterates before the first with
+            |X theta - y| <= 1e-6 |y|; from there on round-off dominates the residual, which the
+            lemmas do not cover.
+        end: the last iterate, (d,).
+    """
+
+    method: FullBatch
+    distances: Array
+    end: Array
+
+
+def course(problem: LeastSquares, method: FullBatch, steps: int) -> Course:
+    """Run a method, and measure how far from the line through sign(X^T y) it goes.
+
+    Args:
+        problem: with labels y and features X.
+        method: one of :data:`~svag.theory.separable.FULL_BATCH`, with its default step size.
+        steps: how many, at least 1.
+
+    Raises:
+        InvalidOption: there is no such method, or no step.
+    """
+    if steps < 1:
+        raise InvalidOption(f"steps={steps!r}; take at least 1")
+    line, least = problem.sign_direction(), _SOLVED * np.linalg.norm(problem.y)
+    distances: list[float] = []
+    solved = False
+    for theta in full_batch_iterates(problem, method, steps):
+        solved = solved or bool(np.linalg.norm(problem.residual(theta)) <= least)
+        if not solved:
+            distances.append(proportionality_error(theta, line))
+    return Course(method, np.array(distances), theta)
 
 
 @dataclass(frozen=True)
@@ -113,8 +151,7 @@ class WilsonRow:
 
     Attributes:
         method: one of :data:`~svag.theory.separable.FULL_BATCH`.
-        compared: how many iterates came before the first with |X theta - y| <= 1e-6 |y|; beyond
-            it the residual drowns in round-off, and the lemmas with it.
+        compared: how many iterates are compared with the line (:class:`Course`).
         nearest: the least proportionality error to sign(X^T y) among them.
         farthest: the largest.
         residual: |X theta - y|/|y| in the end.
@@ -158,47 +195,46 @@ def wilson_comparison(
         >>> round(rows["sign-descent"].test_error.expected, 12), rows["gd"].test_error.expected
         (0.3, 0.0)
     """
-    if steps < 1:
-        raise InvalidOption(f"steps={steps!r}; take at least 1")
     problem = wilson_data(n, p, seed=seed)
     max_margin = problem.max_margin()
     return [
-        _row(
-            problem, method, steps, max_margin, partial(wilson_test_error, p=p, n=n_test, seed=seed)
+        WilsonRow(
+            method=found.method,
+            compared=len(found.distances),
+            nearest=float(min(found.distances, default=np.nan)),
+            farthest=float(max(found.distances, default=np.nan)),
+            residual=float(np.linalg.norm(problem.residual(found.end)) / np.linalg.norm(problem.y)),
+            train_error=problem.train_error(found.end),
+            test_error=wilson_test_error(found.end, p, n=n_test, seed=seed),
+            to_max_margin=angle(found.end, max_margin),
         )
-        for method in FULL_BATCH
+        for found in (course(problem, method, steps) for method in FULL_BATCH)
     ]
 
 
-def _row(
-    problem: LeastSquares,
-    method: FullBatch,
-    steps: int,
-    max_margin: Array,
-    test_error: Callable[[Array], ErrorRate],
-) -> WilsonRow:
-    sign, size = problem.sign_direction(), np.linalg.norm(problem.y)
-    errors: list[float] = []
-    solved = False
-    for theta in full_batch_iterates(problem, method, steps):
-        residual = float(np.linalg.norm(problem.residual(theta)) / size)
-        solved = solved or residual <= _SOLVED
-        if not solved:
-            errors.append(proportionality_error(theta, sign))
-    return WilsonRow(
-        method=method,
-        compared=len(errors),
-        nearest=min(errors, default=float("nan")),
-        farthest=max(errors, default=float("nan")),
-        residual=residual,
-        train_error=problem.train_error(theta),
-        test_error=test_error(theta),
-        to_max_margin=angle(theta, max_margin),
-    )
+def clopper_pearson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval for a probability, from how often something happened (Clopper & Pearson 1934).
 
+    Args:
+        successes: how often it happened, 0 to n.
+        n: how often it could have happened, at least 1.
+        level: how often, at least, such an interval holds the probability.
 
-def _clopper_pearson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the interval of a binomial probability that covers it at least so often."""
+    Returns:
+        Both ends, in [0, 1].
+
+    Raises:
+        InvalidOption: a number is outside its range.
+
+    Example:
+        >>> [round(end, 4) for end in clopper_pearson(0, 20)]
+        [0.0, 0.1684]
+    """
+    if not (0 <= successes <= n >= 1 and 0 < level < 1):
+        raise InvalidOption(
+            f"successes={successes!r}, n={n!r}, level={level!r}: it takes 0 <= successes <= n, "
+            "n >= 1 and 0 < level < 1"
+        )
     tail = (1 - level) / 2
     low = betaincinv(successes, n - successes + 1, tail) if successes > 0 else 0.0
     high = betaincinv(successes + 1, n - successes, 1 - tail) if successes < n else 1.0

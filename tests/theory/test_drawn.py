@@ -17,16 +17,15 @@ from svag.errors import UnknownName
 from svag.theory.figure2 import figure2_panels
 from svag.theory.figures import (
     FIGURES,
-    diagonal_mass,
     draw,
     explorer,
-    generalization,
-    quadratics,
-    rates,
-    sketch,
+    figure2_picture,
+    figure4_picture,
+    p_diag_picture,
     tables,
+    theorem1_picture,
+    wilson_picture,
 )
-from svag.theory.theorem1 import theorem1_constants
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -108,15 +107,15 @@ def test_the_same_bytes_each_time_in_a_folder_it_makes(name, tmp_path):
 
 
 def test_figure4_has_the_papers_numbers():
-    found = sketch.sketch()
+    found = figure4_picture.example()
     assert found.eta_sq.tolist() == [0.25, 2.25]
     assert np.allclose(found.factor, [1 / 1.25, 1 / 3.25])
     assert found.after < found.before == 3.25
 
 
 def test_figure2_its_table_and_the_table_by_scale(panels, tmp_path):
-    scales = quadratics.by_scale((1.0, 100.0), seeds=2)
-    files = quadratics.draw(tmp_path, panels, scales, page=False)
+    scales = figure2_picture.by_scale((1.0, 100.0), seeds=2)
+    files = figure2_picture.draw(tmp_path, panels, scales, page=False)
     assert names(files) == drawn_as("figure2") | drawn_as("figure2-scale")
     with (tmp_path / "figure2.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -128,38 +127,39 @@ def test_figure2_its_table_and_the_table_by_scale(panels, tmp_path):
 
 def test_the_verdict_says_why_a_panel_is_outside_the_band():
     few = figure2_panels(seeds=2, steps=1, dimension=5)
-    outside = [verdict for verdict in quadratics.verdicts(few) if not verdict.agrees]
+    outside = [verdict for verdict in figure2_picture.verdicts(few) if not verdict.agrees]
     assert outside
     assert all(verdict.why for verdict in outside)
 
 
 def test_rates_are_drawn_with_slopes_and_constants(tmp_path):
     cases = (("well-conditioned", False, 0.1), ("ill-conditioned", True, 0.1))
-    found = rates.measure(cases, steps=1000, seeds=2)
-    assert names(rates.draw(tmp_path, found)) == drawn_as("theorem1")
-    assert abs(found[0].slopes["SGD"]) < 0.3
-    assert found[0].slopes["idealised SVAG"] < -0.7
-    assert found[0].constants == theorem1_constants(rates.problem(*cases[0]))
+    found = theorem1_picture.measure(cases, steps=1000, seeds=2)
+    assert names(theorem1_picture.draw(tmp_path, found)) == drawn_as("theorem1")
+    assert abs(found[0].slope("SGD")) < 0.3
+    assert found[0].slope("idealised SVAG") < -0.7
+    noise = 0.1**2 * np.sum(found[0].problem.eigenvalues ** 2)
+    assert found[0].constants.M_v == pytest.approx(noise, rel=1e-12)
     assert f"| {tables.text(found[0].constants.M_v)} |" in (tmp_path / "theorem1.md").read_text()
 
 
 def test_wilson_errors_of_the_sign_methods_are_those_of_the_majority(tmp_path):
-    found = generalization.measure((5, 20), sets=2, steps=60)
-    followed = generalization.paths(10, steps=20)
-    assert names(generalization.draw(tmp_path, found, followed)) == drawn_as("wilson")
+    found = wilson_picture.measure((5, 20), sets=2, steps=60)
+    followed = wilson_picture.paths(10, steps=20)
+    assert names(wilson_picture.draw(tmp_path, found, followed)) == drawn_as("wilson")
     for row in found:
         assert row.low <= row.failed / row.sets <= row.high
         if row.method not in ("gd", "m-svag"):
             assert row.failed == row.sets == 2
-            assert abs(row.mean - (1 - generalization.MAJORITY)) < 0.02
+            assert abs(row.mean - (1 - wilson_picture.MAJORITY)) < 0.02
     for course in followed:
-        proportional = bool(course.errors.max() < 1e-8)
+        proportional = bool(course.distances.max() < 1e-8)
         assert proportional == (course.method not in ("gd", "m-svag"))
 
 
 def test_diagonal_mass_is_above_its_bound_and_drawn(tmp_path):
-    found = diagonal_mass.measure((10, 100), rotations=20)
-    assert names(diagonal_mass.draw(tmp_path, found)) == drawn_as("p-diag")
+    found = p_diag_picture.measure((10, 100), rotations=20)
+    assert names(p_diag_picture.draw(tmp_path, found)) == drawn_as("p-diag")
     for row in found:
         assert row.bound < row.exact
     large = [row for row in found if row.d == 100]

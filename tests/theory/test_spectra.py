@@ -16,6 +16,7 @@ from svag.theory import (
     p_diag_mean,
     random_rotation,
 )
+from svag.theory.spectra import rotated_and_aligned
 
 SPECTRA = {"uniform": eigenvalues_uniform, "structured": eigenvalues_structured}
 
@@ -43,6 +44,16 @@ def test_rotations_are_uniform():
     angles = np.arccos(np.clip((traces - 1) / 2, -1, 1))
     uniform = lambda x: (x - np.sin(x)) / np.pi  # noqa: E731 - the angle of a Haar rotation
     assert stats.kstest(angles, uniform).pvalue > 0.01
+
+
+@pytest.mark.parametrize("spectrum", ["well-conditioned", "ill-conditioned"])
+def test_orientations_of_one_draw_share_their_eigenvalues(spectrum):
+    found = rotated_and_aligned(spectrum, 20, np.random.default_rng(0))
+    aligned = np.diagonal(found[False])
+    assert np.array_equal(found[False], np.diag(aligned))
+    assert np.linalg.eigvalsh(found[True]) == pytest.approx(np.sort(aligned), rel=1e-9)
+    assert p_diag(found[True]) < 0.6
+    assert (aligned.max() > 30) == (spectrum == "ill-conditioned")
 
 
 def test_p_diag_at_its_extremes():
@@ -145,6 +156,7 @@ RNG = np.random.default_rng(0)
         (lambda: eigenvalues_uniform(0, RNG), "d=0.*at least 1"),
         (lambda: eigenvalues_structured(-1, RNG), "d=-1.*at least 1"),
         (lambda: random_rotation(0, RNG), "d=0.*at least 1"),
+        (lambda: rotated_and_aligned("flat", 2, RNG), "'flat'; choose one of well-conditioned"),
         (lambda: p_diag(np.ones((2, 3))), r"\(2, 3\).*square"),
         (lambda: p_diag(np.zeros((2, 2))), "not all 0"),
         (lambda: p_diag([[np.nan]]), "finite"),

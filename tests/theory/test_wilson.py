@@ -11,7 +11,13 @@ from svag import METHODS
 from svag.errors import InvalidOption
 from svag.theory.rules import AnatomyRule
 from svag.theory.separable import angle, full_batch_iterates, proportionality_error
-from svag.theory.wilson import wilson_comparison, wilson_data, wilson_test_error
+from svag.theory.wilson import (
+    clopper_pearson,
+    course,
+    wilson_comparison,
+    wilson_data,
+    wilson_test_error,
+)
 
 ON_THE_LINE = ("sign-descent", "adam", "adagrad", "rmsprop")
 
@@ -168,6 +174,10 @@ def test_rmsprop_and_its_relatives_keep_their_count_of_iterates():
         (lambda: wilson_test_error(np.ones(3), n=0), "n >= 1"),
         (lambda: wilson_test_error(np.ones(3), 0.2), r"\(1/2, 1\)"),
         (lambda: wilson_comparison(5, steps=0), "at least 1"),
+        (lambda: course(wilson_data(5), "adam", 0), "at least 1"),
+        (lambda: clopper_pearson(4, 3), "successes=4"),
+        (lambda: clopper_pearson(0, 0), "n >= 1"),
+        (lambda: clopper_pearson(1, 3, 1.0), r"level=1\.0"),
     ],
 )
 def test_bad_input(call, message):

@@ -3,7 +3,7 @@
 Importing this costs nothing: Matplotlib, Plotly and Jinja2 are loaded when something is drawn.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -11,14 +11,17 @@ from typing import Final
 
 from svag.errors import UnknownName, nearest
 
-_MODULES: Final = {
-    "2": "quadratics",
-    "3": "factors",
-    "4": "sketch",
-    "theorem1": "rates",
-    "wilson": "generalization",
-    "p-diag": "diagonal_mass",
-}
+FIGURES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "2": "figure2_picture",
+        "3": "figure3_picture",
+        "4": "figure4_picture",
+        "theorem1": "theorem1_picture",
+        "wilson": "wilson_picture",
+        "p-diag": "p_diag_picture",
+    }
+)
+"""The module of this package that draws each figure, by the figure's name."""
 
 
 def draw(name: str, directory: Path) -> list[Path]:
@@ -38,18 +41,5 @@ def draw(name: str, directory: Path) -> list[Path]:
         known = ", ".join(FIGURES)
         raise UnknownName(f"no figure {name!r}; there are {known}.{nearest(name, FIGURES)}")
     directory.mkdir(parents=True, exist_ok=True)
-    return FIGURES[name](directory)
-
-
-def _loaded_when_drawn(module: str) -> Callable[[Path], list[Path]]:
-    def run(directory: Path) -> list[Path]:
-        files: list[Path] = import_module(f"{__name__}.{module}").draw(directory)
-        return files
-
-    return run
-
-
-FIGURES: Final[Mapping[str, Callable[[Path], list[Path]]]] = MappingProxyType(
-    {name: _loaded_when_drawn(module) for name, module in _MODULES.items()}
-)
-"""What draws each figure into a folder that is there, by name."""
+    files: list[Path] = import_module(f"{__name__}.{FIGURES[name]}").draw(directory)
+    return files

@@ -1,4 +1,4 @@
-"""The look that all figures share, and how they are saved: the same bytes for the same numbers.
+"""The look that all pictures share, and how they are saved: the same bytes for the same numbers.
 
 Colour tells methods that take the sign (warm) from those that do not (cool).
 """
@@ -27,7 +27,7 @@ _DPI = 160
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw and save within this, whatever the caller's own settings are."""
+    """Decorate what draws and saves with this: the caller's own settings have no effect there."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rc("svg", hashsalt="svag")
@@ -36,8 +36,15 @@ def house_style() -> Iterator[None]:
         yield
 
 
-def canvas(width: float, height: float, title: str, *lines: str) -> Figure:
-    """Return an empty figure of so many inches, with a title and muted lines below it."""
+def titled(width: float, height: float, title: str, *lines: str) -> Figure:
+    """Return a picture without axes yet.
+
+    Args:
+        width: inches.
+        height: inches.
+        title: in bold at the top left.
+        lines: in grey below the title.
+    """
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
     left, top = 0.12 / width, 1 - 0.12 / height
@@ -70,7 +77,16 @@ def log_y(axes: Axes, ticks: int = 5) -> None:
 
 
 def save(figure: Figure, directory: Path, stem: str) -> list[Path]:
-    """Write ``stem.png`` and ``stem.svg``."""
+    """Save a picture twice.
+
+    Args:
+        figure: the picture.
+        directory: folder, which exists.
+        stem: of ``stem.png`` and ``stem.svg``.
+
+    Returns:
+        Both paths.
+    """
     png, svg = directory / f"{stem}.png", directory / f"{stem}.svg"
     figure.savefig(png, dpi=_DPI, metadata={"Software": None})
     figure.savefig(svg, metadata={"Date": None, "Creator": None})
@@ -83,16 +99,26 @@ def number(value: float) -> str:
     return rf"${mantissa}\times10^{{{power}}}$" if e else mantissa
 
 
-def labels(axes: Axes, entries: Sequence[tuple[str, str]], x: float, y: float) -> None:
-    """Write lines of text in their colours inside an axes, from (x, y) downwards."""
+def labels(
+    axes: Axes, entries: Sequence[tuple[str, str]], x: float, y: float, *, upwards: bool = False
+) -> None:
+    """Write lines of text inside axes.
+
+    Args:
+        axes: to write in.
+        entries: each line with its colour, the top one first.
+        x: left end of the lines, as a share of the width of the axes.
+        y: top of the first line, as a share of the height of the axes.
+        upwards: y is the base of the last line instead.
+    """
     for n, (text, color) in enumerate(entries):
         axes.annotate(
             text,
             (x, y),
-            (0, -11 * n),
+            (0, 11 * (len(entries) - 1 - n if upwards else -n)),
             xycoords="axes fraction",
             textcoords="offset points",
             color=color,
             fontsize=8,
-            va="top",
+            va="baseline" if upwards else "top",
         )

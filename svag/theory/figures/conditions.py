@@ -1,4 +1,4 @@
-"""Conditions that statements of the paper need beside those it names, measured with and without.
+"""Conditions that statements of the paper need but it does not name, measured with and without.
 
 Each function returns the numbers and tables of one section of ``docs/theory.md``.
 """
@@ -17,11 +17,11 @@ from svag.theory.drift import (
     stationary_overestimate,
     variance_of_average,
 )
-from svag.theory.factors import Array, gamma_erf, gamma_sqrt
+from svag.theory.factors import gamma_erf, gamma_sqrt
 from svag.theory.figures import tables
 from svag.theory.quadratic import StochasticQuadratic
-from svag.theory.rules import AnatomyRule, Rule
-from svag.theory.separable import LeastSquares, angle
+from svag.theory.rules import AnatomyRule
+from svag.theory.separable import LeastSquares, angle, iterates
 from svag.theory.sign_factors import (
     gamma_laplace,
     gamma_logistic,
@@ -29,16 +29,30 @@ from svag.theory.sign_factors import (
     gamma_uniform,
     gamma_unimodal_floor,
 )
-from svag.theory.spectra import eigenvalues_uniform, random_rotation
+from svag.theory.spectra import rotated_and_aligned
 from svag.theory.wilson import wilson_data
 
 Section = dict[str, Any]
 
 _BETA: Final = 0.9
-_D: Final = 20
 _N: Final = 50
 _PROBLEMS: Final = 1_000
 _RUNS: Final = 5_000
+
+
+def drawn_problem(
+    rotated: bool, noise: float, rng: np.random.Generator, d: int = 20
+) -> StochasticQuadratic:
+    """Draw a well-conditioned problem with its minimum at 0.
+
+    Args:
+        rotated: whether its eigenbasis is rotated at random.
+        noise: nu.
+        rng: draws eigenvalues and rotation, whether rotated or not.
+        d: dimension.
+    """
+    matrix = rotated_and_aligned("well-conditioned", d, rng)[rotated]
+    return StochasticQuadratic(matrix, np.zeros(d), noise)
 
 
 def interaction() -> Section:
@@ -58,11 +72,9 @@ def interaction() -> Section:
 def _interaction(rotated: bool, noise: float) -> tuple[float, float]:
     """E[s^T Q s]/tr Q, and the largest change of an E[s_i] when Q becomes Q^2."""
     rng = np.random.default_rng(0)
-    eigenvalues, rotation = eigenvalues_uniform(_D, rng), random_rotation(_D, rng)
-    basis = rotation if rotated else np.eye(_D)
-    problem = StochasticQuadratic((basis * eigenvalues) @ basis.T, np.zeros(_D), noise)
-    squared = StochasticQuadratic(problem.Q @ problem.Q, np.zeros(_D), noise)
-    theta = rng.uniform(-1, 1, _D)
+    problem = drawn_problem(rotated, noise, rng)
+    squared = StochasticQuadratic(problem.Q @ problem.Q, problem.x_star, noise)
+    theta = rng.uniform(-1, 1, problem.dimension)
     change = squared.expected_sign(theta) - problem.expected_sign(theta)
     curvature = float(problem.expected_sign_curvature(theta) / np.trace(problem.Q))
     return curvature, float(np.abs(change).max())
@@ -104,7 +116,7 @@ def drift() -> Section:
     }
 
 
-def _drifting(steps: int = 300) -> tuple[list[str], list[list[object]]]:
+def _drifting(steps: int = 300) -> tables.Table:
     """E[s] along means that move by a constant a step, in closed form and measured."""
     rng = np.random.default_rng(0)
     rows: list[list[object]] = []
@@ -118,7 +130,7 @@ def _drifting(steps: int = 300) -> tuple[list[str], list[list[object]]]:
     return ["drift a step, in σ", "E[s] in σ²", "measured"], rows
 
 
-def _epochs() -> tuple[list[str], list[list[object]]]:
+def _epochs() -> tables.Table:
     """How many times too large r_t is where epochs are drawn without replacement."""
     rows: list[list[object]] = []
     for batches in (5, 10, 20, 50, 100):
@@ -142,11 +154,11 @@ def margins() -> Section:
         angles.append(angle(drawn.least_norm(), drawn.max_margin()))
     small = LeastSquares(np.array([[1.0, 0.0], [3.0, 1.0]]), np.ones(2))
     problem = wilson_data(_N)
-    averaged, adapted = METHODS["m-sgd"], METHODS["m-svag"]
-    ends = [
-        angle(_followed(problem, AnatomyRule(row.anatomy, row.betas)), problem.max_margin())
-        for row in (averaged, adapted)
-    ]
+    ends = []
+    for row in (METHODS["m-sgd"], METHODS["m-svag"]):
+        rule = AnatomyRule(row.anatomy, row.betas)
+        *_, end = iterates(problem, rule, 2_000, lr=1 / problem.smoothness())
+        ends.append(angle(end, problem.max_margin()))
     return {
         "problems": f"{_PROBLEMS:,}",
         "small": f"{angle(small.least_norm(), small.max_margin()):.0f}",
@@ -156,11 +168,3 @@ def margins() -> Section:
         "averaged": f"{ends[0]:.1f}",
         "adapted": f"{ends[1]:.1f}",
     }
-
-
-def _followed(problem: LeastSquares, rule: Rule, steps: int = 2_000) -> Array:
-    """Run a rule with the step size 1/L from 0, and return where it ends."""
-    theta, lr = np.zeros(problem.X.shape[1]), 1 / problem.smoothness()
-    for _ in range(steps):
-        theta = theta - lr * rule(problem.gradient(theta))
-    return theta

@@ -10,16 +10,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from svag.theory.dynamics import follow, random_starts
 from svag.theory.factors import Array
-from svag.theory.figure2 import TIE, median_interval, suboptimality_ratios
+from svag.theory.figure2 import CONTENDERS, TIE, median_interval, suboptimality_ratios
 from svag.theory.figures.canvas import SGD, SSD
 from svag.theory.quadratic import StochasticQuadratic
-from svag.theory.spectra import (
-    eigenvalues_structured,
-    eigenvalues_uniform,
-    p_diag,
-    random_rotation,
-)
+from svag.theory.spectra import SPECTRA, p_diag, random_rotation
 
 SPREADS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the way from the well-conditioned spectrum to the ill-conditioned, on a log scale."""
@@ -41,11 +37,12 @@ class Grid:
         steps: of the curves.
         eigenvalues: of each spread.
         p_diag: of each spread and angle.
-        cells: for each spread, angle and noise level: ``SGD`` and ``SSD``, each low, median and
-            high of the seeds' suboptimality by step; ``at SGD`` and ``at SSD``, the expected
-            improvements of the best next step of SGD, of SSD, and of SSD by Eq. (14), as shares
-            of the suboptimality, medians over the seeds' iterates by step; ``ratio``, the median
-            of the final ratios between the ends of its interval (95 % or more).
+        cells: for each spread, angle and noise level. ``SGD`` and ``SSD``: 5 %, 50 % and 95 %
+            quantiles over seeds of the method's suboptimality, by step. ``at SGD`` and
+            ``at SSD``: what the best next step from that method's iterates is expected to gain,
+            as a share of the suboptimality, by SGD, by SSD, and by SSD according to Eq. (14);
+            medians over seeds, by step. ``ratio``: the final SGD/SSD, as low end of the interval
+            of the median (95 % or more), median and high end.
     """
 
     steps: list[int]
@@ -63,25 +60,37 @@ def compute(
     steps: int = _STEPS,
     dimension: int = 100,
 ) -> Grid:
-    """Run SGD and SSD with optimal local step sizes on every problem of the grid."""
+    """Run SGD and SSD with optimal local step sizes on every problem of the grid.
+
+    Args:
+        spreads: shares of the way between the two spectra, 0 to 1.
+        angles: powers of the rotation, 0 to 1.
+        noise_levels: nu.
+        seeds: starts of each problem.
+        steps: of each method; every fifth is kept.
+        dimension: d.
+
+    Returns:
+        The grid: for each spread every angle, for each of these every noise level.
+    """
     rng = np.random.default_rng(0)
-    ends = [np.sort(draw(dimension, rng)) for draw in (eigenvalues_uniform, eigenvalues_structured)]
-    turn = _powers(random_rotation(dimension, rng), angles)
-    starts = _starts(seeds, dimension)
+    ends = [np.sort(draw(dimension, rng)) for draw in SPECTRA.values()]
+    bases = _powers(random_rotation(dimension, rng), angles)
+    starts = random_starts(range(seeds), dimension, _SCALE)
     record = list(range(0, steps + 1, 5))
     spectra = [ends[0] ** (1 - spread) * ends[1] ** spread for spread in spreads]
-    matrices = [[(basis * spectrum) @ basis.T for basis in turn] for spectrum in spectra]
-    cells = []
-    for row in matrices:
-        for matrix in row:
-            for noise in noise_levels:
-                problem = StochasticQuadratic(_clean(matrix), np.zeros(dimension), noise)
-                cells.append(_cell(problem, starts, record))
+    matrices = [[_clean((basis * x) @ basis.T) for basis in bases] for x in spectra]
+    problems = (
+        StochasticQuadratic(matrix, np.zeros(dimension), noise)
+        for row in matrices
+        for matrix in row
+        for noise in noise_levels
+    )
     return Grid(
         steps=record,
         eigenvalues=[[float(f"{x:.4g}") for x in spectrum] for spectrum in spectra],
-        p_diag=[[float(f"{p_diag(_clean(matrix)):.4g}") for matrix in row] for row in matrices],
-        cells=cells,
+        p_diag=[[float(f"{p_diag(matrix):.4g}") for matrix in row] for row in matrices],
+        cells=[_cell(problem, starts, record) for problem in problems],
     )
 
 
@@ -111,11 +120,6 @@ def write(directory: Path, grid: Grid | None = None) -> Path:
     return file
 
 
-def _starts(seeds: int, dimension: int) -> Array:
-    rngs = (np.random.default_rng([seed, 1]) for seed in range(seeds))
-    return np.array([rng.uniform(-_SCALE, _SCALE, dimension) for rng in rngs])
-
-
 def _powers(rotation: Array, powers: Sequence[float]) -> list[Array]:
     """Fractional powers of a rotation: the same planes, turned by shares of its angles."""
     values, vectors = np.linalg.eig(rotation)
@@ -134,11 +138,15 @@ def _clean(matrix: Array) -> Array:
 
 
 def _cell(problem: StochasticQuadratic, starts: Array, record: list[int]) -> dict[str, Any]:
+    # At the minimum a stochastic gradient is nothing but its noise.
+    noise = problem.sample_gradients(np.zeros_like(starts), record[-1], np.random.default_rng(0))
+    states = enumerate(follow(problem, CONTENDERS, starts, noise))
+    paths = np.array([away.copy() for step, (away, _) in states if step in record])  # (R, K, S, d)
     cell: dict[str, Any] = {}
     final = []
-    for name in ("SGD", "SSD"):
-        path = _path(problem, starts, record, sign=name == "SSD")
-        away = np.array([problem.suboptimality(theta) for theta in path])  # (R, S)
+    for k, name in enumerate(CONTENDERS):
+        path = paths[:, k]
+        away = np.asarray(problem.suboptimality(path))  # (R, S)
         cell[name] = [_hundredths(q) for q in np.quantile(away, (0.05, 0.5, 0.95), axis=1)]
         cell[f"at {name}"] = _gains(problem, path, away)
         final.append(away[-1])
@@ -146,19 +154,6 @@ def _cell(problem: StochasticQuadratic, starts: Array, record: list[int]) -> dic
     low, high = np.clip(median_interval(ratios), _LEAST, 1 / _LEAST)
     cell["ratio"] = _hundredths(np.array([low, np.median(ratios), high]))
     return cell
-
-
-def _path(problem: StochasticQuadratic, starts: Array, record: list[int], *, sign: bool) -> Array:
-    """Iterates of SGD or SSD with optimal local step sizes at the recorded steps, (R, S, d)."""
-    rng, theta, path = np.random.default_rng(0), -starts, []
-    size = problem.optimal_step_size_ssd if sign else problem.optimal_step_size_sgd
-    for step in range(record[-1] + 1):
-        if step in record:
-            path.append(theta)
-        gradient = problem.sample_gradients(theta, 1, rng)[0]
-        direction = np.sign(gradient) if sign else gradient
-        theta = theta - np.asarray(size(theta))[:, None] * direction
-    return np.array(path)
 
 
 def _gains(problem: StochasticQuadratic, path: Array, away: Array) -> list[list[int]]:

@@ -3,12 +3,25 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
-Rows = Sequence[Sequence[object]]
+Rows: TypeAlias = Sequence[Sequence[object]]
+Table: TypeAlias = tuple[list[str], list[list[object]]]
+"""Head and rows."""
 
 
 def write(directory: Path, stem: str, head: Sequence[str], rows: Rows) -> list[Path]:
-    """Write ``stem.csv``, numbers as they are, and ``stem.md``, numbers as they read."""
+    """Write a table twice.
+
+    Args:
+        directory: folder, which exists.
+        stem: of ``stem.csv``, which has all digits, and ``stem.md``, which rounds them.
+        head: names of the columns.
+        rows: a cell for each column.
+
+    Returns:
+        Both paths.
+    """
     file = directory / f"{stem}.csv"
     with file.open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out, lineterminator="\n")

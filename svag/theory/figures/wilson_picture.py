@@ -7,30 +7,12 @@ from typing import Final
 
 import numpy as np
 from matplotlib.axes import Axes
-from scipy.stats import binomtest
+from matplotlib.figure import Figure
 
-from svag.theory.factors import Array
-from svag.theory.figures import tables
-from svag.theory.figures.canvas import (
-    ADAM,
-    DASHED,
-    INK,
-    MSVAG,
-    MUTED,
-    SGD,
-    SSD,
-    canvas,
-    house_style,
-    save,
-    tidy,
-)
-from svag.theory.separable import (
-    FULL_BATCH,
-    FullBatch,
-    full_batch_iterates,
-    proportionality_error,
-)
-from svag.theory.wilson import wilson_data, wilson_test_error
+from svag.theory.figures import canvas, tables
+from svag.theory.figures.canvas import ADAM, DASHED, INK, MSVAG, MUTED, SGD, SSD
+from svag.theory.separable import FULL_BATCH, FullBatch, full_batch_iterates
+from svag.theory.wilson import Course, clopper_pearson, course, wilson_data, wilson_test_error
 
 SIZES: Final = (5, 10, 20, 50, 100, 200)
 SETS: Final = 20
@@ -80,52 +62,70 @@ class FreshError:
     train: float
 
 
-@dataclass(frozen=True)
-class Course:
-    """Distance of a method's iterates from the line through sign(X^T y), while it makes sense.
-
-    Attributes:
-        method: which.
-        errors: proportionality errors of the iterates with |X theta - y| > 1e-6 |y|.
-    """
-
-    method: FullBatch
-    errors: Array
-
-
 def measure(sizes: Sequence[int] = SIZES, sets: int = SETS, steps: int = STEPS) -> list[FreshError]:
-    """Train on several sets of each size, and test after the first step and the last."""
+    """Train on several sets of each size, and test after the first step and the last.
+
+    Args:
+        sizes: training examples n.
+        sets: training sets of each size, each with fresh examples of its own.
+        steps: of each method, at least 1.
+
+    Returns:
+        For each size and method, the errors after one step and after the last.
+    """
     found = []
     for n in sizes:
         for method in FULL_BATCH:
             runs = np.array([_run(method, n, seed, steps) for seed in range(sets)])  # (S, 2, 2)
-            found += [
-                FreshError(method, n, at, *_summary(runs[:, k, 0]), float(runs[:, k, 1].mean()))
-                for k, at in enumerate((1, steps))
-            ]
+            for k, at in enumerate((1, steps)):
+                test, train = runs[:, k].T
+                failed = int(np.count_nonzero(test))
+                found.append(
+                    FreshError(
+                        *(method, n, at, float(test.mean()), failed, sets),
+                        *clopper_pearson(failed, sets),
+                        train=float(train.mean()),
+                    )
+                )
     return found
 
 
 def paths(n: int = _PATH_SIZE, steps: int = STEPS, seed: int = 0) -> list[Course]:
-    """Follow every method's distance from the line."""
-    return [Course(method, _path(method, n, steps, seed)) for method in FULL_BATCH]
+    """Measure every method's distance from the line through sign(X^T y).
+
+    Args:
+        n: training examples.
+        steps: of each method.
+        seed: of the training set.
+    """
+    problem = wilson_data(n, MAJORITY, seed=seed)
+    return [course(problem, method, steps) for method in FULL_BATCH]
 
 
+@canvas.house_style()
 def draw(
     directory: Path,
     found: Sequence[FreshError] | None = None,
     followed: Sequence[Course] | None = None,
 ) -> list[Path]:
-    """Draw ``wilson`` and write its test errors."""
+    """Draw ``wilson`` and write its test errors.
+
+    Args:
+        directory: folder, which exists.
+        found: of :func:`measure`, which None calls.
+        followed: of :func:`paths`, which None calls.
+
+    Returns:
+        The files written.
+    """
     found = measure() if found is None else found
     followed = paths() if followed is None else followed
-    with house_style():
-        files = _picture(directory, found, followed)
+    files = canvas.save(_picture(found, followed), directory, "wilson")
     return files + tables.write(directory, "wilson", *table(found))
 
 
-def table(found: Sequence[FreshError]) -> tuple[list[str], list[list[object]]]:
-    """Return head and rows of the test errors: a row a method, a column a size."""
+def table(found: Sequence[FreshError]) -> tables.Table:
+    """Return the table of the test errors: a row a method, a column a size."""
     sizes = sorted({row.n for row in found})
     cells = {(row.method, row.steps, row.n): row for row in found}
     head = ["method", "steps", *(f"n = {n}" for n in sizes)]
@@ -143,40 +143,23 @@ def _cell(row: FreshError) -> str:
 
 
 def _run(method: FullBatch, n: int, seed: int, steps: int) -> list[list[float]]:
-    problem = wilson_data(n, MAJORITY, seed=1000 * n + seed)
+    """Test and training error after the first step and after the last."""
+    seed += 1000 * n
+    problem = wilson_data(n, MAJORITY, seed=seed)
     iterates = list(full_batch_iterates(problem, method, steps))
     return [
         [
-            wilson_test_error(theta, MAJORITY, n=FRESH, seed=1000 * n + seed).estimate,
+            wilson_test_error(theta, MAJORITY, n=FRESH, seed=seed).estimate,
             problem.train_error(theta),
         ]
         for theta in (iterates[0], iterates[-1])
     ]
 
 
-def _summary(errors: Array) -> tuple[float, int, int, float, float]:
-    failed, sets = int(np.count_nonzero(errors)), len(errors)
-    interval = binomtest(failed, sets).proportion_ci(0.95, method="exact")
-    return float(errors.mean()), failed, sets, float(interval.low), float(interval.high)
-
-
-def _path(method: FullBatch, n: int, steps: int, seed: int) -> Array:
-    problem = wilson_data(n, MAJORITY, seed=seed)
-    line, size = problem.sign_direction(), np.linalg.norm(problem.y)
-    errors = []
-    for theta in full_batch_iterates(problem, method, steps):
-        if np.linalg.norm(problem.residual(theta)) <= 1e-6 * size:
-            break
-        errors.append(proportionality_error(theta, line))
-    return np.array(errors)
-
-
-def _picture(
-    directory: Path, found: Sequence[FreshError], followed: Sequence[Course]
-) -> list[Path]:
+def _picture(found: Sequence[FreshError], followed: Sequence[Course]) -> Figure:
     worst = max(row.train for row in found if row.steps > 1)
     most = f"at most {worst:g}" if worst else "0 for all"
-    figure = canvas(
+    figure = canvas.titled(
         10.2,
         4.5,
         "Wilson et al.'s example: it is the sign that does not generalise",
@@ -191,15 +174,9 @@ def _picture(
     _errors(left, found)
     _paths(right, followed)
     for n, (label, color, _) in enumerate(_LOOK.values()):
-        figure.text(
-            0.87,
-            0.74 - 0.052 * n - 0.05 * (n > 3),
-            label,
-            color=color,
-            fontsize=9.5,
-            fontweight="bold",
-        )
-    return save(figure, directory, "wilson")
+        y = 0.74 - 0.052 * n - 0.05 * (n > 3)
+        figure.text(0.87, y, label, color=color, fontsize=9.5, fontweight="bold")
+    return figure
 
 
 def _errors(axes: Axes, found: Sequence[FreshError]) -> None:
@@ -228,29 +205,24 @@ def _errors(axes: Axes, found: Sequence[FreshError]) -> None:
                 markerfacecolor="white" if first else color,
                 clip_on=False,
             )
-    axes.annotate(
-        "the first step is the same for both:\n0 or 0.3 by training set",
-        (23, 0.225),
-        fontsize=8,
-        color=SGD,
-        va="center",
-    )
+    note = "the first step is the same for both:\n0 or 0.3 by training set"
+    axes.annotate(note, (23, 0.225), fontsize=8, color=SGD, va="center")
     axes.set_xscale("log")
     axes.set_xticks(SIZES, [str(n) for n in SIZES])
     axes.minorticks_off()
     axes.set_ylim(0, 0.5)
     axes.set_xlabel("training examples $n$")
     axes.set_ylabel("test error")
-    tidy(axes)
+    canvas.tidy(axes)
 
 
 def _paths(axes: Axes, followed: Sequence[Course]) -> None:
     for path in followed:
         _, color, _ = _LOOK[path.method]
         line = DASHED if path.method == "m-svag" else "-"
-        t = np.arange(1, len(path.errors) + 1)
-        errors = np.maximum(path.errors, _ROUND_OFF)
-        axes.plot(t, errors, linestyle=line, color=color, linewidth=1.0)
+        t = np.arange(1, len(path.distances) + 1)
+        distances = np.maximum(path.distances, _ROUND_OFF)
+        axes.plot(t, distances, linestyle=line, color=color, linewidth=1.0)
     axes.axhspan(_ROUND_OFF, 1e-8, color="#eef0f3", linewidth=0)
     axes.text(1.15, 2e-9, "proportional, to 1e-8", fontsize=8, color=MUTED, va="top")
     axes.set_xscale("log")
@@ -261,4 +233,4 @@ def _paths(axes: Axes, followed: Sequence[Course]) -> None:
     axes.minorticks_off()
     axes.set_xlabel("step")
     axes.set_ylabel("proportionality error")
-    tidy(axes)
+    canvas.tidy(axes)

@@ -6,11 +6,12 @@ from typing import Final
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
 from svag.theory.factors import Array, expected_distance, optimal_factor
-from svag.theory.figures import tables
-from svag.theory.figures.canvas import INK, MUTED, SGD, SVAG, canvas, house_style, save, tidy
+from svag.theory.figures import canvas, tables
+from svag.theory.figures.canvas import INK, MUTED, SGD, SVAG
 
 GRADIENT: Final = np.array([2.0, 1.0])
 STD: Final = np.array([1.0, 1.5])
@@ -18,7 +19,7 @@ _SAMPLES = 60
 
 
 @dataclass(frozen=True)
-class Sketch:
+class Example:
     """The numbers of Figure 4.
 
     Attributes:
@@ -38,10 +39,10 @@ class Sketch:
     after: float
 
 
-def sketch() -> Sketch:
+def example() -> Example:
     """Work out the example of Figure 4."""
     factor = optimal_factor(GRADIENT, STD**2)
-    return Sketch(
+    return Example(
         eta_sq=STD**2 / GRADIENT**2,
         factor=factor,
         mean=factor * GRADIENT,
@@ -51,18 +52,19 @@ def sketch() -> Sketch:
     )
 
 
+@canvas.house_style()
 def draw(directory: Path) -> list[Path]:
     """Draw ``figure4`` and write its numbers."""
-    found = sketch()
+    found = example()
     head = ["coordinate", "gradient", "sigma", "eta^2", "gamma", "adapted mean", "adapted sigma"]
-    columns = [GRADIENT, STD, found.eta_sq, found.factor, found.mean, found.std]
-    rows = [[n + 1, *(float(column[n]) for column in columns)] for n in range(2)]
-    with house_style():
-        return _picture(directory, found) + tables.write(directory, "figure4", head, rows)
+    columns = np.array([GRADIENT, STD, found.eta_sq, found.factor, found.mean, found.std])
+    rows = [[n, *column] for n, column in enumerate(columns.T.tolist(), 1)]
+    files = canvas.save(_picture(found), directory, "figure4")
+    return files + tables.write(directory, "figure4", head, rows)
 
 
-def _picture(directory: Path, found: Sketch) -> list[Path]:
-    figure = canvas(
+def _picture(found: Example) -> Figure:
+    figure = canvas.titled(
         7.4,
         4.15,
         "Figure 4: stochastic gradients before and after variance adaptation",
@@ -74,66 +76,41 @@ def _picture(directory: Path, found: Sketch) -> list[Path]:
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     figure.subplots_adjust(left=0.07, right=0.985, top=0.755, bottom=0.115, wspace=0.08)
     draws = GRADIENT + STD * np.random.default_rng(3).standard_normal((_SAMPLES, 2))
-    _cloud(left, draws, GRADIENT, STD, SGD, "g")
-    _cloud(right, found.factor * draws, found.mean, found.std, SVAG, r"\gamma\odot g")
+    _cloud(left, draws, GRADIENT, STD, SGD)
     left.set_title(r"stochastic gradients $g$", loc="left", fontsize=9)
-    right.set_title(
-        r"adapted $\gamma\odot g$, $\gamma_i=(1+\eta_i^2)^{-1}$", loc="left", fontsize=9
+    _cloud(right, found.factor * draws, found.mean, found.std, SVAG)
+    title = r"adapted $\gamma\odot g$, $\gamma_i=(1+\eta_i^2)^{-1}$"
+    right.set_title(title, loc="left", fontsize=9)
+    _arrow(right, found.mean, SVAG)
+    right.annotate(
+        r"$\mathrm{E}[\gamma\odot g]$",
+        found.mean.tolist(),
+        (2.2, -1.9),
+        color=SVAG,
+        arrowprops={"arrowstyle": "-", "color": SVAG, "linewidth": 0.7},
     )
-    for axes in (left, right):
-        axes.set_xlabel(r"$\theta_1$-coordinate")
     left.set_ylabel(r"$\theta_2$-coordinate")
-    return save(figure, directory, "figure4")
+    return figure
 
 
-def _cloud(axes: Axes, draws: Array, mean: Array, std: Array, color: str, name: str) -> None:
+def _cloud(axes: Axes, draws: Array, mean: Array, std: Array, color: str) -> None:
+    """Draws with their ellipses, and the true gradient."""
     axes.axhline(0, color=MUTED, linewidth=0.6)
     axes.axvline(0, color=MUTED, linewidth=0.6)
     for width in (1, 2):
-        axes.add_patch(
-            Ellipse(
-                (float(mean[0]), float(mean[1])),
-                float(2 * width * std[0]),
-                float(2 * width * std[1]),
-                facecolor=color,
-                edgecolor="none",
-                alpha=0.13,
-            )
-        )
+        size = (2 * width * std).tolist()
+        ellipse = Ellipse(mean.tolist(), *size, facecolor=color, edgecolor="none", alpha=0.13)
+        axes.add_patch(ellipse)
     axes.plot(*draws.T, ".", color=color, markersize=4, alpha=0.75, markeredgewidth=0)
     _arrow(axes, GRADIENT, INK)
-    if not np.array_equal(mean, GRADIENT):
-        _arrow(axes, mean, color)
-        axes.annotate(
-            rf"$\mathrm{{E}}[{name}]$",
-            (float(mean[0]), float(mean[1])),
-            (2.2, -1.9),
-            color=color,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.7},
-        )
-    axes.annotate(
-        r"$\nabla L$",
-        (float(GRADIENT[0]), float(GRADIENT[1])),
-        (5, 3),
-        textcoords="offset points",
-        color=INK,
-    )
+    axes.annotate(r"$\nabla L$", GRADIENT.tolist(), (5, 3), textcoords="offset points", color=INK)
     axes.set_aspect("equal", adjustable="box")
     axes.set_xlim(-1.4, 5.0)
     axes.set_ylim(-3.0, 4.6)
-    tidy(axes, grid="")
+    axes.set_xlabel(r"$\theta_1$-coordinate")
+    canvas.tidy(axes, grid="")
 
 
 def _arrow(axes: Axes, end: Array, color: str) -> None:
-    axes.annotate(
-        "",
-        (float(end[0]), float(end[1])),
-        (0, 0),
-        arrowprops={
-            "arrowstyle": "-|>",
-            "color": color,
-            "linewidth": 1.6,
-            "shrinkA": 0,
-            "shrinkB": 0,
-        },
-    )
+    look = {"arrowstyle": "-|>", "color": color, "linewidth": 1.6, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", end.tolist(), (0, 0), arrowprops=look)

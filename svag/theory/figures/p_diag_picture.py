@@ -1,28 +1,20 @@
 """How much of a rotated Q is on its diagonal: a correction of §2.1, drawn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from svag.theory.factors import Array
-from svag.theory.figures import tables
-from svag.theory.figures.canvas import (
-    ADAM,
-    DASHED,
-    INK,
-    MSVAG,
-    MUTED,
-    canvas,
-    house_style,
-    save,
-    tidy,
-)
+from svag.theory.figures import canvas, tables
+from svag.theory.figures.canvas import ADAM, DASHED, INK, MSVAG
 from svag.theory.spectra import (
-    eigenvalues_structured,
-    eigenvalues_uniform,
+    SPECTRA,
+    Spectrum,
     p_diag,
     p_diag_bound,
     p_diag_mean,
@@ -30,12 +22,11 @@ from svag.theory.spectra import (
 )
 
 DIMENSIONS: Final = (10, 20, 50, 100, 200, 400)
-SPECTRA: Final[dict[str, tuple[str, Callable[[int, np.random.Generator], Array], str]]] = {
-    "well-conditioned": ("U[0.1, 1.1]", eigenvalues_uniform, MSVAG),
-    "ill-conditioned": ("90 % U[0, 1], 10 % U[30, 60]", eigenvalues_structured, ADAM),
-}
 ROTATIONS: Final = 1_000
-_DISTRIBUTION = 1_000_000
+_LOOK: Final[dict[Spectrum, tuple[str, str]]] = {
+    "well-conditioned": ("U[0.1, 1.1]", MSVAG),
+    "ill-conditioned": ("90 % U[0, 1], 10 % U[30, 60]", ADAM),
+}
 
 
 @dataclass(frozen=True)
@@ -43,22 +34,22 @@ class DiagonalMass:
     """Means over Haar rotations, each with eigenvalues of its own.
 
     Attributes:
-        spectrum: a key of :data:`SPECTRA`.
+        spectrum: a key of :data:`~svag.theory.spectra.SPECTRA`.
         d: dimension.
         rotations: how many.
         exact: d times the mean of p_diag.
-        exact_error: its standard error.
         bound: d times the mean of the paper's lower bound.
-        bound_error: its standard error.
+        exact_error: standard error of ``exact``.
+        bound_error: standard error of ``bound``.
         closed_form: d times :func:`~svag.theory.p_diag_mean` of the distribution.
     """
 
-    spectrum: str
+    spectrum: Spectrum
     d: int
     rotations: int
     exact: float
-    exact_error: float
     bound: float
+    exact_error: float
     bound_error: float
     closed_form: float
 
@@ -70,56 +61,47 @@ def measure(
     return [_measured(spectrum, d, rotations) for spectrum in SPECTRA for d in dimensions]
 
 
+@canvas.house_style()
 def draw(directory: Path, found: Sequence[DiagonalMass] | None = None) -> list[Path]:
     """Draw ``p-diag`` and write its numbers."""
     found = measure() if found is None else found
-    with house_style():
-        return _picture(directory, found) + tables.write(directory, "p-diag", *table(found))
+    files = canvas.save(_picture(found), directory, "p-diag")
+    return files + tables.write(directory, "p-diag", *table(found))
 
 
-def table(found: Sequence[DiagonalMass]) -> tuple[list[str], list[list[object]]]:
-    """Return head and rows of the numbers."""
+def table(found: Sequence[DiagonalMass]) -> tables.Table:
+    """Return the table of the numbers."""
     head = ["spectrum", "d", "rotations", "d p_diag", "s.e.", "closed form", "d bound", "s.e."]
     rows: list[list[object]] = [
         [
-            SPECTRA[row.spectrum][0],
-            row.d,
-            row.rotations,
-            row.exact,
-            row.exact_error,
-            row.closed_form,
-            row.bound,
-            row.bound_error,
+            *(_LOOK[row.spectrum][0], row.d, row.rotations, row.exact, row.exact_error),
+            *(row.closed_form, row.bound, row.bound_error),
         ]
         for row in found
     ]
     return head, rows
 
 
-def _measured(spectrum: str, d: int, rotations: int) -> DiagonalMass:
+def _measured(spectrum: Spectrum, d: int, rotations: int) -> DiagonalMass:
     rng = np.random.default_rng([d, list(SPECTRA).index(spectrum)])
-    draw_eigenvalues = SPECTRA[spectrum][1]
     values = np.empty((rotations, 2))
     for n in range(rotations):
-        eigenvalues, rotation = draw_eigenvalues(d, rng), random_rotation(d, rng)
+        eigenvalues, rotation = SPECTRA[spectrum](d, rng), random_rotation(d, rng)
         exact = p_diag((rotation * eigenvalues) @ rotation.T)
         values[n] = d * exact, d * p_diag_bound(eigenvalues, rotation)
     mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(rotations)
-    many = draw_eigenvalues(_DISTRIBUTION, np.random.default_rng(0))
-    return DiagonalMass(
-        spectrum=spectrum,
-        d=d,
-        rotations=rotations,
-        exact=float(mean[0]),
-        exact_error=float(error[0]),
-        bound=float(mean[1]),
-        bound_error=float(error[1]),
-        closed_form=d * p_diag_mean(many, d),
-    )
+    closed_form = d * p_diag_mean(_distribution(spectrum), d)
+    return DiagonalMass(spectrum, d, rotations, *mean.tolist(), *error.tolist(), closed_form)
 
 
-def _picture(directory: Path, found: Sequence[DiagonalMass]) -> list[Path]:
-    figure = canvas(
+@cache
+def _distribution(spectrum: Spectrum) -> Array:
+    """Eigenvalues enough to stand for their distribution."""
+    return SPECTRA[spectrum](1_000_000, np.random.default_rng(0))
+
+
+def _picture(found: Sequence[DiagonalMass]) -> Figure:
+    figure = canvas.titled(
         6.8,
         4.3,
         "Diagonal mass of randomly rotated matrices",
@@ -132,32 +114,20 @@ def _picture(directory: Path, found: Sequence[DiagonalMass]) -> list[Path]:
     axes.set_xscale("log")
     axes.set_yscale("log")
     d = np.unique(np.rint(np.geomspace(8, 500, 100)).astype(int))
-    for spectrum, (name, eigenvalues, color) in SPECTRA.items():
-        rows = [row for row in found if row.spectrum == spectrum]
-        lam = eigenvalues(_DISTRIBUTION, np.random.default_rng(0))
-        closed = np.array([n * p_diag_mean(lam, int(n)) for n in d])
+    for spectrum, (name, color) in _LOOK.items():
+        closed = np.array([n * p_diag_mean(_distribution(spectrum), int(n)) for n in d])
         axes.plot(d, closed, color=color, linewidth=1.4)
+        rows = [row for row in found if row.spectrum == spectrum]
         x = [row.d for row in rows]
         axes.plot(x, [row.exact for row in rows], "o", color=color, markersize=5)
-        axes.plot(
-            x,
-            [row.bound for row in rows],
-            "o" if spectrum == "well-conditioned" else "s",
-            color=color,
-            markersize=5 if spectrum == "well-conditioned" else 8,
-            markerfacecolor="none",
-        )
+        marker, size = ("o", 5) if spectrum == "well-conditioned" else ("s", 8)
+        bounds = [row.bound for row in rows]
+        axes.plot(x, bounds, marker, color=color, markersize=size, markerfacecolor="none")
         label = f"{name},\nclosed form".replace(", 10", ",\n10")
         axes.text(530, closed[-1], label, color=color, va="center", fontsize=8)
     axes.axhline(np.pi / 2, color=INK, linestyle=DASHED, linewidth=1)
-    axes.text(
-        530,
-        np.pi / 2,
-        "π/2 = 1.57:\nthe bound, either spectrum",
-        color=INK,
-        va="center",
-        fontsize=8,
-    )
+    bound = "π/2 = 1.57:\nthe bound, either spectrum"
+    axes.text(530, np.pi / 2, bound, color=INK, va="center", fontsize=8)
     axes.set_xlim(8, 500)
     axes.set_ylim(1, 100)
     axes.set_xticks(DIMENSIONS, [str(n) for n in DIMENSIONS])
@@ -165,6 +135,5 @@ def _picture(directory: Path, found: Sequence[DiagonalMass]) -> list[Path]:
     axes.minorticks_off()
     axes.set_xlabel("dimension $d$")
     axes.set_ylabel(r"$d \cdot$ mean share of the diagonal")
-    tidy(axes)
-    axes.tick_params(colors=MUTED)
-    return save(figure, directory, "p-diag")
+    canvas.tidy(axes)
+    return figure

@@ -3,38 +3,29 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from svag.theory.factors import Array, gamma_erf, gamma_sqrt, gamma_svag, largest_gap
-from svag.theory.figures import tables
-from svag.theory.figures.canvas import (
-    ADAM,
-    DASHED,
-    INK,
-    SSD,
-    SVAG,
-    canvas,
-    house_style,
-    save,
-    tidy,
-)
+from svag.theory.figures import canvas, tables
+from svag.theory.figures.canvas import ADAM, DASHED, INK, SSD, SVAG
 
 _ETA_MAX = 5.0
 
 
+@canvas.house_style()
 def draw(directory: Path) -> list[Path]:
     """Draw ``figure3`` and write its curves."""
     eta = np.linspace(0, _ETA_MAX, 501)
-    head = ["eta", "erf(1/(sqrt(2) eta))", "(1 + eta^2)^(-1/2)", "1/(1 + eta^2)"]
     curves = [gamma_erf(eta), gamma_sqrt(eta), gamma_svag(eta)]
-    every = slice(None, None, 25)
-    rows = [[float(x) for x in row] for row in zip(eta, *curves, strict=True)][every]
-    with house_style():
-        return _picture(directory, eta, curves) + tables.write(directory, "figure3", head, rows)
+    head = ["eta", "erf(1/(sqrt(2) eta))", "(1 + eta^2)^(-1/2)", "1/(1 + eta^2)"]
+    rows = np.column_stack([eta, *curves])[::25].tolist()
+    files = canvas.save(_picture(eta, curves), directory, "figure3")
+    return files + tables.write(directory, "figure3", head, rows)
 
 
-def _picture(directory: Path, eta: Array, curves: list[Array]) -> list[Path]:
+def _picture(eta: Array, curves: list[Array]) -> Figure:
     gap = largest_gap()
-    figure = canvas(
+    figure = canvas.titled(
         6.2,
         4.0,
         "Figure 3: variance adaptation factors",
@@ -57,17 +48,11 @@ def _picture(directory: Path, eta: Array, curves: list[Array]) -> list[Path]:
     axes.text(1.05, 0.19, r"$(1+\eta^2)^{-1}$" + "\nbest for $g$", color=SVAG, va="center")
     ends = [float(gamma_erf(gap.eta)), float(gamma_sqrt(gap.eta))]
     axes.plot([gap.eta] * 2, ends, color=INK, linewidth=1.1)
-    axes.text(
-        gap.eta + 0.02,
-        0.545,
-        f"largest gap {gap.size:.4f}\nat η = {gap.eta:.4f}",
-        color=INK,
-        fontsize=8,
-        va="center",
-    )
+    label = f"largest gap {gap.size:.4f}\nat η = {gap.eta:.4f}"
+    axes.text(gap.eta + 0.02, 0.545, label, color=INK, fontsize=8, va="center")
     axes.set_xlim(0, _ETA_MAX)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel(r"relative standard deviation $\eta = \sigma/|\nabla L|$")
     axes.set_ylabel(r"factor $\gamma$")
-    tidy(axes)
-    return save(figure, directory, "figure3")
+    canvas.tidy(axes)
+    return figure
