@@ -61,7 +61,8 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
     out; what is visibly wrong is still refused.
 
     Checkpointing (``use_reentrant=False``) works. Uses in a custom ``autograd.Function`` or in
-    scripted code are not seen, and found by the check. Second derivatives do not pass.
+    scripted code are not seen, and found by the check. Second derivatives are refused, and so are
+    gradients of one forward pass that add up over several backward passes.
 
     Memory beyond plain training: ``max_bytes`` of per-example gradients, on a CPU no more than
     4 MiB a thread, which fits the caches; the copies of one layer's input and output gradient that

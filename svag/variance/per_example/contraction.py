@@ -83,11 +83,15 @@ def _linear(op: Operation) -> Where:
     return _all(op, [_moved(op, x, [*range(x.dim() - 1), None])], op.out)
 
 
+_FACTORS = {"addmm": ("mat1", "mat2"), "addmv": ("mat", "vec")}
+
+
 @rule("addmm", "baddbmm", "addmv", "addbmm", "addr")
 def _add_product(op: Operation) -> Where:
     if op.name in ("addbmm", "addr"):
         return op.unknown()
-    shift, a, b = op.args[:3]
+    first, second = _FACTORS.get(op.name, ("batch1", "batch2"))
+    shift, a, b = op.given("input", 0), op.given(first, 1), op.given(second, 2)
     left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
     found = [_moved(op, a, left), _moved(op, b, right)]
     if isinstance(op.where(shift), IS_PLACED):
@@ -240,6 +244,31 @@ def _over_features(op: Operation) -> Where:
     if isinstance(where, Layout | Scattered) and where.dim >= x.dim() - len(shape):
         return op.mixes()
     return where
+
+
+_TRANSFORMS = (
+    *(
+        f"fft_{kind}{n}"
+        for kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
+        for n in ("", 2, "n")
+    ),
+)
+
+
+@rule(*_TRANSFORMS)
+def _transformed(op: Operation) -> Where:
+    """Keep the dimensions that are not transformed."""
+    x = op.given("input", 0)
+    where = op.where(x)
+    several = op.name.endswith(("2", "n"))
+    dims = op.given("dim", 2, ((-2, -1) if op.name.endswith("2") else None) if several else -1)
+    if dims is None:
+        size = op.given("s", 1)
+        dims = range(-x.dim() if size is None else -len(size), 0)
+    dims = [d % x.dim() for d in ((dims,) if isinstance(dims, int) else dims)]
+    if isinstance(where, Layout | Scattered):
+        return op.mixes() if where.dim in dims else where
+    return where if isinstance(where, Single) else op.unknown()
 
 
 _POOLS = {

@@ -155,6 +155,8 @@ def follow(
         for out in outputs:
             mark(out, CONSTANT)
         return
+    if not args and "input" in kwargs:
+        args, kwargs = (kwargs["input"],), {k: v for k, v in kwargs.items() if k != "input"}
     op = Operation(func, plain_name(func), args, kwargs, inputs, states, outputs)
     found = _found(op)
     each = [found] * len(outputs) if isinstance(found, (*IS_PLACED, Mark)) else found
@@ -198,7 +200,10 @@ def _found(op: Operation) -> "Where | Sequence[Where]":
         return _of_sums(op)
     found = RULES.get(op.name)
     if found is not None:
-        return found(op)
+        try:
+            return found(op)
+        except IndexError:  # an argument by name, where the rule expects its place
+            return op.unknown()
     return elementwise(op) if is_elementwise(op.name) else op.unknown()
 
 

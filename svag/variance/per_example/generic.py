@@ -51,6 +51,10 @@ def otherwise(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[
     name = plain_name(func)
     if name in _BROADCAST:
         return _broadcast(mode, func, args, kwargs, name)
+    if name == "scaled_dot_product_attention":
+        attended = _biased_attention(mode, func, args, kwargs)
+        if attended is not None:
+            return attended
     if name == "setitem" and mode.recorder.source_of(args[2]) is not None:
         return _written(mode, func, *args)
     if name == "masked_scatter":  # which rows an example takes, the examples before it say
@@ -104,6 +108,30 @@ def _written(mode: Interception, func: Call, target: Tensor, index: Any, value: 
     copies = mode.tap(value.expand(region.shape).clone(), [], [(value, sums)], where, observe=True)
     with mode:
         func(target, index, copies)
+
+
+def _biased_attention(
+    mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[str, Any]
+) -> Any:
+    """Give each example a copy of a learned bias; its dropout could not be drawn again.
+
+    None where it is no bias that is learned.
+    """
+    given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
+    query, key, bias = given["query"], given["key"], given.get("attn_mask")
+    others = [t for t in tensors_in(tuple(given.values())) if t is not bias]
+    where = state_of(query)
+    if bias is None or any(mode.recorder.source_of(t) is not None for t in others):
+        return None
+    if not isinstance(where, Layout | Scattered) or where.dim >= query.dim() - 2:
+        return None
+    if bias.dim() > query.dim():
+        return None
+    copies = bias.expand(*query.shape[:-1], key.shape[-2]).clone()
+    sums = _copies(torch.add, (copies, bias), {}, bias, [], copies, where, linear=True)
+    copies = mode.tap(copies, [], [(bias, sums)], where, observe=True)
+    with mode:
+        return func(*replaced(args, {id(bias): copies}), **replaced(kwargs, {id(bias): copies}))
 
 
 def _out_of_place(func: Call, in_place: bool) -> Call:

@@ -115,12 +115,26 @@ def _simple(op: Operation, source: Tensor, where: Layout) -> Where | None:
 
 @rule("as_strided")
 def _strided(op: Operation) -> "Where | Sequence[Where]":
+    """Lay the owners out as the memory is; where no entry of the source lies is unknown."""
     source = op.args[0]
-    where = op.where(source)
-    if not isinstance(where, IS_PLACED) or source.storage_offset() or not source.is_contiguous():
+    where, out = op.where(source), op.out
+    if not isinstance(where, IS_PLACED) or not source.numel() or not out.numel():
         return op.unknown()
-    names = owners_of(source, where).contiguous()
-    return run_on_owners(op, {id(source): names}, where.examples)
+    unset = NOBODY - 1
+    names = torch.full((max(_reach(source), _reach(out)),), unset)
+    names.as_strided(source.shape, source.stride(), source.storage_offset()).copy_(
+        owners_of(source, where)
+    )
+    found = names.as_strided(out.shape, out.stride(), out.storage_offset())
+    return (
+        op.unknown() if bool((found == unset).any()) else owned_by(op.name, found, where.examples)
+    )
+
+
+def _reach(tensor: Tensor) -> int:
+    """Return how many numbers of its memory a tensor spans."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return int(tensor.storage_offset()) + sum((n - 1) * step for n, step in steps) + 1
 
 
 @rule("broadcast_tensors")
@@ -169,7 +183,9 @@ def _with_owners(value: Any, owners: dict[int, Tensor]) -> Any:
 @rule("index_select")
 def _index_select(op: Operation) -> "Where | Sequence[Where]":
     source, dim, index = op.given("input", 0), op.given("dim", 1), op.given("index", 2)
-    where = op.where(source)
+    where, picked = op.where(source), op.where(index)
+    if where is CONSTANT and isinstance(picked, Layout | Scattered):
+        return picked.at(dim % source.dim())
     if not isinstance(where, Layout | Scattered):
         return where if isinstance(where, Single) else op.unknown()
     if where.dim != dim % source.dim():

@@ -132,7 +132,7 @@ class Interception(TorchFunctionMode):
             return self._plain(func, args, kwargs, tensors)
         if only_like(plain_name(func), args, followed):
             return self._plain(func, args, kwargs, tensors)
-        constant = all(state_of(t) is CONSTANT for t in tensors)
+        constant = all(state_of(t) is CONSTANT or _only_chooses(func, args, t) for t in tensors)
         if plain_name(func) in LIKE_FIRST:
             return self._derive(func, args, kwargs, followed[:1])
         if _in_place(func):
@@ -212,7 +212,9 @@ class Interception(TorchFunctionMode):
         out = func(*args, **kwargs)
         if state is not None:
             torch.random.set_rng_state(state)
-        again = func(*replaced(args, stand_ins), **replaced(kwargs, stand_ins))
+        # Also inside a checkpoint, which would run its part again for what is saved here.
+        with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
+            again = func(*replaced(args, stand_ins), **replaced(kwargs, stand_ins))
         bases = {
             id(p): (p, leaf)
             for source in sources.values()
@@ -294,6 +296,13 @@ class Interception(TorchFunctionMode):
             )
         mark(output, where)
         return output
+
+
+def _only_chooses(func: Call, args: Sequence[Any], tensor: Tensor) -> bool:
+    """Whether a whole number that all examples determine says which rows of the first are taken."""
+    chooses = plain_name(func) in ("getitem", "index_select") and tensor is not args[0]
+    whole = not (tensor.is_floating_point() or tensor.is_complex())
+    return chooses and whole and isinstance(state_of(tensor), Summed)
 
 
 def _may_sum(name: str, placed: Sequence[Tensor]) -> bool:

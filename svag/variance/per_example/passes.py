@@ -81,6 +81,7 @@ class Passes:
             return
         if not torch.is_grad_enabled():
             return
+        recorder.calls += 1
         if self._seen != recorder.backwards:
             self._begin()
         followed = lambda t: recorder.source_of(t) is not None  # noqa: E731
@@ -219,7 +220,7 @@ class Passes:
                 "svag sees, so whose its gradient is is not clear; if a mask chose no example, "
                 "leave this mini-batch out, or use svag.micro_batch_variance"
             )
-        if recorder.verification is None:
+        if recorder.verification is None or torch._C._current_graph_task_id() != -1:
             return
         with torch._C.DisableTorchFunction():
             if self._tape is not None and len(roots) == 1:

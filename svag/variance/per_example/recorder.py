@@ -8,6 +8,7 @@ autograd's product in another order, whoever's the rows are; one product of per-
 serves mean and variance. Where a pass is verified, everything observes.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from svag.errors import PerExampleError
 from svag.variance.attachment import attach, is_current
@@ -91,6 +91,7 @@ class Site:
         where: the examples are in the output.
         counts: number of uses of each parameter in the same forward passes, by id.
         task: the backward pass in which the operation ran, -1 in a forward pass.
+        call: number of the call of the model from outside that it belongs to.
     """
 
     recorder: "Recorder"
@@ -98,9 +99,10 @@ class Site:
     where: "Placed | Packed"
     counts: Counter[int] = field(init=False)
     task: int = field(init=False)
+    call: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.task = torch._C._current_graph_task_id()
+        self.task, self.call = torch._C._current_graph_task_id(), self.recorder.calls
         self.counts = self.recorder.uses if self.task == -1 else Counter()
         if not self.recorder.inside:
             self.recorder.used_outside = True
@@ -132,7 +134,47 @@ class Site:
             contributions = use.make(delta.to(dtype), *values)
             if recorder.verification is not None:
                 recorder.verification.scale(use.source.params, delta, data)
-            yield from recorder.take(use, contributions, self.counts)
+            yield from recorder.take(self, use, contributions)
+
+
+class Once(torch.autograd.Function):
+    """Pass a gradient on, and refuse that what is computed from it is differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, site: Site, gradient: Tensor, anchor: Tensor) -> Tensor:
+        """Return ``gradient``, which now requires a gradient because ``anchor`` does."""
+        ctx.site = site
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[None, ...]:
+        """Refuse."""
+        raise PerExampleError(
+            f"a gradient that came through {ctx.site.recorder.label_of(ctx.site)} was made with "
+            "create_graph=True and is differentiated again, as in a gradient penalty; svag follows "
+            "first derivatives only, so use svag.micro_batch_variance"
+        )
+
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def once(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
+    """Compute gradients without a graph; where one is asked for, put :class:`Once` there."""
+
+    @functools.wraps(backward)
+    def wrapped(ctx: Any, *deltas: Tensor) -> Gradients:
+        with torch.no_grad():
+            grads = backward(ctx, *deltas)
+        if not torch.is_grad_enabled():
+            return grads
+        anchor = torch.empty(0, requires_grad=True)
+        return tuple(
+            None if g is None else Once.apply(ctx.site, g, anchor)  # type: ignore[no-untyped-call]
+            for g in grads
+        )
+
+    return wrapped
 
 
 class Tap(torch.autograd.Function):
@@ -147,8 +189,8 @@ class Tap(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
+    @once
+    def backward(ctx: Any, delta: Tensor) -> Gradients:
         """Return the gradients of the output and of the replaced parameters."""
         data = () if ctx.site.idle else ctx.saved_tensors  # may run a checkpointed part again
         with torch._C.DisableTorchFunction():
@@ -187,13 +229,15 @@ class Recorder:
         self.inside = self.used_outside = False
         self._squares = squares
         self.uses: Counter[int] = Counter()
-        self.backwards = self.examples = 0
+        self.backwards = self.examples = self.calls = 0
         self._sources = {id(p): _source_of(p) for p in self.params}
         self._pending: dict[int, list[Contributions]] = {}
         self._done: dict[int, Tensor] = {}
         self._totals: dict[int, Tensor] = {}
         self._incoming: dict[int, Tensor] = {}
         self._earlier: dict[int, Tensor] = {}
+        self._first: dict[int, int] = {}  # backward pass, by number of the call
+        self._again: set[int] = set()
         self._pass: int | None = None
 
     def hooks(self) -> Iterator[Any]:
@@ -243,9 +287,7 @@ class Recorder:
         """Return the names of a site's parameters."""
         return ", ".join(repr(self.names[id(p)]) for use in site.uses for p in use.source.params)
 
-    def take(
-        self, use: Use, contributions: Contributions, counts: Counter[int]
-    ) -> Iterator[Tensor]:
+    def take(self, site: Site, use: Use, contributions: Contributions) -> Iterator[Tensor]:
         """Take the contributions of one use and yield their sums where they replace.
 
         Where it is the parameter's only use, mean and variance come from the same products now;
@@ -256,8 +298,11 @@ class Recorder:
                 yield contributions.total(self.max_bytes)
             return
         self.begin_pass()
-        source = use.source
+        source, counts = use.source, site.counts
+        first = self._first.setdefault(site.call, self.backwards)
         for param, leaf in zip(source.params, source.leaves, strict=True):
+            if first != self.backwards:
+                self._again.add(id(param))
             mine = source.pulled_back(contributions, leaf)
             if self.verification is not None:
                 self.verification.take(param, mine)
@@ -284,6 +329,7 @@ class Recorder:
                 self.verification.begin()
             for left in (self._pending, self._done, self._totals, self._incoming, self._earlier):
                 left.clear()
+            self._again.clear()
 
     def _refuse_late(self, param: Tensor) -> None:
         if id(param) in self._done:
@@ -317,6 +363,7 @@ class Recorder:
             else:
                 self._check(param, variance)
                 if variance is not None and earlier is not None:
+                    self._refuse_again(param)
                     variance = variance + earlier
             if variance is None:
                 return
@@ -328,6 +375,15 @@ class Recorder:
                     device=variance.device,
                 ).copy_(variance)
             attach(param, variance)
+
+    def _refuse_again(self, param: Tensor) -> None:
+        """Refuse a sum of gradients of the same examples: their variances do not add up."""
+        if id(param) in self._again:
+            raise PerExampleError(
+                f"{self.names[id(param)]}: several backward passes from one forward pass "
+                "(retain_graph=True) were added up, and gradients of the same examples are not "
+                "independent; add the losses up and run backward once, or call zero_grad between"
+            )
 
     def _finish(self, param: Tensor) -> Tensor | None:
         key = id(param)

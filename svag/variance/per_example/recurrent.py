@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from svag.errors import PerExampleError
@@ -28,7 +27,7 @@ from svag.variance.per_example.placement import (
     mark_of,
     with_rows_along,
 )
-from svag.variance.per_example.recorder import Site, Use
+from svag.variance.per_example.recorder import Gradients, Site, Use, once
 from svag.variance.per_example.recurrent_backward import BACKWARD, Gates, Weights
 
 KINDS: dict[Call, str] = {
@@ -94,8 +93,8 @@ class Watch(torch.autograd.Function):
         return tuple(t.view_as(t) for t in (out, *last))
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_out: Tensor, *d_last: Tensor) -> tuple[Tensor | None, ...]:
+    @once
+    def backward(ctx: Any, d_out: Tensor, *d_last: Tensor) -> Gradients:
         """Return the gradients as they are."""
         if not ctx.site.idle:
             x, out, *start = ctx.saved_tensors
@@ -127,8 +126,8 @@ class Layer(torch.autograd.Function):
         return (out, *(s.squeeze(0).clone() for s in last))
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_out: Tensor, *d_last: Tensor) -> tuple[Tensor | None, ...]:
+    @once
+    def backward(ctx: Any, d_out: Tensor, *d_last: Tensor) -> Gradients:
         """Return the gradients of the input, the initial states and the parameters."""
         x, out, *start = ctx.saved_tensors
         with torch._C.DisableTorchFunction():
@@ -168,7 +167,7 @@ def _gradients(site: Site, gates: Gates, delta: Tensor) -> list[Tensor]:
         verification = site.recorder.verification
         if verification is not None:
             verification.scale(use.source.params, delta, [gates.inputs])
-        result += site.recorder.take(use, use.make(make), site.counts)
+        result += site.recorder.take(site, use, use.make(make))
     return result
 
 

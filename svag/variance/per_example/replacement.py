@@ -170,7 +170,7 @@ class _Random:
 
     def __init__(self) -> None:
         self._cpu = torch.random.get_rng_state()
-        self._python = random.getstate()
+        self._python, self._numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
         on = torch.cuda.is_available() and torch.cuda.is_initialized()
         self._cuda = torch.cuda.get_rng_state_all() if on else None
 
@@ -187,6 +187,7 @@ class _Random:
     def _set(self) -> None:
         torch.random.set_rng_state(self._cpu)
         random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002
         if self._cuda is not None:
             torch.cuda.set_rng_state_all(self._cuda)
 

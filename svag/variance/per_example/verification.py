@@ -89,9 +89,10 @@ class Verification:
             seen: whether all operations of the loss are known.
         """
         cut = self._cut if seen else self.outputs
-        if not cut or self._ran or (not seen and recorder.used_outside):
+        self._alone.clear()
+        self._ran = bool(cut) and (seen or not recorder.used_outside)
+        if not self._ran:
             return
-        self._ran = True
         recorder.silent = True
         try:
             tensors = [t for t, _ in cut]

@@ -40,7 +40,7 @@ def _overwritten(op: Operation, target: Tensor, parts: Any, values: Any) -> Wher
     if not isinstance(given, IS_PLACED):
         if isinstance(where, IS_PLACED):
             return where
-        return op.unknown()
+        return _marked(op, target, parts) if where is given is CONSTANT else op.unknown()
     if where is CONSTANT:
         where = _by_mask(op, target, parts)
     kept = max(consumed(parts, target.dim()), _dims_of(where), _aligned_dims(target, values, given))
@@ -57,6 +57,32 @@ def _overwritten(op: Operation, target: Tensor, parts: Any, values: Any) -> Wher
     except (RuntimeError, IndexError):
         return op.unknown()
     return owned_by(op.name, names, given.examples)
+
+
+def _marked(op: Operation, target: Tensor, parts: Sequence[Any]) -> Where:
+    """A constant at places that examples choose, ``x[arange(B), lengths] = 1``.
+
+    Only along a dimension whose index is constant is a row of the target written by the same
+    examples whatever they choose.
+    """
+    if not all(isinstance(p, Tensor) and p.dtype == torch.long and p.dim() == 1 for p in parts):
+        return op.unknown()
+    chosen = [op.where(p) for p in parts]
+    moving = [w for w in chosen if isinstance(w, Layout | Scattered)]
+    count = max(len(p) for p in parts)
+    known = all(w is CONSTANT or isinstance(w, Layout | Scattered) for w in chosen)
+    if not moving or not known or any(len(p) != count for p in parts):
+        return op.unknown()
+    owners = moving[0].owners(count)
+    if any(not np.array_equal(w.owners(count), owners) for w in moving):
+        return op.mixes()
+    for dim, (index, where) in enumerate(zip(parts, chosen, strict=True)):
+        places = on_cpu(index) % target.shape[dim]
+        if where is CONSTANT and len(set(places.tolist())) == count:
+            names = np.full(target.shape[dim], NOBODY)
+            names[places] = owners
+            return placed(dim, moving[0].examples, names)
+    return op.unknown()
 
 
 def _by_mask(op: Operation, target: Tensor, parts: Any) -> Where:
