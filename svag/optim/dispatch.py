@@ -154,6 +154,7 @@ class Plan:
                 tables.setdefault(key, []).append((kernel, entry))
         params = _params(groups)
         self._params, self._states = list(map(id, params)), list(map(id, states))
+        self._lengths = [len(group["params"]) for group in groups]
         place_of_state = {key: place for place, key in enumerate(self._states)}
         state_places = {
             place: place_of_state[key]
@@ -177,6 +178,8 @@ class Plan:
             return False
         params = _params(groups)
         if list(map(id, params)) != self._params or list(map(id, states)) != self._states:
+            return False
+        if [len(group["params"]) for group in groups] != self._lengths:
             return False
         return (
             all(params[place].grad is None for place in self._waiting)

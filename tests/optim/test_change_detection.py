@@ -1,0 +1,448 @@
+"""What a fused step notices of its tensors, groups and states, and that it keeps none alive."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import svag
+from svag.optim.change_detection import Sight
+
+NAMES = ["exp_avg", "exp_avg_sq", "step"]
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
+
+
+def tensors(dtype: torch.dtype = torch.float32) -> tuple[list[Any], list[dict[str, Any]]]:
+    """A vector within a larger memory, a transposed matrix, nothing, a scalar, images."""
+    values = [
+        torch.zeros(9, dtype=dtype)[2:7],
+        torch.zeros(3, 4, dtype=dtype).t(),
+        torch.zeros(0, 3, dtype=dtype),
+        torch.zeros((), dtype=dtype),
+        torch.zeros(2, 3, 4, 5, dtype=dtype).contiguous(memory_format=torch.channels_last),
+    ]
+    params = [value.requires_grad_() for value in values]
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    states = [
+        {"step": torch.zeros(()), **{name: torch.zeros_like(param) for name in NAMES[:2]}}
+        for param in params
+    ]
+    return params, states
+
+
+def addresses(tensors: list[Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def sight(params: Any, **options: bool) -> Sight:
+    every = range(len(params))
+    return Sight(every, every, NAMES, **{"within_batch": False, "distributed": False, **options})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tensors_are_found_where_they_are(dtype):
+    params, states = tensors(dtype)
+    seen = sight(params)
+    assert seen.look(params, states)
+    columns = {"param": params, **{name: [state[name] for state in states] for name in NAMES}}
+    assert seen.moved == [*columns, "grad"]
+    for name, column in columns.items():
+        assert seen.addresses[name] == addresses(column)
+    gradients = addresses([param.grad for param in params])
+    assert seen.addresses["grad"] == [place or 1 for place in gradients]  # 1: empty, but there
+    assert seen.look(params, states)
+    assert seen.moved == []
+
+
+def test_gradients_are_found_anew():
+    params, states = tensors()
+    seen = sight(params)
+    seen.look(params, states)
+    held = []
+    for _ in range(3):
+        held += [param.grad for param in params]
+        for param in params:
+            param.grad = torch.ones_like(param)
+        assert seen.look(params, states)
+        assert seen.moved == ["grad"]
+        assert seen.addresses["grad"][:2] == addresses([param.grad for param in params[:2]])
+
+
+def test_gradients_may_come_and_go():
+    params, states = tensors()
+    params[1].grad = None
+    seen = sight(params)
+    for gone in (1, 3, 0, 4, 2):
+        for param in params:
+            param.grad = torch.ones_like(param)
+        params[gone].grad = None
+        assert seen.look(params, states)
+        assert [place for place, at in enumerate(seen.addresses["grad"]) if at == 0] == [gone]
+
+
+def replace(state: dict[str, Any], name: str) -> None:
+    state[name] = state[name].clone()
+
+
+def exchange_names(state: dict[str, Any]) -> None:
+    """Give two averages each other's name, in each other's place."""
+    step, mean, square = state.values()
+    state.clear()
+    state.update(step=step, exp_avg_sq=mean, exp_avg=square)
+
+
+def recast(average: Tensor) -> None:
+    """Read the same memory as halves, as an allocator may give it out again."""
+    average.data = average.data.view(torch.bfloat16)[: len(average)]
+
+
+def shorten(average: Tensor) -> None:
+    average.data = average.data[:3]
+
+
+CHANGES: dict[str, Callable[[list[Any], list[dict[str, Any]]], object]] = {
+    "parameter elsewhere": lambda p, s: setattr(p[0], "data", p[0].data.clone()),
+    "parameter of another dtype": lambda p, s: setattr(p[1], "data", p[1].data.double()),
+    "shorter, in the same place": lambda p, s: setattr(p[0], "data", p[0].data[:3]),
+    "parameter turned where it is": lambda p, s: torch.no_grad()(p[1].t_)(),
+    "as others' data": lambda p, s: setattr(p[1], "data", p[1].data.reshape(3, 4)),
+    "average replaced": lambda p, s: replace(s[1], "exp_avg"),
+    "two averages renamed": lambda p, s: exchange_names(s[0]),
+    "step replaced": lambda p, s: replace(s[4], "step"),
+    "average elsewhere": lambda p, s: setattr(s[0]["exp_avg"], "data", torch.zeros(5)),
+    "average turned where it is": lambda p, s: s[1]["exp_avg_sq"].t_(),
+    "vector of another dtype in its place": lambda p, s: recast(s[0]["exp_avg"]),
+    "shorter average in its place": lambda p, s: shorten(s[0]["exp_avg_sq"]),
+    "average gone": lambda p, s: s[3].pop("exp_avg_sq"),
+    "state empty": lambda p, s: s[4].clear(),
+    "gradient turned": lambda p, s: setattr(p[1], "grad", torch.zeros(4, 3)),
+    "gradient laid out anew": lambda p, s: setattr(p[4], "grad", p[4].grad.contiguous()),
+    "gradient with gaps": lambda p, s: setattr(p[0], "grad", torch.zeros(10)[::2]),
+    "gradient of its negative": lambda p, s: setattr(p[0], "grad", torch._neg_view(p[0].grad)),
+    "sparse gradient": lambda p, s: setattr(p[1], "grad", torch.zeros(4, 3).to_sparse()),
+    "gradient that lies nowhere": lambda p, s: setattr(p[0], "grad", Nowhere(5)),
+}
+
+
+class Nowhere(Tensor):
+    """A tensor without memory, as the wrappers of other libraries are."""
+
+    @staticmethod
+    def __new__(cls, size: int) -> "Nowhere":
+        return Tensor._make_wrapper_subclass(cls, (size,))
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return Nowhere(5) if func is torch.ops.aten.detach.default else NotImplemented
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_are_noticed(change, capfd):
+    params, states = tensors()
+    seen = sight(params)
+    assert seen.look(params, states)
+    assert seen.look(params, states)
+    CHANGES[change](params, states)
+    assert not seen.look(params, states)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_conjugates_are_noticed():
+    params, states = tensors(torch.complex64)
+    seen = sight(params)
+    assert seen.look(params, states)
+    params[0].grad = params[0].grad.conj()
+    assert not seen.look(params, states)
+
+
+def test_a_parameter_can_be_swapped_and_that_is_noticed():
+    """torch.utils.swap_tensors refuses where anything refers to the tensor in C++."""
+    params, states = tensors()
+    seen = sight(params)
+    assert seen.look(params, states)
+    seen.count_changes()
+    other = torch.zeros(5)
+    params[0].grad = None
+    torch.utils.swap_tensors(params[0], other)
+    del other
+    params[0].requires_grad_().grad = torch.zeros(5)
+    assert not seen.look(params, states)
+
+
+def test_autograd_hears_of_what_was_updated_and_of_nothing_else():
+    params, states = tensors()
+    params[1].grad = None
+    seen = sight(params)
+    assert seen.look(params, states)
+    before = [param._version for param in params]
+    seen.count_changes()
+    versions = [version + (place != 1) for place, version in enumerate(before)]
+    assert [param._version for param in params] == versions
+    assert [state["exp_avg"]._version for state in states] == [1, 0, 1, 1, 1]
+
+
+def test_a_refused_step_leaves_no_address_behind():
+    """What a look has seen before another gradient is refused must not count as known."""
+    params = [nn.Parameter(torch.zeros(4)) for _ in range(2)]
+    optimizer = svag.SGD(params, lr=1.0)
+    first = torch.ones(4)
+    for param in params:
+        param.grad = first.clone()
+    optimizer.step()
+    params[0].grad = later = torch.full((4,), 5.0)
+    params[1].grad = torch.ones(4).to_sparse()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+    params[1].grad = torch.ones(4)
+    optimizer.step()
+    assert params[0].grad is later
+    assert params[0].tolist() == [-6.0] * 4
+    assert params[1].tolist() == [-2.0] * 4
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_a_parameter_that_changes_its_group_has_the_new_group_s_options(fused):
+    params = [nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    groups = [{"params": params[:2], "lr": 1.0}, {"params": params[2:], "lr": 100.0}]
+    optimizer = svag.SGD(groups, lr=1.0, fused=fused)
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.ones(1)
+        optimizer.step()
+        moved = optimizer.param_groups[0]["params"]
+        if len(moved) == 2:
+            optimizer.param_groups[1]["params"].insert(0, moved.pop())
+    assert [param.item() for param in params] == [-2.0, -101.0, -200.0]
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_a_state_that_is_cleared_starts_afresh(fused):
+    ends = []
+    for clears in (True, False):
+        param = nn.Parameter(torch.zeros(3))
+        optimizer = svag.MSVAG([param], fused=fused)
+        for _ in range(2):
+            param.grad = torch.ones(3)
+            optimizer.step()
+        if clears:
+            optimizer.state[param].clear()
+        else:
+            optimizer = svag.MSVAG([param], fused=fused)
+        param.grad = torch.full((3,), 2.0)
+        optimizer.step()
+        ends.append(param.detach().clone())
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_gradient_of_zeros_without_memory_is_one_of_zeros(steps):
+    ends = []
+    for make in (torch._efficientzerotensor, torch.zeros):
+        param = nn.Parameter(torch.ones(5))
+        optimizer = svag.MSVAG([param])
+        for _ in range(steps):
+            param.grad = torch.ones(5)
+            optimizer.step()
+        param.grad = make(5)
+        optimizer.step()
+        ends.append(param.detach().clone())
+    torch.testing.assert_close(*ends)
+
+
+def exchange(lists: Any, states: Any) -> None:
+    lists[0][0], lists[1][0] = lists[1][0], lists[0][0]
+
+
+def exchange_states(lists: Any, states: Any) -> None:
+    """Keep the states in their order, under each other's parameters."""
+    first, second, *others = states.items()
+    states.clear()
+    states.update(dict([(second[0], first[1]), (first[0], second[1]), *others]))
+
+
+MEMBERS: dict[str, Callable[[Any, Any], object]] = {
+    "a parameter more": lambda lists, states: lists[1].append(nn.Parameter(torch.zeros(2))),
+    "a parameter less": lambda lists, states: lists[1].pop(),
+    "another of the same value": lambda lists, states: lists[0].__setitem__(
+        1, nn.Parameter(lists[0][1].detach().clone())
+    ),
+    "two exchanged": exchange,
+    "one in the next group": lambda lists, states: lists[1].insert(0, lists[0].pop()),
+    "a state more": lambda lists, states: states.update({nn.Parameter(torch.zeros(2)): {}}),
+    "a state less": lambda lists, states: states.popitem(),
+    "no state": lambda lists, states: states.clear(),
+    "states of each other": exchange_states,
+}
+
+
+def optimizer_of_groups() -> svag.MSVAG:
+    groups = [{"params": [nn.Parameter(torch.zeros(2)) for _ in range(n)]} for n in (3, 2)]
+    optimizer = svag.MSVAG(groups)
+    step(optimizer)
+    return optimizer
+
+
+def step(optimizer: svag.MSVAG) -> None:
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = torch.ones_like(param)
+    optimizer.step()
+
+
+def holds(optimizer: svag.MSVAG) -> bool:
+    assert optimizer._plan is not None
+    return optimizer._plan.holds(optimizer.anatomy, optimizer.param_groups, optimizer.state)
+
+
+@pytest.mark.parametrize("change", MEMBERS)
+def test_any_other_member_of_groups_and_states_is_noticed(change):
+    pytest.importorskip("numba")
+    optimizer = optimizer_of_groups()
+    assert holds(optimizer)
+    MEMBERS[change]([group["params"] for group in optimizer.param_groups], optimizer.state)
+    assert not holds(optimizer)
+    step(optimizer)
+    assert holds(optimizer)
+
+
+def test_an_option_that_changes_where_it_is_counts_at_the_next_step():
+    """Tensors are read at every step, other options when they are other objects."""
+    p = nn.Parameter(torch.zeros(3))
+    lr = torch.tensor(1.0)
+    optimizer = svag.SGD([p], lr=lr, fused=True)
+    p.grad = torch.ones(3)
+    for rate in (1.0, 0.5, 0.25):
+        lr.fill_(rate)
+        optimizer.step()
+    assert p.tolist() == [-1.75] * 3
+    optimizer.param_groups[0]["lr"] = 2.0
+    optimizer.step()
+    optimizer.step()
+    assert p.tolist() == [-5.75] * 3
+    optimizer.param_groups[0]["maximize"] = True
+    optimizer.step()
+    assert p.tolist() == [-3.75] * 3
+
+
+class Wrapped(Tensor):
+    """A gradient whose sizes Python is asked for."""
+
+    plain: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> "Wrapped":
+        self = Tensor._make_wrapper_subclass(
+            cls, inner.shape, dtype=inner.dtype, dispatch_sizes_strides_policy="sizes"
+        )
+        self.plain = inner
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        args = torch.utils._pytree.tree_map(lambda x: getattr(x, "plain", x), args)
+        return func(*args, **(kwargs or {}))
+
+
+def test_gradients_that_python_answers_for_are_left_to_eager():
+    params = [nn.Parameter(torch.zeros(4)) for _ in range(3)]
+    optimizer = svag.SGD(params, lr=1.0)
+    for wrap in (Tensor.clone, Tensor.clone, Wrapped, Wrapped, Tensor.clone):
+        for param in params:
+            param.grad = wrap(torch.ones(4))
+        optimizer.step()
+    assert all(param.tolist() == [-5.0] * 4 for param in params)
+
+
+FORK = """
+import os, torch, svag
+params = [torch.nn.Parameter(torch.zeros(4)) for _ in range(200)]
+optimizers = [svag.SGD(params, lr=1.0)]
+def step():
+    for param in params:
+        param.grad = torch.ones(4)
+    optimizers[-1].step()
+torch.zeros(1 << 20).add_(1)  # starts the threads
+step()
+step()
+child = os.fork()
+if child == 0:
+    step()
+    optimizers.append(svag.SGD(params, lr=1.0))
+    step()
+    step()
+    print(params[-1].tolist(), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_small_parameters_step_in_a_forked_process(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "[-5.0, -5.0, -5.0, -5.0]\n", done.stderr
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_groups_may_hold_their_parameters_in_a_tuple(fused):
+    params = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    optimizer = svag.SGD(params, lr=1.0, fused=fused)
+    optimizer.param_groups[0]["params"] = tuple(params)
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.ones(2)
+        optimizer.step()
+    assert all(param.tolist() == [-3.0] * 2 for param in params)
+
+
+def test_a_parameter_that_becomes_one_of_inference_mode_is_noticed():
+    memory = np.zeros(3, np.float32)
+    param = nn.Parameter(torch.from_numpy(memory))
+    optimizer = svag.MSVAG([param], lr=1.0)
+    for _ in range(2):
+        param.grad = torch.ones(3)
+        optimizer.step()
+    with torch.inference_mode():
+        other = nn.Parameter(torch.from_numpy(memory))
+    torch.utils.swap_tensors(param, other)
+    param.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match="inference tensor"):
+        optimizer.step()
+
+
+def test_options_that_exchange_their_names_are_noticed():
+    ends = []
+    for fused in (None, False):
+        param = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        optimizer = svag.Adam([param], weight_decay=0.1, decoupled_weight_decay=True, fused=fused)
+        names = {"maximize": "decoupled_weight_decay", "decoupled_weight_decay": "maximize"}
+        for change in (False, False, True, False):
+            group = optimizer.param_groups[0]
+            if change:
+                optimizer.param_groups[0] = {names.get(n, n): v for n, v in group.items()}
+            param.grad = torch.ones_like(param)
+            optimizer.step()
+        ends.append(param.tolist())
+    assert ends[0] == pytest.approx(ends[1], rel=1e-14)
+
+
+def test_another_anatomy_counts_at_the_next_step():
+    ends = []
+    for fused in (None, False):
+        param = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        optimizer = svag.SGD([param], lr=1.0, fused=fused)
+        for method in ("sgd", "sgd", "m-svag", "m-svag"):
+            optimizer.anatomy = svag.METHODS[method].anatomy
+            optimizer.param_groups[0]["beta"] = 0.5
+            param.grad = param.detach().cos()
+            optimizer.step()
+        ends.append(param.tolist())
+    assert ends[0] == pytest.approx(ends[1], rel=1e-14)
