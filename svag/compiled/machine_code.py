@@ -1,7 +1,9 @@
 """Functions compiled by Numba that are called by their address, and kept on disk."""
 
-import ctypes
 import functools
+import sys
+import threading
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterable
@@ -14,7 +16,7 @@ from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.core.errors import NumbaWarning
 from numba.extending import intrinsic
-from numpy.typing import NDArray
+from numba.np import arrayobj
 
 Address: TypeAlias = int
 
@@ -23,6 +25,35 @@ EXACT: Final[dict[str, Any]] = {"error_model": "numpy"}
 
 compiled: Final[Any] = functools.partial(njit, nogil=True, **EXACT)
 
+
+class _Progress:
+    """Says once a process that it is compiling, if that takes longer than two seconds in all."""
+
+    def __init__(self) -> None:
+        self._left = 2.0
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+        if self._left > 0:
+            self._timer = threading.Timer(self._left, self._say)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def __exit__(self, *exception: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._left -= time.perf_counter() - self._began
+
+    def _say(self) -> None:
+        print(
+            "svag: compiling the fused step for this processor; the next process finds it on disk",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+_PROGRESS: Final = _Progress()
 _KEPT: Final[list[Any]] = []  # compiled functions, whose code must not be freed
 
 
@@ -34,6 +65,27 @@ def pointer(typing, address):
         return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
 
     return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def array_at(typing, address, count, dtype):
+    """Return the array of some numbers or records at an address.
+
+    As :func:`numba.carray`, which compiles a function anew for each dtype.
+    """
+    kind = types.Array(dtype.dtype, 1, "C", aligned=True)
+
+    def generate(context, builder, signature, args):
+        array = arrayobj.make_array(kind)(context, builder)
+        item = context.get_data_type(kind.dtype)
+        size = context.get_constant(types.intp, context.get_abi_sizeof(item))
+        data = builder.inttoptr(args[0], item.as_pointer())
+        arrayobj.populate_array(
+            array, data=data, shape=[args[1]], strides=[size], itemsize=size, meminfo=None
+        )
+        return array._getvalue()
+
+    return kind(types.int64, types.int64, dtype), generate
 
 
 @intrinsic
@@ -76,7 +128,7 @@ def address_of(
     read = b"".join(Path(file).read_bytes() for file in files)
     function.__qualname__ += f"_{zlib.crc32(repr((variant, zlib.crc32(read))).encode()):08x}"
     signature = types.void(types.int64)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _PROGRESS:
         warnings.simplefilter("ignore", NumbaWarning)
         try:
             code = cfunc(signature, cache=True, **EXACT)(function)
@@ -84,33 +136,3 @@ def address_of(
             code = cfunc(signature, **EXACT)(function)
     _KEPT.append(code)
     return cast(int, code.address)
-
-
-@functools.cache
-def holding_gil(
-    function: Callable[[Any], None], *, sources: tuple[ModuleType, ...] = ()
-) -> Callable[[Address], None]:
-    """Compile a function of one address that reads what Python owns, to be called from Python.
-
-    Threads that it starts may only read meanwhile, and must call nothing that may wait for the GIL.
-    """
-    address = address_of(function, sources=sources)
-    return ctypes.PYFUNCTYPE(None, ctypes.c_int64)(address)
-
-
-class Words:
-    """The fields of a job, all of 64 bits, to be read and written as integers.
-
-    NumPy takes several times as long for a field of a record.
-    """
-
-    def __init__(self, job: NDArray[Any]) -> None:
-        names = job.dtype.names or ()
-        self._place = {name: place for place, name in enumerate(names)}
-        self._words = (ctypes.c_int64 * len(names)).from_buffer(job.data)
-
-    def __getitem__(self, name: str) -> int:
-        return self._words[self._place[name]]
-
-    def __setitem__(self, name: str, value: int) -> None:
-        self._words[self._place[name]] = value

@@ -7,23 +7,23 @@ What a step needs to know of a tensor, :func:`beginning` works out once for all 
 
 import ast
 import math
+import operator
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from numba import carray  # type: ignore[attr-defined]
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 
-from svag.compiled.machine_code import compiled, fetch, pointer, take
+from svag.compiled.machine_code import array_at, compiled, fetch, pointer, take
 from svag.optim.engines.half_precision import NEAREST, STORAGE, narrow, widen
 from svag.optim.engines.kernel_spec import ADDRESSES, OPTIONS, Kernel
 from svag.optim.engines.numba_noise import LOW, NEXT, key, mix
 from svag.optim.engines.work_partition import CHUNK, PORTION, RANGE
 from svag.optim.rule import Arithmetic, Numbers, Switches, element_of, numbers_of
 
-NUMBERS: Final = np.dtype([*((name, np.float64) for name in Numbers._fields), ("key", np.int64)])
-"""The numbers of one tensor's step, the same for all its elements, and where its noise starts."""
+NUMBERS: Final = np.dtype([(name, np.float64) for name in (*Numbers._fields, "step")])
+"""The numbers of one tensor's step, the same for all its elements."""
 
 JOB: Final = np.dtype(
     [
@@ -43,40 +43,51 @@ _RANGE_BYTES: Final = RANGE.itemsize
 
 
 @compiled
-def _divide(x, y):
-    return x / y
-
-
-@compiled
-def _sqrt(x):
-    return math.sqrt(x)
-
-
-@compiled
-def _erf(x):
-    return math.erf(x)
-
-
-@compiled
 def _sign(x):
     zero, one = type(x)(0), type(x)(1)
     # Without the last term a NaN would freeze a coordinate unseen.
     return (one if x > zero else zero) - (one if x < zero else zero) + zero * x
 
 
-@compiled
-def _least(x, bound):
-    return x if x < bound else bound
+def _select(context, builder, signature, args, condition):
+    """Choose the second or the third of some arguments, without a branch."""
+    x, y = (
+        context.cast(builder, arg, kind, signature.return_type)
+        for arg, kind in zip(args[-2:], signature.args[-2:], strict=True)
+    )
+    return builder.select(condition, x, y)
 
 
-@compiled
-def _greatest(x, bound):
-    return bound if x < bound else x
+@intrinsic
+def _choose(typing, condition, x, y):
+    """X if a condition holds, else y."""
+
+    def generate(context, builder, signature, args):
+        return _select(context, builder, signature, args, args[0])
+
+    return typing.unify_types(x, y)(condition, x, y), generate
 
 
-@compiled
-def _choose(condition, x, y):
-    return x if condition else y
+@intrinsic
+def _least(typing, x, bound):
+    """x, or a bound where x is not below it."""
+
+    def generate(context, builder, signature, args):
+        below = builder.fcmp_ordered("<", *args)
+        return _select(context, builder, signature, args, below)
+
+    return x(x, x), generate
+
+
+@intrinsic
+def _greatest(typing, x, bound):
+    """x, or a bound where x is below it."""
+
+    def generate(context, builder, signature, args):
+        below = builder.fcmp_ordered("<", *args)
+        return builder.select(below, args[1], args[0])
+
+    return x(x, x), generate
 
 
 @compiled
@@ -92,15 +103,15 @@ def _arithmetic(real: Any) -> Arithmetic:
         number=real,
         tiny=float(np.finfo(real).tiny),
         huge=float(np.finfo(real).max),
-        divide=_divide,
-        sqrt=_sqrt,
-        erf=_erf,
+        divide=operator.truediv,
+        sqrt=math.sqrt,
+        erf=math.erf,
         sign=_sign,
-        least=_least,
-        greatest=_greatest,
-        choose=_choose,
+        least=cast(Any, _least),
+        greatest=cast(Any, _greatest),
+        choose=cast(Any, _choose),
         debiasing=_debiasing,
-        root=_sqrt,
+        root=math.sqrt,
     )
 
 
@@ -160,13 +171,12 @@ def beginning(switches: Switches) -> Callable[[Any], None]:
 
     def begin(job_address):
         """Count the step of every tensor, and work out its numbers once for all its elements."""
-        job = carray(pointer(job_address), 1, JOB)[0]
-        gradients = carray(pointer(job.gradients), job.tensors, np.int64)
-        addresses = carray(pointer(job.addresses), job.tensors, ADDRESSES)
-        rows = carray(pointer(job.numbers), job.tensors, NUMBERS)
-        groups = carray(pointer(job.group_table), job.tensors, np.int64)
-        streams = carray(pointer(job.stream_table), job.tensors, np.int64)
-        options = carray(pointer(job.options), job.groups, OPTIONS)
+        job = array_at(job_address, 1, JOB)[0]
+        gradients = array_at(job.gradients, job.tensors, np.int64)
+        addresses = array_at(job.addresses, job.tensors, ADDRESSES)
+        rows = array_at(job.numbers, job.tensors, NUMBERS)
+        groups = array_at(job.group_table, job.tensors, np.int64)
+        options = array_at(job.options, job.groups, OPTIONS)
         for i in range(job.tensors):
             fetch(addresses[i].step)
         group_before, step_before, last = np.int64(-1), 0.0, np.int64(0)
@@ -175,7 +185,7 @@ def beginning(switches: Switches) -> Callable[[Any], None]:
                 continue
             group, step = groups[i], 1.0
             if addresses[i].step != 0:
-                counter = carray(pointer(addresses[i].step), 1, np.float32)
+                counter = array_at(addresses[i].step, 1, np.float32)
                 counter[0] += np.float32(1)
                 step = float(counter[0])
             if group == group_before and step == step_before:
@@ -188,9 +198,9 @@ def beginning(switches: Switches) -> Callable[[Any], None]:
                     row.before, row.of_square, row.of_mean_square, row.of_deviation, row.ceiling,
                     row.mean, row.eps,
                 ) = _numbers(text, options[group], step)  # fmt: skip
+                row.step = step
                 group_before, step_before, last = group, step, i
-            rows[i].key = key(options[group].seed, streams[i], step)
-        ranges = carray(pointer(job.range_table), job.ranges, RANGE)
+        ranges = array_at(job.range_table, job.ranges, RANGE)
         for i in range(job.ranges):
             ranges[i].next = ranges[i].begin
         job.begun = 0
@@ -215,13 +225,16 @@ def loop_of(kernel: Kernel) -> Callable[[Any], None]:
     real_bytes = np.dtype(real).itemsize
 
     def loop(job_address):
-        job = carray(pointer(job_address), 1, JOB)[0]
-        gradients = carray(pointer(job.gradients), job.tensors, np.int64)
-        address_table = carray(pointer(job.addresses), job.tensors, ADDRESSES)
-        number_table = carray(pointer(job.numbers), job.tensors, NUMBERS)
-        chunks = carray(pointer(job.chunk_table), job.chunks, CHUNK)
-        portions = carray(pointer(job.portion_table), job.portions, PORTION)
-        ranges = carray(pointer(job.range_table), job.ranges, RANGE)
+        job = array_at(job_address, 1, JOB)[0]
+        gradients = array_at(job.gradients, job.tensors, np.int64)
+        address_table = array_at(job.addresses, job.tensors, ADDRESSES)
+        number_table = array_at(job.numbers, job.tensors, NUMBERS)
+        chunks = array_at(job.chunk_table, job.chunks, CHUNK)
+        portions = array_at(job.portion_table, job.portions, PORTION)
+        ranges = array_at(job.range_table, job.ranges, RANGE)
+        groups = array_at(job.group_table, job.tensors, np.int64)
+        streams = array_at(job.stream_table, job.tensors, np.int64)
+        options = array_at(job.options, job.groups, OPTIONS)
         zero = real(0)
         own, others = take(pointer(job_address + _BEGUN)), 0
         while others < job.ranges:
@@ -237,20 +250,24 @@ def loop_of(kernel: Kernel) -> Callable[[Any], None]:
                 if gradient == 0:
                     continue
                 at, row = address_table[chunk.tensor], number_table[chunk.tensor]
-                params = carray(pointer(at.param + begin * stored_bytes), n, stored)
-                grads = carray(pointer(gradient + begin * stored_bytes), n, stored)
-                means = carray(pointer(at.exp_avg + begin * kept_bytes), n, kept)
-                squares = carray(pointer(at.exp_avg_sq + begin * kept_bytes), n, kept)
-                maxima = carray(pointer(at.max_exp_avg_sq + begin * kept_bytes), n, kept)
-                variances = carray(pointer(at.exp_avg_var + begin * kept_bytes), n, kept)
-                samples = carray(pointer(at.grad_var + begin * real_bytes), n, real)
+                params = array_at(at.param + begin * stored_bytes, n, stored)
+                grads = array_at(gradient + begin * stored_bytes, n, stored)
+                means = array_at(at.exp_avg + begin * kept_bytes, n, kept)
+                squares = array_at(at.exp_avg_sq + begin * kept_bytes, n, kept)
+                maxima = array_at(at.max_exp_avg_sq + begin * kept_bytes, n, kept)
+                variances = array_at(at.exp_avg_var + begin * kept_bytes, n, kept)
+                samples = array_at(at.grad_var + begin * real_bytes, n, real)
                 numbers = (
                     real(row.gradient), real(row.weight_decay), real(row.shrink), real(row.lr),
                     real(row.keep), real(row.take), real(row.keep2), real(row.take2),
                     real(row.before), real(row.of_square), real(row.of_mean_square),
                     real(row.of_deviation), real(row.ceiling), real(row.mean), real(row.eps),
                 )  # fmt: skip
-                count = np.uint32(np.uint32(row.key) + np.uint32(np.uint32(begin) * NEXT))
+                count = np.uint32(0)
+                if dithers:
+                    seed = options[groups[chunk.tensor]].seed
+                    start = key(seed, streams[chunk.tensor], row.step)
+                    count = np.uint32(start + np.uint32(np.uint32(begin) * NEXT))
                 noise = noise2 = noise3 = noise4 = NEAREST
                 for i in range(n):
                     if dithers:

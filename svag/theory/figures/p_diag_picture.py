@@ -91,7 +91,10 @@ def _measured(spectrum: Spectrum, d: int, rotations: int) -> DiagonalMass:
         values[n] = d * exact, d * p_diag_bound(eigenvalues, rotation)
     mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(rotations)
     closed_form = d * p_diag_mean(_distribution(spectrum), d)
-    return DiagonalMass(spectrum, d, rotations, *mean.tolist(), *error.tolist(), closed_form)
+    (exact, bound), (exact_error, bound_error) = mean.tolist(), error.tolist()
+    return DiagonalMass(
+        *(spectrum, d, rotations), *(exact, bound), *(exact_error, bound_error), closed_form
+    )
 
 
 @cache

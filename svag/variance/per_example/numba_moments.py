@@ -6,10 +6,9 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numba import carray  # type: ignore[attr-defined]
 
 from svag.compiled import machine_code
-from svag.compiled.machine_code import Address, pointer, take
+from svag.compiled.machine_code import Address, array_at, pointer, take
 
 JOB: Final = np.dtype(
     [
@@ -40,18 +39,18 @@ def loop_of(real: Any) -> Callable[[Any], None]:
     size = np.dtype(real).itemsize
 
     def loop(job_address):
-        job = carray(pointer(job_address), 1, JOB)[0]
+        job = array_at(job_address, 1, JOB)[0]
         blocks = (job.width + BLOCK - 1) // BLOCK
         while True:
             begin = take(pointer(job_address)) * BLOCK
             if begin >= blocks * BLOCK:
                 break
             n = min(BLOCK, job.width - begin)
-            shift = carray(pointer(job.shift + begin * size), n, real)
-            total = carray(pointer(job.total + begin * size), n, real)
-            squares = carray(pointer(job.squares + begin * size), n, real)
+            shift = array_at(job.shift + begin * size, n, real)
+            total = array_at(job.total + begin * size, n, real)
+            squares = array_at(job.squares + begin * size, n, real)
             for k in range(job.count):
-                row = carray(pointer(job.rows + (k * job.width + begin) * size), n, real)
+                row = array_at(job.rows + (k * job.width + begin) * size, n, real)
                 for i in range(n):
                     difference = row[i] - shift[i]
                     total[i] += difference
