@@ -78,7 +78,7 @@ RATIO_AT_MOST: Final[Mapping[str, Mapping[str, float]]] = {
         **bounds(1.00, 1.05),
         **{f"{name}{_NARROW}": bound for name, bound in bounds(0.80, 0.95).items()},
     },
-    "160 x 1,000": bounds(0.20, 0.5),
+    "160 x 1,000": bounds(0.55, 0.9),
     "WRN-40-4": bounds(0.85, 1.0),
     "2c2d": bounds(0.85, 1.0),
 }

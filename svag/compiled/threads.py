@@ -9,7 +9,7 @@ import ctypes
 import functools
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -32,20 +32,6 @@ def parallel() -> Any:
     found.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     found.restype = None
     return found
-
-
-_FORKED: Final[list[int]] = []
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _FORKED.append(os.getpid()))
-
-
-def was_forked() -> bool:
-    """Whether this process is a copy of one whose threads it has not got.
-
-    OpenMP waits for them without end. torch starts none for small tensors, so what is small must
-    not do so either.
-    """
-    return bool(_FORKED)
 
 
 @functools.cache
