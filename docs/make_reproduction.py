@@ -224,7 +224,7 @@ def _beside_published(finished: Sequence[Analysis]) -> list[str]:
         parts.append(
             f"## Test accuracy on {one.study.base.problem}\n\n"
             + _table(("method", "here", "published"), rows)
-            + f"\n\nOrder here: {chain}. Published: {paper}. Source: {known.source}."
+            + f"\n\nOrder here: {chain}. Published: {paper}. RecordLinks: {known.source}."
         )
     return parts
 

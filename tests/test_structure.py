@@ -42,7 +42,7 @@ FLOORS = (
     ("svag.compiled", "svag.compiled.machine_code", "svag.compiled.threads"),
     ("svag.variance.fingerprint",),
     (
-        "svag.variance.attachment",
+        "svag.variance.grad_var",
         "svag.variance.per_example.placement",
         "svag.variance.per_example.structures",
         "svag.variance.per_example.numba_moments",
@@ -95,7 +95,7 @@ FLOORS = (
         "svag.optim.options",
         "svag.optim.state",
         "svag.optim.state_translation",
-        "svag.optim.step_sizes",
+        "svag.optim.restored_step_size",
     ),
     ("svag.optim.engines", "svag.optim.engines.kernel_spec"),
     (
@@ -148,7 +148,7 @@ FLOORS = (
     ("svag.analysis.several",),
     ("svag.analysis.overview",),
     ("svag.report.style",),
-    ("svag.report.axes", "svag.report.tables", "svag.report.details"),
+    ("svag.report.axis_limits", "svag.report.tables", "svag.report.details"),
     ("svag.report.panels", "svag.report.charts", "svag.report.overview_tables"),
     ("svag.report.figures", "svag.report.effect_charts"),
     ("svag.report.content",),

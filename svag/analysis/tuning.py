@@ -16,7 +16,7 @@ from svag.lab.records import Record, identity
 
 
 @dataclass(frozen=True)
-class Cost:
+class TuningCost:
     """Runs and seconds: those of the choice, and those of the final figures.
 
     ``seconds`` are of the runs whose records have a time; ``timed`` of ``runs`` do.
@@ -50,7 +50,7 @@ class Sensitivity:
     margin: float
 
 
-def cost(result: MethodResult) -> Cost:
+def cost(result: MethodResult) -> TuningCost:
     """Count what a method's step size and its final figures took."""
     outcome = result.outcome
     chosen = _once(
@@ -62,7 +62,7 @@ def cost(result: MethodResult) -> Cost:
     )
     times = [time for record in chosen if (time := _seconds(record)) is not None]
     final = [_seconds(record) or 0.0 for record in outcome.final]
-    return Cost(len(chosen), sum(times), len(times), len(outcome.final), sum(final))
+    return TuningCost(len(chosen), sum(times), len(times), len(outcome.final), sum(final))
 
 
 def sensitivity(analysis: Analysis, key: str) -> Sensitivity | None:

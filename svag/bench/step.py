@@ -43,7 +43,7 @@ class Quartiles(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class Timing:
     """What the rounds say about one contestant.
 
     Attributes:
@@ -191,7 +191,7 @@ def entrants(names: Sequence[str] = ()) -> dict[str, Contestant]:
 
 def measure(
     layout: str, *, rounds: int, device: str = "cpu", optimizers: Sequence[str] = ()
-) -> list[Row]:
+) -> list[Timing]:
     """Time one step of every optimizer in turn, ``rounds`` times, and copies beside them.
 
     A ratio is one of times in the same round, so that it holds while the speed of the machine
@@ -222,7 +222,7 @@ def measure(
     times = interleave(runners, rounds, _milliseconds_on[device])
     rows = []
     for name, stepper in steppers.items():
-        row = Row(layout, name, statistics.median(times[name]), elements, moved[name] / elements)
+        row = Timing(layout, name, statistics.median(times[name]), elements, moved[name] / elements)
         if (peer := chosen[name].peer) is not None:
             row = replace(row, peer=peer, ratio=ratios(times[name], times[peer]))
         if name in OURS:
@@ -231,7 +231,7 @@ def measure(
         rows.append(replace(row, share=share, state=bytes_kept(stepper.optimizer) / elements))
     for name, count in copies.items():
         median = statistics.median(times[name])
-        rows.append(Row(layout, name, median, elements, count / elements))
+        rows.append(Timing(layout, name, median, elements, count / elements))
     return rows
 
 

@@ -34,7 +34,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Cost:
+class PassCost:
     """Median milliseconds by method, and medians of ratios to the plain pass before each.
 
     Attributes:
@@ -262,7 +262,7 @@ METHODS: Mapping[str, Callable[[Workload], Run | None]] = {
 }
 
 
-def measure(work: Workload, *, rounds: int) -> Cost:
+def measure(work: Workload, *, rounds: int) -> PassCost:
     """Time every method and the plain pass in turn, ``rounds`` times.
 
     Each method has plain passes of its own: one that follows another method's pass finds the
@@ -275,7 +275,7 @@ def measure(work: Workload, *, rounds: int) -> Cost:
         return _measure(work, rounds, memory)
 
 
-def _measure(work: Workload, rounds: int, memory: float) -> Cost:
+def _measure(work: Workload, rounds: int, memory: float) -> PassCost:
     base = plain(work)
     milliseconds, ratios = {"plain": _milliseconds(base)}, {"plain": 1.0}
     for name, make in METHODS.items():
@@ -290,7 +290,7 @@ def _measure(work: Workload, rounds: int, memory: float) -> Cost:
             milliseconds["plain"] = statistics.median(plain_one for plain_one, _ in times)
     for figures in (milliseconds, ratios):  # as a training run pays
         figures["svag"] += (figures["svag, verified"] - figures["svag"]) / CHECK_EVERY
-    return Cost(work.name, milliseconds, ratios, memory, rounds)
+    return PassCost(work.name, milliseconds, ratios, memory, rounds)
 
 
 def _milliseconds(run: Run) -> float:

@@ -129,7 +129,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Row:
+class ErrorRates:
     """A scenario's figures, as shares of studies, and the runs that a method took."""
 
     world: str
@@ -165,8 +165,8 @@ def measure(
     worlds: Iterable[str] = WORLDS,
     protocol: Protocol = "tuned",
     workers: int = 1,
-    observe: Callable[[Row], None] = lambda row: None,
-) -> list[Row]:
+    observe: Callable[[ErrorRates], None] = lambda row: None,
+) -> list[ErrorRates]:
     """Simulate studies of every world, cost and number of seeds."""
     jobs = [
         (WORLDS[name], cost, n, protocol, studies)
@@ -187,12 +187,12 @@ def measure(
     return rows
 
 
-def _row(job: tuple[World, float, int, Protocol, int]) -> Row:
+def _row(job: tuple[World, float, int, Protocol, int]) -> ErrorRates:
     world, cost, seeds, protocol, studies = job
     tally = Tally()
     for number in range(studies):
         tally.add(**_study(world, cost, seeds, protocol, number))
-    return Row(
+    return ErrorRates(
         world=world.name,
         cost=cost,
         seeds=seeds,

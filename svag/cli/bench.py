@@ -12,7 +12,7 @@ from svag.entrants import entrant
 from svag.errors import InvalidOption
 
 if TYPE_CHECKING:
-    from svag.bench.step import Row as StepRow
+    from svag.bench.step import Timing
 
 bench = typer.Typer(
     help="Measure what svag costs, against peers in the same process, and what its verdicts are "
@@ -128,7 +128,7 @@ def bench_step(
         print(f"targets missed: {'; '.join(missed) or 'none'}")
 
 
-def _step_table(rows: "Iterable[StepRow]", shown: bool) -> Table:
+def _step_table(rows: "Iterable[Timing]", shown: bool) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in (
         *("parameters", "optimizer", "ms", "peer", "ratio (quartiles)", "target"),

@@ -13,8 +13,8 @@ from svag.errors import InvalidOption, RecordError
 
 if TYPE_CHECKING:
     from svag.lab.executors.cluster import Cluster
-    from svag.lab.executors.contract import Executor, Place
-    from svag.lab.executors.threads import Layout
+    from svag.lab.executors.contract import Executor, WorkPlace
+    from svag.lab.executors.threads import Division
     from svag.lab.studies import Study
     from svag.problems import Data, Problem
 
@@ -87,8 +87,8 @@ def executor_on(
     task: "Problem",
     data: "Data",
     study: "Study",
-    place: "Place",
-    layout: "Layout",
+    place: "WorkPlace",
+    layout: "Division",
 ) -> Iterator["Executor"]:
     """Yield what carries runs out, and close it in the end.
 
@@ -108,8 +108,8 @@ def _executor(
     task: "Problem",
     data: "Data",
     study: "Study",
-    place: "Place",
-    layout: "Layout",
+    place: "WorkPlace",
+    layout: "Division",
     scratch: Path,
 ) -> "Executor":
     from svag.lab.executors.cluster import RayCluster, SlurmCluster
@@ -134,14 +134,14 @@ def _executor(
     return Pool(place, layout.workers, layout.threads)
 
 
-def where(cluster: "Cluster", layout: "Layout") -> str:
+def where(cluster: "Cluster", layout: "Division") -> str:
     """Say where runs are carried out, in a word or two."""
     if cluster.kind == "local":
         return f"{layout.workers} worker{'s' * (layout.workers != 1)}"
     return f"on {'Ray' if cluster.kind == 'ray' else 'Slurm'}"
 
 
-def detach(cluster: "Cluster", task: "Problem", study: "Study", place: "Place") -> str:
+def detach(cluster: "Cluster", task: "Problem", study: "Study", place: "WorkPlace") -> str:
     """Start a driver of the study apart from this process; say where it is.
 
     Raises:

@@ -19,8 +19,8 @@ from svag.errors import InvalidOption, ProblemError, RecordError, in_one_line
 
 if TYPE_CHECKING:
     from svag.lab.executors.cluster import Cluster
-    from svag.lab.executors.contract import Place
-    from svag.lab.executors.threads import Layout
+    from svag.lab.executors.contract import WorkPlace
+    from svag.lab.executors.threads import Division
     from svag.lab.records import Record
     from svag.lab.studies import Study
     from svag.problems import Data
@@ -125,7 +125,7 @@ def compare(
     """
     from svag import problems
     from svag.entrants import entrant, split, with_options
-    from svag.lab.executors.contract import Place
+    from svag.lab.executors.contract import WorkPlace
 
     carried_out_on = clusters.cluster_of(cluster, workers)
     task = problems.get(problem)
@@ -153,7 +153,7 @@ def compare(
     study = _study(task, data, settings)
     directory = out or Path("runs") / task.name
     console = Console(stderr=True, quiet=quiet)
-    place = Place(problem, data_dir, directory, timeout, checkpoint_every)
+    place = WorkPlace(problem, data_dir, directory, timeout, checkpoint_every)
     job = _Job(task, data, study, place, carried_out_on)
     if dry_run:
         job.announce(Console(stderr=True), job.layout(trial=True))
@@ -240,14 +240,14 @@ class _Job:
         task: "Task",
         data: "Data",
         study: "Study",
-        place: "Place",
+        place: "WorkPlace",
         cluster: "Cluster",
     ) -> None:
         self.task, self.data, self.study = task, data, study
         self.directory, self._place = place.directory, place
         self._cluster = cluster
 
-    def layout(self, *, trial: bool = False) -> "Layout":
+    def layout(self, *, trial: bool = False) -> "Division":
         """Measure how runs share the cores best, and how long one takes.
 
         Raises:
@@ -264,7 +264,7 @@ class _Job:
         try:
             if cluster.threads is not None:
                 count = workers or max(1, threads.cores() // cluster.threads)
-                return threads.Layout(count, cluster.threads, seconds(cluster.threads))
+                return threads.Division(count, cluster.threads, seconds(cluster.threads))
             return threads.chosen(seconds, workers)
         except Exception as error:
             if trial:
@@ -272,7 +272,7 @@ class _Job:
                 raise ProblemError(f"{what}: {in_one_line(error)}") from error
             return threads.plain(workers)
 
-    def announce(self, console: Console, layout: "Layout") -> None:
+    def announce(self, console: Console, layout: "Division") -> None:
         """Say what is going to be done, and about how long it takes."""
         from svag.entrants import entrant
         from svag.lab import protocol

@@ -8,7 +8,7 @@ from svag.export.folders import Folder
 from svag.lab.records import Record, Run
 
 Cell: TypeAlias = str | int | float | bool | None
-Row: TypeAlias = Mapping[str, Cell]
+TableRow: TypeAlias = Mapping[str, Cell]
 
 EVALUATION: tuple[str, ...] = (
     *("folder", "run", "problem", "method", "lr", "seed", "status", "study", "role"),
@@ -60,7 +60,7 @@ def runs(folders: Iterable[Folder]) -> Table:
     return _table((*known, *further), rows)
 
 
-def _evaluations_of(folder: Folder) -> Iterator[Row]:
+def _evaluations_of(folder: Folder) -> Iterator[TableRow]:
     for name, record in folder.records.items():
         shared = {
             **_place(folder, name, record),
@@ -74,7 +74,7 @@ def _evaluations_of(folder: Folder) -> Iterator[Row]:
                     yield {**shared, **own, "split": split, "figure": figure, "value": value}
 
 
-def _runs_of(folder: Folder) -> Iterator[Row]:
+def _runs_of(folder: Folder) -> Iterator[TableRow]:
     for name, record in folder.records.items():
         noted = {**record.run, **(record.end or {})}
         noted = {field: value for field, value in noted.items() if field not in _LEFT_OUT}
@@ -92,7 +92,7 @@ def _place(folder: Folder, name: str, record: Record) -> dict[str, Any]:
     }
 
 
-def _table(columns: Sequence[str], rows: Sequence[Row]) -> Table:
+def _table(columns: Sequence[str], rows: Sequence[TableRow]) -> Table:
     types = {name: _type(name, [row.get(name) for row in rows]) for name in columns}
     cells = [[_cell(row.get(name), kind) for name, kind in types.items()] for row in rows]
     return Table(types, cells)

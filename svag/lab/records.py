@@ -206,7 +206,7 @@ class Record:
         return value if self.run["metric_better"] == "larger" else -value
 
 
-class Recorder:
+class RecordWriter:
     """Writes the lines of one attempt at a run, each as soon as it is known.
 
     Args:

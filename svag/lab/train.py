@@ -17,7 +17,7 @@ from svag.errors import RecordError, SvagError, in_one_line
 from svag.lab import checkpoints
 from svag.lab.evaluation import Figures
 from svag.lab.record_format import Status
-from svag.lab.records import Recorder, Run
+from svag.lab.records import RecordWriter, Run
 from svag.lab.session import Session, captures
 from svag.problems import Data, Problem
 
@@ -60,7 +60,7 @@ def train(
     """
     noted = {"source": problem.source, "threads": torch.get_num_threads()}
     kept = checkpoints.Checkpoints(directory, run, checkpoint_every)
-    with Recorder(directory, run, **noted) as recorder, warnings.catch_warnings():
+    with RecordWriter(directory, run, **noted) as recorder, warnings.catch_warnings():
         warnings.filterwarnings("error", _BROADCAST)
         attempt = _Attempt(problem, data, run, recorder, kept, progress, timeout)
         try:
@@ -87,7 +87,7 @@ class _Attempt:
         problem: Problem,
         data: Data,
         run: Run,
-        recorder: Recorder,
+        recorder: RecordWriter,
         kept: checkpoints.Checkpoints,
         progress: Callable[[int], None],
         timeout: float | None,

@@ -20,7 +20,7 @@ _dtype: Final = operator.attrgetter("dtype")
 _bytes: Final = operator.attrgetter("nbytes")
 
 
-class Layout(NamedTuple):
+class MemoryLayout(NamedTuple):
     """How some tensors lie in memory.
 
     Attributes:
@@ -35,7 +35,7 @@ class Layout(NamedTuple):
     strides: list[tuple[int, ...]] | None
 
     @classmethod
-    def of(cls, tensors: Sequence[Tensor], *, contiguous: bool = True) -> "Layout":
+    def of(cls, tensors: Sequence[Tensor], *, contiguous: bool = True) -> "MemoryLayout":
         """Ask tensors: a few calls for each.
 
         Args:
@@ -47,19 +47,19 @@ class Layout(NamedTuple):
             strides = list(map(Tensor.stride, tensors))
         return cls(list(map(_dtype, tensors)), list(map(_bytes, tensors)), strides)
 
-    def at(self, places: Sequence[int]) -> "Layout":
+    def at(self, places: Sequence[int]) -> "MemoryLayout":
         """Return the layout of some of the tensors."""
         parts: list[Any] = [part and [part[place] for place in places] for part in self]
-        return Layout(*parts)
+        return MemoryLayout(*parts)
 
-    def with_part(self, places: Sequence[int], seen: "Layout") -> "Layout":
+    def with_part(self, places: Sequence[int], seen: "MemoryLayout") -> "MemoryLayout":
         """Return this layout, at some places as it was seen there."""
         parts: list[Any] = [part and [*part] for part in self]
         for part, found in zip(parts, seen, strict=True):
             if part is not None and found is not None:
                 for place, value in zip(places, found, strict=True):
                     part[place] = value
-        return Layout(*parts)
+        return MemoryLayout(*parts)
 
 
 class Sight:
@@ -90,7 +90,7 @@ class Sight:
         self._places, self._state_places, self._names = places, state_places, names
         self._of_gradients = ("grad", "grad_var") if within_batch else ("grad",)
         self._distributed = distributed
-        self._layouts: dict[str, Layout] = {}
+        self._layouts: dict[str, MemoryLayout] = {}
         self._columns: dict[str, list[Tensor]] = {}  # between a look and the step
         self.addresses: dict[str, list[int]] = {}
         self.moved: list[str] = []
@@ -142,7 +142,7 @@ class Sight:
         addresses = list(map(Tensor.data_ptr, tensors))
         if name == "step" and known is not None:  # one number, which has no layout
             return addresses == self.addresses[name]
-        layout = Layout.of(tensors, contiguous=known is None or known.strides is None)
+        layout = MemoryLayout.of(tensors, contiguous=known is None or known.strides is None)
         if known is None:
             self._layouts[name], self.addresses[name] = layout, addresses
             self.moved.append(name)
@@ -163,7 +163,7 @@ class Sight:
         if name not in self._layouts:
             self._layouts[name] = self._expected(name, tensors, there)
         known = self._layouts[name]
-        layout = Layout.of(tensors, contiguous=known.strides is None)
+        layout = MemoryLayout.of(tensors, contiguous=known.strides is None)
         if layout != (known if len(there) == len(every) else known.at(there)):
             return False
         addresses = list(map(Tensor.data_ptr, tensors))
@@ -186,15 +186,15 @@ class Sight:
         take = local_gradient if name == "grad" else _local_variance
         return [None if param.grad is None else take(param) for param in params]
 
-    def _expected(self, name: str, tensors: Sequence[Tensor], there: Sequence[int]) -> Layout:
+    def _expected(self, name: str, tensors: Sequence[Tensor], there: Sequence[int]) -> MemoryLayout:
         """Return the layout of gradients; of one that there is not yet, its parameter's."""
         likely = self._layouts["param"]
         if name == "grad_var":
             wide = [torch.promote_types(dtype, torch.float32) for dtype in likely.dtypes]
             shares = [w.itemsize // d.itemsize for w, d in zip(wide, likely.dtypes, strict=True)]
             sizes = [size * share for size, share in zip(likely.sizes, shares, strict=True)]
-            likely = Layout(wide, sizes, likely.strides)
-        seen = Layout.of(tensors, contiguous=likely.strides is None)
+            likely = MemoryLayout(wide, sizes, likely.strides)
+        seen = MemoryLayout.of(tensors, contiguous=likely.strides is None)
         if seen.strides is not None and likely.strides is None:
             params = self._columns["param"]
             likely = likely._replace(strides=[local(param).stride() for param in params])
@@ -205,7 +205,7 @@ def _local_variance(param: Tensor) -> Tensor:
     return local(cast(Any, param).grad_var)
 
 
-def _are_plain(tensors: Sequence[Tensor], layout: Layout) -> bool:
+def _are_plain(tensors: Sequence[Tensor], layout: MemoryLayout) -> bool:
     """Whether tensors are torch's own, and none stands for its negative or its conjugate."""
     if not set(map(type, tensors)).issubset(PLAIN) or any(map(Tensor.is_neg, tensors)):
         return False

@@ -15,12 +15,12 @@ from svag.optim import state as states
 from svag.optim.dispatch import Entry, Plan, may_be_fused
 from svag.optim.dtensor import local, local_gradient, shares_memory
 from svag.optim.engines import eager
-from svag.optim.engines.eager import Bucket, Row
+from svag.optim.engines.eager import Bucket, Operands
 from svag.optim.moments import as_scalar, step_of
 from svag.optim.options import Options
+from svag.optim.restored_step_size import StepSizeChange
 from svag.optim.rule import Settings, Switches
-from svag.optim.step_sizes import StepSizes
-from svag.variance import attachment
+from svag.variance import grad_var
 from svag.variance.rescaling import follow_torch
 
 # torch renamed its refusal to capture a step whose groups are not capturable.
@@ -113,7 +113,7 @@ class Dissected(Optimizer):
             )
         self.anatomy = anatomy
         self._plan: Plan | None = None
-        self._saved_lrs: StepSizes | None = None
+        self._saved_lrs: StepSizeChange | None = None
         defaults = options.defaults(
             type(self).__name__,
             anatomy,
@@ -183,7 +183,7 @@ class Dissected(Optimizer):
         super().load_state_dict(translated)
         foreign = not state_translation.is_own(state_dict, self.anatomy)
         saved_groups = state_dict["param_groups"]
-        self._saved_lrs = StepSizes(self.param_groups, saved_groups) if foreign else None
+        self._saved_lrs = StepSizeChange(self.param_groups, saved_groups) if foreign else None
         # torch has cast the averages to the parameters' dtypes.
         saved = (index for group in translated["param_groups"] for index in group["params"])
         own = ((group, param) for group in self.param_groups for param in group["params"])
@@ -246,18 +246,18 @@ class Dissected(Optimizer):
         params = [param for param in every if param.grad is not None]
         try:
             for param in params:
-                attachment.current(param)
+                grad_var.current(param)
         except MissingVariance:
-            if not attachment.are_zero(params):
+            if not grad_var.are_zero(params):
                 raise
             for param in params:
-                attachment.attach(param, torch.zeros_like(param.grad))
+                grad_var.attach(param, torch.zeros_like(param.grad))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, or set them to zero, and drop their variances."""
         super().zero_grad(set_to_none)
         for group in self.param_groups:
-            attachment.clear(group["params"])
+            grad_var.clear(group["params"])
 
     def _entries(self, places: Container[int] | None = None, *, idle: bool = False) -> list[Entry]:
         """Return parameters that have a gradient, with their states.
@@ -359,7 +359,7 @@ class Dissected(Optimizer):
                 if self.anatomy.within_batch:
                     kept["grad_var"] = kept["grad_var"] / scale / scale
             bucket = buckets.setdefault(key, Bucket(step))
-            bucket.rows.append(Row(local(param), grad, **kept))
+            bucket.rows.append(Operands(local(param), grad, **kept))
             bucket.places.append(place)
         return buckets.values()
 

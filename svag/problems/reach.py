@@ -13,7 +13,7 @@ from types import ModuleType
 
 from svag.errors import ProblemError, is_installed
 from svag.problems import locating
-from svag.problems.sources import Source, parse
+from svag.problems.sources import SourceFile, parse
 from svag.problems.user_code import PREFIX
 
 _seen: dict[str, tuple[ModuleSpec, str]] = {}  # hashes of files when their module was first met
@@ -139,7 +139,7 @@ def _installed_package(spec: ModuleSpec) -> str | None:
     return top if is_installed(Path(str(spec.origin))) and top != "svag" else None
 
 
-def _read(spec: ModuleSpec) -> Source:
+def _read(spec: ModuleSpec) -> SourceFile:
     path = Path(str(spec.origin))
     try:
         content = path.read_bytes() if path.is_file() else spec.loader.get_data(spec.origin)  # type: ignore[union-attr]
@@ -149,10 +149,10 @@ def _read(spec: ModuleSpec) -> Source:
         ) from error
     if path.suffix in SOURCE_SUFFIXES:
         return parse(content, str(path))
-    return Source(hashlib.sha256(content).hexdigest(), frozenset(), dynamic=False)
+    return SourceFile(hashlib.sha256(content).hexdigest(), frozenset(), dynamic=False)
 
 
-def _refuse_change(spec: ModuleSpec, source: Source) -> None:
+def _refuse_change(spec: ModuleSpec, source: SourceFile) -> None:
     """Refuse a loaded module whose file says something else by now."""
     if locating.spec_of(sys.modules.get(spec.name)) is not spec:
         return  # not loaded

@@ -28,7 +28,7 @@ class Import:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFile:
     """What a file says.
 
     Attributes:
@@ -43,7 +43,7 @@ class Source:
     dynamic: bool
 
 
-def parse(content: bytes, file: str) -> Source:
+def parse(content: bytes, file: str) -> SourceFile:
     """Read a source.
 
     Args:
@@ -65,7 +65,7 @@ def parse(content: bytes, file: str) -> Source:
             "it or leave out its import"
         ) from error
     code = "\n".join(_canonical(tree))
-    return Source(
+    return SourceFile(
         digest=hashlib.sha256(code.encode()).hexdigest() if _statements(tree.body) else "",
         imports=frozenset(_imports(tree)),
         dynamic=any(_is_importer(node) for node in ast.walk(tree)),

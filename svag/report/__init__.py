@@ -6,7 +6,7 @@ from pathlib import Path
 from svag.analysis.several import Several
 from svag.analysis.study import Analysis
 from svag.errors import RecordError
-from svag.report.content import Place
+from svag.report.content import PagePlace
 from svag.report.figures import figure5
 from svag.report.page import page, page_of_several
 
@@ -32,7 +32,7 @@ def write(
         RecordError: the folder or a file in it cannot be written.
         InvalidOption: the target is not a value that the metric can have.
     """
-    place = Place(directory, directory if records is None else records, target=target)
+    place = PagePlace(directory, directory if records is None else records, target=target)
     return _written([analysis], directory, lambda: page(analysis, place))
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from svag.analysis.results import Figure, MethodResult, Trial
 from svag.analysis.study import Analysis
 from svag.entrants import Entrant
-from svag.report.axes import axis, band, drawn
+from svag.report.axis_limits import axis, band, drawn
 from svag.report.style import BAND_OPACITY, Style, headed, step_size, styles
 
 Chart: TypeAlias = dict[str, Any]

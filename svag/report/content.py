@@ -19,7 +19,7 @@ _DASHES = {"solid": "", "dash": "7 3", "dot": "2 2.5", "dashdot": "7 2.5 1.5 2.5
 
 
 @dataclass(frozen=True)
-class Place:
+class PagePlace:
     """Where a problem's section is: on which page, alone or not, and where its records are.
 
     Attributes:
@@ -62,7 +62,7 @@ def command(analysis: Analysis, records: Path) -> str:
     return shlex.join([*words, "--out", str(records)])
 
 
-def content(analysis: Analysis, place: Place) -> dict[str, Any]:
+def content(analysis: Analysis, place: PagePlace) -> dict[str, Any]:
     """Fill a problem's section."""
     claims, study = analysis.claims, analysis.study
     lines = style.styles(result.entrant for result in analysis.methods.values())
@@ -140,7 +140,7 @@ def summary(analysis: Analysis) -> str:
     )
 
 
-def _details(analysis: Analysis, place: Place) -> dict[str, Any]:
+def _details(analysis: Analysis, place: PagePlace) -> dict[str, Any]:
     examples = analysis.study.base.eval_examples
     return {
         "effect_key": {name: style.EFFECTS[name] for name in FOLLOWED},
@@ -156,6 +156,6 @@ def _details(analysis: Analysis, place: Place) -> dict[str, Any]:
     }
 
 
-def _report_command(analysis: Analysis, place: Place) -> str:
+def _report_command(analysis: Analysis, place: PagePlace) -> str:
     words = ["svag", "report", str(place.records), "--study", analysis.study.id]
     return shlex.join(words + ["--out", str(place.directory)] * (place.directory != place.records))

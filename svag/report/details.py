@@ -25,7 +25,7 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class RecordLinks:
     """The records behind a method's numbers: what they are for, and (name, link) of each."""
 
     what: str
@@ -100,7 +100,7 @@ def turns(analysis: Analysis) -> list[str]:
     return sentences
 
 
-def sources(analysis: Analysis, directory: Path, records: Path) -> dict[str, list[Source]]:
+def sources(analysis: Analysis, directory: Path, records: Path) -> dict[str, list[RecordLinks]]:
     """Name and link the records behind each method's numbers, from where the page is."""
     folder = os.path.relpath(records / "records", directory)
     return {key: _sources(result, folder) for key, result in analysis.methods.items()}
@@ -145,7 +145,7 @@ def _change(value: float, analysis: Analysis) -> str:
     return text.replace("-", style.MINUS) + unit
 
 
-def _sources(result: MethodResult, folder: str) -> list[Source]:
+def _sources(result: MethodResult, folder: str) -> list[RecordLinks]:
     outcome = result.outcome
     groups: tuple[tuple[str, Iterable[Record]], ...] = (
         ("final runs", outcome.final),
@@ -154,7 +154,7 @@ def _sources(result: MethodResult, folder: str) -> list[Source]:
         ("final runs at a step size that was left", (r for s in outcome.lost.values() for r in s)),
     )
     return [
-        Source(what, [_file(record, folder) for record in records])
+        RecordLinks(what, [_file(record, folder) for record in records])
         for what, every in groups
         if (records := list(every))
     ]

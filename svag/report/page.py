@@ -16,10 +16,10 @@ from svag.analysis.several import Several
 from svag.analysis.study import Analysis
 from svag.report import effect_charts, overview_tables, style, tables
 from svag.report.charts import Chart
-from svag.report.content import Place, content, draw, sentences, summary
+from svag.report.content import PagePlace, content, draw, sentences, summary
 
 
-def page(analysis: Analysis, place: Place) -> None:
+def page(analysis: Analysis, place: PagePlace) -> None:
     """Write ``report.html`` on one problem, the same bytes for the same analysis and folders."""
     filled = content(analysis, place)
     text = _environment().get_template("problem.html.j2").render(filled)
@@ -49,7 +49,7 @@ def page_of_several(several: Several, directory: Path, records: Sequence[Path]) 
     charts: dict[str, Chart] = dict(forests)
     problems = []
     for number, (analysis, folder) in enumerate(zip(several.analyses, records, strict=True), 1):
-        place = Place(directory, folder, prefix=f"p{number}-", alone=False)
+        place = PagePlace(directory, folder, prefix=f"p{number}-", alone=False)
         charts |= {f"{place.prefix}{name}": chart for name, chart in draw(analysis).items()}
         problems.append(
             {

@@ -11,7 +11,7 @@ from svag.analysis.results import Figure
 from svag.analysis.study import Analysis
 from svag.entrants import entrant
 from svag.quantity import Quantity
-from svag.report.axes import Axis, axis, band, drawn
+from svag.report.axis_limits import Axis, axis, band, drawn
 from svag.report.style import BAND_OPACITY, Style
 
 INK, MUTED = "#1a1d21", "#5b626b"
@@ -121,7 +121,7 @@ def _scales(axes: Axes, shown: Axis, quantity: Quantity, ticks: int) -> None:
 
 
 def _height(value: float, shown: Axis) -> float:
-    """Place a value on an axis, 0 at its lower end and 1 at its upper."""
+    """PagePlace a value on an axis, 0 at its lower end and 1 at its upper."""
     low, high = shown.low, shown.high
     if shown.log:
         value, low, high = np.log([max(value, low), low, high])

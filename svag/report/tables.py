@@ -28,7 +28,7 @@ COLUMNS: Mapping[bool, str] = {False: "Not adapted", True: "Variance-adapted"}
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """A method's results as text: figures by ``final`` or ``best`` and name.
 
     ``many`` final runs were made, of which ``diverged`` diverged and ``n`` are in the figures.
@@ -57,12 +57,12 @@ class Margin:
     counts: bool
 
 
-def rows(analysis: Analysis) -> dict[str, Row]:
+def rows(analysis: Analysis) -> dict[str, TableRow]:
     """Write every method's results, with equal decimals down each column."""
     results, figures = analysis.methods, analysis.figures
     digits = _decimals(analysis)
     return {
-        key: Row(
+        key: TableRow(
             key=key,
             name=result.entrant.name,
             sign=result.entrant.sign,

@@ -106,7 +106,7 @@ def wilson_test_error(theta: Array, p: float = 0.7, *, n: int = 10_000, seed: in
 
 
 @dataclass(frozen=True)
-class Course:
+class LineCourse:
     """A method's iterates on a problem, beside the line through sign(X^T y).
 
     Attributes:
@@ -122,7 +122,7 @@ class Course:
     end: Array
 
 
-def course(problem: LeastSquares, method: FullBatch, steps: int) -> Course:
+def course(problem: LeastSquares, method: FullBatch, steps: int) -> LineCourse:
     """Run a method, and measure how far from the line through sign(X^T y) it goes.
 
     Args:
@@ -142,7 +142,7 @@ def course(problem: LeastSquares, method: FullBatch, steps: int) -> Course:
         solved = solved or bool(np.linalg.norm(problem.residual(theta)) <= least)
         if not solved:
             distances.append(proportionality_error(theta, line))
-    return Course(method, np.array(distances), theta)
+    return LineCourse(method, np.array(distances), theta)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class WilsonRow:
 
     Attributes:
         method: one of :data:`~svag.theory.separable.FULL_BATCH`.
-        compared: how many iterates are compared with the line (:class:`Course`).
+        compared: how many iterates are compared with the line (:class:`LineCourse`).
         nearest: the least proportionality error to sign(X^T y) among them.
         farthest: the largest.
         residual: |X theta - y|/|y| in the end.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import utils
 from torch.optim import Optimizer
 
-from svag.variance.attachment import (
+from svag.variance.grad_var import (
     Parameters,
     dtype_of_variance,
     is_current,

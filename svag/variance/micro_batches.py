@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from svag.errors import SparseGradient, TooFewSamples
-from svag.variance.attachment import Parameters, attach, clear, listed
+from svag.variance.grad_var import Parameters, attach, clear, listed
 from svag.variance.rescaling import follow_torch
 
 Buffers: TypeAlias = dict[Tensor, Tensor]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from svag.errors import InvalidOption
-from svag.variance.attachment import current
+from svag.variance.grad_var import current
 
 
 def relative_variance(grad: Tensor, grad_var: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from svag.errors import InvalidOption, TooFewSamples
-from svag.variance.attachment import attach, had_variance
+from svag.variance.grad_var import attach, had_variance
 from svag.variance.rescaling import follow_torch
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ be told from the gradients alone (any change of a gradient of one entry is a fac
 all of torch's clipping by norm multiplies, whoever imported ``clip_grad_norm_`` and whenever, and
 the scaler's ``unscale_``. Gradients get what torch gives them, bit for bit, and code without
 variances goes the way it went. Where a later torch has no such function, or a scaler has an
-``unscale_`` of its own, the gradient changes alone, and :mod:`svag.variance.attachment` ends its
+``unscale_`` of its own, the gradient changes alone, and :mod:`svag.variance.grad_var` ends its
 variance: an error, and never a variance of another gradient.
 """
 
@@ -23,7 +23,7 @@ from torch.nn import utils
 from torch.nn.utils import clip_grad
 from torch.optim import Optimizer
 
-from svag.variance.attachment import is_current, rescale, restamp
+from svag.variance.grad_var import is_current, rescale, restamp
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from analysis.test_study import MERITS
 from svag.analysis.study import Analysis, analyse
 from svag.analysis.verdict import verdict
 from svag.errors import RecordError
-from svag.lab.records import Recorder, path_of
+from svag.lab.records import RecordWriter, path_of
 from svag.lab.studies import keep
 
 VALUES = (None, True, "", "x", -1, 0, 1, 0.5, 1e308, -1e308, 10**30, [], {}, "\x1b[31m", "9" * 500)
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
     _, runs = follow(study, "m-sgd", MERITS["m-sgd"])
     for run in runs:
         made = record(run, MERITS["m-sgd"](run.lr, run.seed))
-        with Recorder(place, run) as recorder:
+        with RecordWriter(place, run) as recorder:
             for line in made.evals:
                 recorder.eval(**{k: v for k, v in line.items() if k != "kind"})
             recorder.end(**{k: v for k, v in made.end.items() if k != "kind"})

@@ -10,7 +10,7 @@ from svag.analysis.study import analyse, of_records
 from svag.analysis.verdict import verdict
 from svag.anatomy import PAPER_METHODS
 from svag.errors import RecordError
-from svag.lab.records import Recorder
+from svag.lab.records import RecordWriter
 from svag.lab.studies import keep
 
 TOPS = {"m-sgd": 0.80, "m-svag": 0.80, "m-ssd": 0.90, "adam": 0.90}
@@ -208,7 +208,7 @@ class TestFolder:
             _, runs = follow(study, key, MERITS[key])
             for run in runs:
                 made = record(run, MERITS[key](run.lr, run.seed))
-                with Recorder(folder, run) as recorder:
+                with RecordWriter(folder, run) as recorder:
                     for line in made.evals:
                         recorder.eval(**{k: v for k, v in line.items() if k != "kind"})
                     end = {k: v for k, v in made.end.items() if k not in ("kind", "status")}

@@ -216,7 +216,7 @@ def test_ratios_are_of_the_same_round():
 
 
 def row(**changes):
-    made = step.Row("40 x 500,000", "svag.MSVAG", 25.0, 20_000_000, 28.0)
+    made = step.Timing("40 x 500,000", "svag.MSVAG", 25.0, 20_000_000, 28.0)
     return replace(made, **changes)
 
 

@@ -13,7 +13,7 @@ from report.studies import BASE, study
 
 from svag.errors import InvalidOption, RecordError
 from svag.export import files, folders, tables
-from svag.lab.records import Recorder, load
+from svag.lab.records import RecordWriter, load
 
 AWKWARD = (0.1 + 0.2, 5e-324, 1.7e307, -0.0, 1 / 3, 123456789.123456789, 1e22, 2**53 + 1.0)
 
@@ -70,7 +70,7 @@ def test_any_double_reads_back_to_the_bit(tmp_path):
     run = replace(BASE, metric="loss", metric_better="smaller", metric_unit="",
                   metric_low=None, metric_high=None, method="sgd", lr=0.1 + 0.2,
                   steps=len(values))  # fmt: skip
-    with Recorder(tmp_path, run) as recorder:
+    with RecordWriter(tmp_path, run) as recorder:
         for step, value in enumerate(values):
             recorder.eval(step, train_loss=value, test_loss=-value)
     table = tables.evaluations([folders.read(tmp_path)])
@@ -119,7 +119,7 @@ def test_parquet_has_the_same_cells_with_types(folder, tmp_path):
 
 
 def test_a_figure_that_was_not_finite_is_empty(tmp_path):
-    with Recorder(tmp_path, BASE_RUN) as recorder:
+    with RecordWriter(tmp_path, BASE_RUN) as recorder:
         recorder.eval(0, train_loss=math.inf, test_loss=1.0, test_accuracy=0.5)
         recorder.end("diverged", step=3, train_loss=math.nan, test_loss=2.0)
     rows = written(tables.evaluations([folders.read(tmp_path)]), tmp_path / "e.csv")
@@ -138,7 +138,7 @@ BASE_RUN = replace(BASE, method="sgd", lr=1e-3, seed=4)
 
 def test_texts_with_commas_quotes_and_line_ends_come_back(tmp_path):
     message = 'ValueError: "a, b";\n next\r line; \N{SNOWMAN}'
-    with Recorder(tmp_path, BASE_RUN) as recorder:
+    with RecordWriter(tmp_path, BASE_RUN) as recorder:
         recorder.end("error", message=message, traceback="long")
     (row,) = written(tables.runs([folders.read(tmp_path)]), tmp_path / "r.csv")
     assert row["message"] == message
@@ -147,7 +147,7 @@ def test_texts_with_commas_quotes_and_line_ends_come_back(tmp_path):
 
 
 def test_half_a_surrogate_pair_is_escaped(tmp_path):
-    with Recorder(tmp_path, BASE_RUN) as recorder:
+    with RecordWriter(tmp_path, BASE_RUN) as recorder:
         recorder.end("error", message="\ud800 odd")
     table = tables.runs([folders.read(tmp_path)])
     (row,) = written(table, tmp_path / "r.csv")
@@ -158,7 +158,7 @@ def test_half_a_surrogate_pair_is_escaped(tmp_path):
 
 def test_whole_numbers_among_floats_make_no_mixed_column(tmp_path):
     for seed, value in ((1, 1), (2, 0.5)):
-        with Recorder(tmp_path, replace(BASE_RUN, seed=seed)) as recorder:
+        with RecordWriter(tmp_path, replace(BASE_RUN, seed=seed)) as recorder:
             recorder.end("done", step=100, train_loss=value, test_loss=value, test_accuracy=value)
     table = tables.runs([folders.read(tmp_path)])
     assert sorted(table.column("test_accuracy")) == [0.5, 1.0]

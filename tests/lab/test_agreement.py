@@ -27,7 +27,7 @@ def test_correlations_are_those_of_the_two_factors() -> None:
     m, v = np.zeros(50), np.zeros(50)
     for gradient, variance in zip(gradients, variances, strict=True):
         model.weight.grad = torch.from_numpy(gradient[None])
-        svag.variance.attachment.attach(model.weight, torch.from_numpy(variance[None]))
+        svag.variance.grad_var.attach(model.weight, torch.from_numpy(variance[None]))
         optimizer.step()
         agreement.observe()
         m, v = moving_average(m, gradient, BETA), moving_average(v, gradient**2, BETA)

@@ -8,7 +8,7 @@ from lab.made import classification, points, write_task
 from svag import problems
 from svag.lab import scale
 from svag.lab.execution import carry_out
-from svag.lab.executors.contract import Place
+from svag.lab.executors.contract import WorkPlace
 from svag.lab.executors.local import Here, Pool
 from svag.lab.protocol import Outcome, plan
 from svag.lab.search import StepSizes
@@ -33,9 +33,11 @@ def test_any_number_of_workers_makes_the_same_choices(tmp_path):
     data = problems.load(problem)
     base = template(problem, data, steps=10)
     study = Study(base=base, methods=("m-sgd",), seeds=2, selection_seeds=2)
-    alone = outcomes(study, Here(problem, data, Place(spec, None, tmp_path / "1")), tmp_path / "1")
+    alone = outcomes(
+        study, Here(problem, data, WorkPlace(spec, None, tmp_path / "1")), tmp_path / "1"
+    )
     folder = tmp_path / "3"
-    together = outcomes(study, Pool(Place(spec, None, folder), 3), folder)
+    together = outcomes(study, Pool(WorkPlace(spec, None, folder), 3), folder)
     for key in study.methods:
         assert together[key].lr == alone[key].lr
         assert set(together[key].search) == set(alone[key].search)
@@ -65,7 +67,7 @@ def searched(tmp_path, factor, shift=0.0):
         starts=scale.starts(problem, data, base, methods),
     )
     folder = tmp_path / f"{factor:g}{shift:g}"
-    found = outcomes(study, Here(problem, data, Place("", None, folder)), folder)
+    found = outcomes(study, Here(problem, data, WorkPlace("", None, folder)), folder)
     return {key: (one.lr, study.starts[key]) for key, one in found.items()}
 
 

@@ -16,7 +16,7 @@ from svag.anatomy import METHODS
 from svag.entrants import SYMBOLS, entrant
 from svag.errors import ProblemError, SvagError, UnknownOption
 from svag.lab.optimizers import build, check, code_version
-from svag.variance.attachment import attach
+from svag.variance.grad_var import attach
 
 STEPS = 4
 

@@ -12,7 +12,7 @@ import pytest
 from lab.made import run_of, wait_until, write_task
 from svag import problems
 from svag.errors import RecordError
-from svag.lab.executors.contract import Place
+from svag.lab.executors.contract import WorkPlace
 from svag.lab.executors.local import Here, Pool
 from svag.lab.records import Record, Run, find, path_of
 
@@ -52,11 +52,11 @@ class Task:
         return self.order("hold")
 
     def pool(self, workers: int) -> Pool:
-        self.pools.append(Pool(Place(self.spec, None, self.folder / "out"), workers))
+        self.pools.append(Pool(WorkPlace(self.spec, None, self.folder / "out"), workers))
         return self.pools[-1]
 
     def here(self, directory: str = "out") -> Here:
-        return Here(self.problem, self.data, Place(self.spec, None, self.folder / directory))
+        return Here(self.problem, self.data, WorkPlace(self.spec, None, self.folder / directory))
 
     def record(self, run: Run, directory: str = "out") -> Record | None:
         return find(self.folder / directory, run)

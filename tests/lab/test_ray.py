@@ -15,7 +15,7 @@ from lab.made import run_of
 from lab.ray_nodes import Nodes
 from svag import problems
 from svag.lab.executors.cluster import ClusterError, RayCluster, reach
-from svag.lab.executors.contract import Place
+from svag.lab.executors.contract import WorkPlace
 from svag.lab.executors.local import Here
 from svag.lab.executors.ray_cluster import Ray
 from svag.lab.executors.travelling import pack
@@ -100,7 +100,7 @@ def on_ray(nodes, spec, problem, folder, **cluster):
     scratch.mkdir(parents=True)
     luggage = pack(problem, ("m-sgd",), spec, scratch)
     assert luggage.folder is not None
-    place = Place(spec, None, folder, checkpoint_every=0.1)
+    place = WorkPlace(spec, None, folder, checkpoint_every=0.1)
     settled = RayCluster(address=nodes.address, **cluster)
     return Ray(settled, place, luggage.folder, luggage.spec)
 
@@ -130,7 +130,7 @@ def test_one_of_two_nodes_is_killed_half_way(nodes, task, tmp_path):
     data = problems.load(problem)
     runs = [run_of(problem, data, seed=seed) for seed in range(1, 6)]
     here = tmp_path / "here"
-    for _ in carry_out(Here(problem, data, Place(task, None, here)), runs):
+    for _ in carry_out(Here(problem, data, WorkPlace(task, None, here)), runs):
         pass
     second = nodes.start(cpus=1)
     ended, killed, under_way = [], [], {}
@@ -197,7 +197,7 @@ def test_closing_interrupts_and_the_same_command_goes_on(nodes, task, tmp_path):
     (tmp_path / "hold").unlink()
     (tmp_path / "again").mkdir()
     luggage = pack(problem, (), task, tmp_path / "again")
-    place = Place(task, None, tmp_path / "out")
+    place = WorkPlace(task, None, tmp_path / "out")
     again = Ray(RayCluster(address=nodes.address), place, luggage.folder, luggage.spec)
     assert [e.run.id for e in carry_out(again, [run]) if e.ended] == [run.id]
     record = find(tmp_path / "out", run)

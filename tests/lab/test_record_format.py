@@ -10,7 +10,7 @@ import pytest
 
 from lab.synthetic import LOSS_RUN, RUN
 from svag.errors import RecordError
-from svag.lab.records import Recorder, find, path_of, read
+from svag.lab.records import RecordWriter, find, path_of, read
 
 FINAL = {"train_loss": 1.0, "test_loss": 2.0, "test_accuracy": 0.5}
 RUN_LINE = {"kind": "run", **asdict(RUN)}
@@ -114,7 +114,7 @@ def test_selection_by_validation_demands_its_figures(tmp_path):
 
 def test_a_metric_that_is_the_loss(tmp_path):
     figures = {"train_loss": 1.0, "test_loss": 2.0}
-    with Recorder(tmp_path, LOSS_RUN) as recorder:
+    with RecordWriter(tmp_path, LOSS_RUN) as recorder:
         recorder.eval(0, **figures)
         recorder.eval(LOSS_RUN.steps, **figures)
         recorder.end("done", step=LOSS_RUN.steps, **figures)

@@ -19,7 +19,7 @@ from lab.synthetic import LOSS_RUN, RUN
 from svag.errors import RecordError
 from svag.lab import records
 from svag.lab.claims import claim
-from svag.lab.records import Recorder, Run, find, load, path_of, read
+from svag.lab.records import RecordWriter, Run, find, load, path_of, read
 from svag.lab.train import train
 
 OTHER = {
@@ -76,7 +76,7 @@ def real(tmp_path_factory):
 
 
 def attempt(directory, run, status="done"):
-    with Recorder(directory, run) as recorder:
+    with RecordWriter(directory, run) as recorder:
         recorder.eval(run.steps, **FINAL)
         recorder.end(status, step=run.steps, **FINAL, wall_time=0.1)
 
@@ -156,7 +156,7 @@ def test_read_gives_back_what_was_written(real):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_null(tmp_path, value):
-    with Recorder(tmp_path, RUN) as recorder:
+    with RecordWriter(tmp_path, RUN) as recorder:
         recorder.eval(0, train_loss=value, test_loss=1.0, test_accuracy=0.5)
         recorder.end("diverged", step=0, train_loss=value)
     assert find(tmp_path, RUN).evals[0]["train_loss"] is None
@@ -180,7 +180,7 @@ def test_statuses(tmp_path, status, finished):
 
 def test_a_message_of_several_lines_stays_on_one(tmp_path):
     message = "first\nsecond\r\u2028third \x0c \u00e9 [/tag] {}"
-    with Recorder(tmp_path, RUN) as recorder:
+    with RecordWriter(tmp_path, RUN) as recorder:
         recorder.end("error", message=message)
     assert find(tmp_path, RUN).end["message"] == message
     assert find(tmp_path, RUN).merit == -math.inf
@@ -192,7 +192,7 @@ def test_a_message_of_several_lines_stays_on_one(tmp_path):
 
 def test_a_run_without_end_is_interrupted(tmp_path):
     assert find(tmp_path, RUN) is None
-    with Recorder(tmp_path, RUN) as recorder:
+    with RecordWriter(tmp_path, RUN) as recorder:
         recorder.eval(0, train_loss=1.0, test_loss=1.0, test_accuracy=0.1)
     record = find(tmp_path, RUN)
     assert (record.status, record.finished, record.merit) == ("interrupted", False, -math.inf)
@@ -324,7 +324,10 @@ def test_a_folder_below_a_file_can_be_neither_read_nor_written(tmp_path):
     file = tmp_path / "file"
     file.write_text("")
     for below in (file, file / "sub"):
-        for act in (lambda folder: claim(folder).__enter__(), lambda folder: Recorder(folder, RUN)):
+        for act in (
+            lambda folder: claim(folder).__enter__(),
+            lambda folder: RecordWriter(folder, RUN),
+        ):
             with pytest.raises(RecordError, match=r"^cannot write .*--out$") as caught:
                 act(below)
             assert str(below / "records") in str(caught.value)
@@ -372,12 +375,12 @@ def test_a_full_disk_is_a_record_error(tmp_path):
 import resource, sys
 from pathlib import Path
 from svag.errors import RecordError
-from svag.lab.records import Recorder, Run
+from svag.lab.records import RecordWriter, Run
 run = Run(problem="", version="", data="", method="m-sgd", anatomy="", beta=None, beta2=None,
           lr=0.1, seed=0, steps=1, batch_size=1, eval_every=1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
-    with Recorder(Path(sys.argv[1]), run) as recorder:
+    with RecordWriter(Path(sys.argv[1]), run) as recorder:
         for step in range(100):
             recorder.eval(step, train_loss=1.0, test_loss=1.0, test_accuracy=0.5)
 except RecordError as error:
@@ -404,7 +407,7 @@ def test_folders_merge_by_copying(tmp_path):
 
 
 def test_more_can_be_noted_without_a_change_of_identity(tmp_path):
-    with Recorder(tmp_path, RUN, source="there.py:task", threads=3, hours=0.5):
+    with RecordWriter(tmp_path, RUN, source="there.py:task", threads=3, hours=0.5):
         pass
     noted = find(tmp_path, RUN).run
     assert [noted[name] for name in ("source", "threads", "hours")] == ["there.py:task", 3, 0.5]
@@ -421,7 +424,7 @@ def test_a_run_line_that_lacks_a_field_is_an_error(real, tmp_path):
 
 
 def test_environment_and_source_are_noted(tmp_path):
-    with Recorder(tmp_path, RUN, source="there.py:task"):
+    with RecordWriter(tmp_path, RUN, source="there.py:task"):
         pass
     assert find(tmp_path, RUN).run["source"] == "there.py:task"
     noted = records.environment()

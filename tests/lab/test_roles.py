@@ -6,7 +6,7 @@ from dataclasses import replace
 from report.studies import BASE, study
 
 from svag.lab import studies
-from svag.lab.records import Recorder, identity, load
+from svag.lab.records import RecordWriter, identity, load
 from svag.lab.roles import parts
 from svag.lab.studies import Study, keep
 
@@ -48,7 +48,7 @@ def test_runs_at_a_step_size_that_was_given_up_are_not_final(tmp_path):
 def test_a_record_of_no_study_has_no_part(tmp_path):
     study(tmp_path, searched=False)
     stranger = replace(BASE, method="sgd", lr=0.5, seed=77)
-    with Recorder(tmp_path, stranger) as recorder:
+    with RecordWriter(tmp_path, stranger) as recorder:
         recorder.end("interrupted")
     found, records = roles_of(tmp_path)
     assert records.keys() - found.keys() == {stranger.id}

@@ -14,7 +14,7 @@ from lab.made import run_of, wait_until, write_task
 from svag import problems
 from svag.lab.executors import submission
 from svag.lab.executors.cluster import ClusterError, SlurmCluster, parse
-from svag.lab.executors.contract import Place
+from svag.lab.executors.contract import WorkPlace
 from svag.lab.executors.local import Here
 from svag.lab.executors.slurm_cluster import Slurm
 from svag.lab.records import find, path_of
@@ -28,7 +28,7 @@ class Task:
         self.spec = write_task(folder)
         self.problem = problems.get(self.spec)
         self.data = problems.load(self.problem)
-        self.place = Place(self.spec, None, self.out)
+        self.place = WorkPlace(self.spec, None, self.out)
 
     def runs(self, *seeds):
         return [run_of(self.problem, self.data, seed=seed) for seed in seeds]

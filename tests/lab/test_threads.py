@@ -5,7 +5,7 @@ import os
 import pytest
 
 from svag.lab.executors import threads
-from svag.lab.executors.threads import Layout, chosen, kept, limited, plain
+from svag.lab.executors.threads import Division, chosen, kept, limited, plain
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def test_a_limit_of_the_user_holds(monkeypatch):
 
 def test_a_choice_is_kept_on_its_machine(tmp_path, monkeypatch):
     file = tmp_path / "layout.json"
-    first, second = Layout(4, 2, 1.5), Layout(8, 1, 1.0)
+    first, second = Division(4, 2, 1.5), Division(8, 1, 1.0)
     assert kept(file, lambda: first) == first
     assert kept(file, lambda: second) == first
     assert kept(file, lambda: second, workers=8) == second

@@ -29,7 +29,7 @@ from svag.optim import rounding
 from svag.optim.engines import support
 from svag.optim.engines.kernel_spec import Kernel
 from svag.optim.rule import Settings, Switches
-from svag.variance.attachment import attach
+from svag.variance.grad_var import attach
 
 from .cases import CASES, METHODS, Case, by_name, descend, named
 from .data import conformance_gradients

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import svag
-from svag.variance.attachment import attach, current
+from svag.variance.grad_var import attach, current
 
 from .cases import ENGINES, WITHIN_BATCH, by_name, every_engine, flat
 

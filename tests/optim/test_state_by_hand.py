@@ -13,7 +13,7 @@ from torch.distributed.checkpoint import state_dict as dcp_state
 
 import svag
 from svag.errors import MissingVariance
-from svag.variance.attachment import attach
+from svag.variance.grad_var import attach
 
 from .cases import CASES, ENGINES, METHODS, WITHIN_BATCH, by_name, every_engine, named
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import svag
 from svag.errors import MissingVariance, SvagError
-from svag.variance.attachment import attach, current, is_current
+from svag.variance.grad_var import attach, current, is_current
 
 from .cases import ENGINES, WITHIN_BATCH, Case, by_name, every_engine, flat, named
 from .data import DIMENSION, STEPS, conformance_gradients

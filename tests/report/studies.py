@@ -9,7 +9,7 @@ from svag.analysis.study import Analysis, analyse
 from svag.anatomy import METHODS, PAPER_METHODS
 from svag.entrants import entrant, in_order
 from svag.lab.protocol import Outcome, plan
-from svag.lab.records import Recorder, Run, find
+from svag.lab.records import RecordWriter, Run, find
 from svag.lab.search import StepSizes
 from svag.lab.studies import Study, keep
 
@@ -97,7 +97,7 @@ def study(
 def _record(folder: Path, run: Run, lost: bool, top: float, floor: float, place: int) -> None:
     merit = 1.0 - 0.05 * abs(math.log10(run.lr / top))
     rate = 1 + 0.15 * place
-    with Recorder(folder, run) as recorder:
+    with RecordWriter(folder, run) as recorder:
         for step in range(0, 50 if lost else STEPS + 1, 10):
             figures = _figures(run, step, rate, merit, floor)
             recorder.eval(step, **figures, wall_time=0.015 * step)

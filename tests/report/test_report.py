@@ -21,7 +21,7 @@ from svag.errors import RecordError
 from svag.quantity import ACCURACY, Quantity
 from svag.quantity import LOSS as A_LOSS
 from svag.report import style, tables, write
-from svag.report.axes import axis, drawn
+from svag.report.axis_limits import axis, drawn
 from svag.report.content import command
 from svag.report.page import typeset
 from svag.report.panels import spaced

@@ -6,7 +6,7 @@ from pathlib import Path
 from report.studies import BASE
 
 from svag.export import folders
-from svag.lab.records import Recorder, Run
+from svag.lab.records import RecordWriter, Run
 from svag.trackers.runs import Tracked, tracked
 
 RUN = replace(BASE, method="m-svag", anatomy="m", lr=0.1 + 0.2, seed=7, beta=0.9)
@@ -15,7 +15,7 @@ VALUES = (2.5, 1 / 3, 0.1 + 0.2)
 
 def record(folder: Path, run: Run = RUN, status: str | None = "done", shift: float = 0.0) -> None:
     """Write a run of three evaluations; one without a status is interrupted."""
-    with Recorder(folder, run) as recorder:
+    with RecordWriter(folder, run) as recorder:
         for number, value in enumerate(VALUES):
             accuracy = 0.25 * (1 + number)
             recorder.eval(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from svag.errors import MissingVariance, SparseGradient, TooFewSamples
-from svag.variance.attachment import current, is_current
+from svag.variance.grad_var import current, is_current
 from svag.variance.micro_batches import micro_batch_variance
 
 

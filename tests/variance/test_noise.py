@@ -11,7 +11,7 @@ from torch import nn
 
 from svag.errors import InvalidOption, MissingVariance
 from svag.theory import expected_sign_confidence, factors
-from svag.variance.attachment import attach
+from svag.variance.grad_var import attach
 from svag.variance.noise import (
     NoiseScale,
     noise_scale,

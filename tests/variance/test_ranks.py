@@ -18,8 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from svag.errors import InvalidOption, TooFewSamples
-from svag.variance.attachment import current, is_current
 from svag.variance.clipping import clip_grad_norm_
+from svag.variance.grad_var import current, is_current
 from svag.variance.micro_batches import micro_batch_variance
 from svag.variance.ranks import _spread, rank_variance
 

@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 
 import svag
 from svag.errors import MissingVariance
-from svag.variance.attachment import attach, current, is_current
+from svag.variance.grad_var import attach, current, is_current
 from svag.variance.rescaling import follow_torch
 
 follow_torch()
@@ -74,10 +74,10 @@ def test_gradients_are_what_torch_makes_them_to_the_bit() -> None:
         "print([n.item()] + [x for p in ps for x in p.grad.tolist()])"
     )
     attaching = (
-        "for p in ps: svag.variance.attachment.attach(p, torch.ones_like(p))\n"
+        "for p in ps: svag.variance.grad_var.attach(p, torch.ones_like(p))\n"
         "svag.variance.rescaling.follow_torch()"
     )
-    importing = ", svag.variance.attachment, svag.variance.rescaling"
+    importing = ", svag.variance.grad_var, svag.variance.rescaling"
     said = [
         subprocess.run(
             [sys.executable, "-c", script.format(*parts)],
@@ -98,7 +98,7 @@ def test_a_name_imported_before_svag_is_followed_too() -> None:
         "        (0.25 * (p - target).pow(2).sum()).backward()\n"
         "        micro_batches.micro_step()\n"
         "clip_grad_norm_([p], 2.5)\n"
-        "from svag.variance.attachment import current\n"
+        "from svag.variance.grad_var import current\n"
         "print(*current(p).mul(4).round(decimals=5).tolist())"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from svag.lab.checkpoints import EVERY
-from svag.lab.records import Recorder, Run
+from svag.lab.records import RecordWriter, Run
 
 TRIES = 2
 """How often a run is begun whose worker dies."""
@@ -44,7 +44,7 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkPlace:
     """Where a worker finds problem and data, where it records, and how a run is treated.
 
     Attributes:
@@ -65,7 +65,7 @@ class Place:
 class Losses:
     """Counts the attempts of runs that were cut short, and notes them in their records."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: WorkPlace) -> None:
         self._place = place
         self._lost: Counter[str] = Counter()
 
@@ -85,6 +85,6 @@ class Losses:
         """
         self._lost[run.id] += 1
         again = self._lost[run.id] < tries
-        with Recorder(self._place.directory, run, source=self._place.spec) as recorder:
+        with RecordWriter(self._place.directory, run, source=self._place.spec) as recorder:
             recorder.end("interrupted" if again else "error", message=message)
         return again

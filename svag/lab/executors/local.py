@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from svag.errors import RecordError
-from svag.lab.executors.contract import Event, Losses, Place
+from svag.lab.executors.contract import Event, Losses, WorkPlace
 from svag.lab.executors.serving import Server
 from svag.lab.executors.threads import cores, limited
 from svag.lab.records import Run, find
@@ -32,7 +32,7 @@ class Failure(NamedTuple):
 class Here:
     """Carries runs out in this process, one after the other."""
 
-    def __init__(self, problem: Problem, data: Data, place: Place) -> None:
+    def __init__(self, problem: Problem, data: Data, place: WorkPlace) -> None:
         self._problem, self._data, self._place = problem, data, place
         self._waiting: deque[Run] = deque()
 
@@ -77,7 +77,7 @@ class Pool:
         threads: of each; an equal share of the cores by default.
     """
 
-    def __init__(self, place: Place, workers: int, threads: int | None = None) -> None:
+    def __init__(self, place: WorkPlace, workers: int, threads: int | None = None) -> None:
         self._place = place
         self._workers = workers
         self._threads = threads or max(1, cores() // workers)
@@ -166,7 +166,7 @@ class Pool:
         return Event(run, 0, ended=not again)
 
 
-def _work(connection: Connection, place: Place, threads: int) -> None:
+def _work(connection: Connection, place: WorkPlace, threads: int) -> None:
     """Serve runs until told to stop: by SIGTERM, or by the end of the process that hired us."""
     signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=_watch_parent, daemon=True).start()

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from svag.lab.checkpoints import Checkpoints
 from svag.lab.executors.cluster import ClusterError, RayCluster, reach
-from svag.lab.executors.contract import TRIES, Event, Losses, Place
+from svag.lab.executors.contract import TRIES, Event, Losses, WorkPlace
 from svag.lab.executors.streaming import Tail, Transcript
 from svag.lab.executors.threads import environment
 from svag.lab.records import Run
@@ -53,7 +53,11 @@ class Ray:
     """
 
     def __init__(
-        self, cluster: RayCluster, place: Place, folder: Path | None = None, spec: str | None = None
+        self,
+        cluster: RayCluster,
+        place: WorkPlace,
+        folder: Path | None = None,
+        spec: str | None = None,
     ) -> None:
         self._cluster, self._place = cluster, place
         self._there = replace(place, spec=spec or place.spec)
@@ -203,7 +207,7 @@ def _passed_on() -> dict[str, str]:
     return {name: os.environ[name] for name in ("SVAG_DATA",) if name in os.environ}
 
 
-def _attempt(there: Place, source: str, run: Run, checkpoint: bytes | None) -> Iterator[Piece]:
+def _attempt(there: WorkPlace, source: str, run: Run, checkpoint: bytes | None) -> Iterator[Piece]:
     """On a node: train one run into a folder of its own, and yield what is written there."""
     directory = Path(tempfile.mkdtemp(prefix="svag-"))
     there = replace(there, directory=directory)
@@ -242,10 +246,10 @@ def _attempt(there: Place, source: str, run: Run, checkpoint: bytes | None) -> I
 def _server_of(spec: str, data_dir: Path | None, source: str) -> Any:
     from svag.lab.executors.serving import Server
 
-    return Server(Place(spec, data_dir, Path()), source)
+    return Server(WorkPlace(spec, data_dir, Path()), source)
 
 
-def _server(there: Place, source: str) -> Any:
+def _server(there: WorkPlace, source: str) -> Any:
     """Return this worker's server; problem and data are loaded once for all its runs."""
     return _server_of(there.spec, there.data_dir, source)
 

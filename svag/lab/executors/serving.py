@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from svag import problems
 from svag.errors import in_one_line
-from svag.lab.executors.contract import Place
-from svag.lab.records import Recorder, Run
+from svag.lab.executors.contract import WorkPlace
+from svag.lab.records import RecordWriter, Run
 from svag.lab.train import train
 from svag.problems import Data, Problem
 
@@ -19,7 +19,7 @@ class Server:
         source: what the records call the problem; the place's own name of it by default.
     """
 
-    def __init__(self, place: Place, source: str | None = None) -> None:
+    def __init__(self, place: WorkPlace, source: str | None = None) -> None:
         self._place, self._source = place, source or place.spec
         self._loaded: tuple[Problem, Data] | None = None
         self._failure: str | None = None
@@ -29,7 +29,7 @@ class Server:
         except Exception as error:
             self._failure = in_one_line(error)
 
-    def serve(self, run: Run, place: Place, report: Callable[[int], None]) -> None:
+    def serve(self, run: Run, place: WorkPlace, report: Callable[[int], None]) -> None:
         """Train, and record at ``place``.
 
         Raises:
@@ -39,7 +39,7 @@ class Server:
         if self._loaded is not None and run.version != self._loaded[0].version:
             failure = f"the code of {self._source} has changed since the study began"
         if self._loaded is None or failure is not None:
-            with Recorder(place.directory, run, source=self._source) as recorder:
+            with RecordWriter(place.directory, run, source=self._source) as recorder:
                 recorder.end("error", message=str(failure))
             return
         problem, data = self._loaded

@@ -18,7 +18,7 @@ from typing import Any
 from svag.errors import RecordError
 from svag.lab.executors import submission
 from svag.lab.executors.cluster import SlurmCluster
-from svag.lab.executors.contract import Event, Losses, Place
+from svag.lab.executors.contract import Event, Losses, WorkPlace
 from svag.lab.executors.local import Pool
 from svag.lab.executors.streaming import Tail, progress_in
 from svag.lab.executors.threads import cores
@@ -27,10 +27,12 @@ from svag.lab.records import Run, find, path_of
 _POLL = {"slurm": 2.0, "local": 0.2}
 
 
-class Packed:
+class RunsOfJob:
     """What a job does: carry runs out, and go on with them if Slurm starts it a second time."""
 
-    def __init__(self, place: Place, runs: list[Run], workers: int | None, threads: int) -> None:
+    def __init__(
+        self, place: WorkPlace, runs: list[Run], workers: int | None, threads: int
+    ) -> None:
         self.place, self.runs = place, runs
         self.workers, self.threads = workers, threads
 
@@ -76,7 +78,7 @@ class Slurm:
         ClusterError: submitit is not installed, there is no Slurm here, or it does not know a key.
     """
 
-    def __init__(self, cluster: SlurmCluster, place: Place) -> None:
+    def __init__(self, cluster: SlurmCluster, place: WorkPlace) -> None:
         self._cluster, self._place = cluster, place
         self._folder = place.directory / "jobs"
         self._queue = submission.Queue(cluster, self._folder)
@@ -136,7 +138,7 @@ class Slurm:
             count = min(share, self._cluster.runs_per_job)
             runs = [self._waiting.popleft() for _ in range(count)]
             tails = {run.id: self._tail(run) for run in runs}
-            work = Packed(self._place, runs, self._cluster.workers, self._cluster.threads or 1)
+            work = RunsOfJob(self._place, runs, self._cluster.workers, self._cluster.threads or 1)
             handle = self._queue.submit(work)
             self._jobs[handle.job_id] = _Job(handle, {run.id: run for run in runs}, tails)
             self._note(handle.job_id, [run.id for run in runs])

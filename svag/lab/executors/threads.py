@@ -18,7 +18,7 @@ VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLA
 _WORTH = 1.1
 
 
-class Layout(NamedTuple):
+class Division(NamedTuple):
     """How runs share the cores: processes, threads of each, and seconds that a run takes so."""
 
     workers: int
@@ -53,7 +53,7 @@ def limited(threads: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def chosen(measured: Callable[[int], float], workers: int | None = None) -> Layout:
+def chosen(measured: Callable[[int], float], workers: int | None = None) -> Division:
     """Choose how runs share the cores: what carries out most runs in an hour.
 
     More threads a run have to be worth a tenth more runs than the choice before: with one thread a
@@ -67,16 +67,16 @@ def chosen(measured: Callable[[int], float], workers: int | None = None) -> Layo
         The layout.
     """
     available = cores()
-    best: Layout | None = None
+    best: Division | None = None
     for threads in _powers_of_two(_most(available, workers)):
-        layout = Layout(workers or available // threads, threads, measured(threads))
+        layout = Division(workers or available // threads, threads, measured(threads))
         if best is None or _rate(layout) > _WORTH * _rate(best):
             best = layout
     assert best is not None
     return best
 
 
-def kept(file: Path, choose: Callable[[], Layout], workers: int | None = None) -> Layout:
+def kept(file: Path, choose: Callable[[], Division], workers: int | None = None) -> Division:
     """Return the layout that was chosen on this machine before, or choose, and keep the choice.
 
     The number of threads changes the order of sums: a study that goes on keeps it.
@@ -85,17 +85,17 @@ def kept(file: Path, choose: Callable[[], Layout], workers: int | None = None) -
     with suppress(OSError, ValueError, TypeError, KeyError):
         found = json.loads(file.read_text())
         if found["place"] == place:
-            return Layout(*found["layout"])
+            return Division(*found["layout"])
     layout = choose()
     with suppress(OSError):  # the records will say that the folder cannot be written
         file.write_text(json.dumps({"place": place, "layout": layout}))
     return layout
 
 
-def plain(workers: int | None = None) -> Layout:
+def plain(workers: int | None = None) -> Division:
     """Return the layout for what cannot be measured: a run a core, or equal shares."""
     count = workers or cores()
-    return Layout(count, _most(cores(), count), 0.0)
+    return Division(count, _most(cores(), count), 0.0)
 
 
 def _most(available: int, workers: int | None) -> int:
@@ -105,7 +105,7 @@ def _most(available: int, workers: int | None) -> int:
     return min(most, int(given)) if given.isdecimal() and int(given) else most
 
 
-def _rate(layout: Layout) -> float:
+def _rate(layout: Division) -> float:
     return layout.workers / max(layout.seconds, 1e-9)
 
 

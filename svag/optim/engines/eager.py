@@ -29,7 +29,7 @@ _SMALL = 4096
 _PIECE = 65536
 
 
-class Row(NamedTuple):
+class Operands(NamedTuple):
     """One parameter with its gradient, their variance and its averages; None where unneeded."""
 
     param: Tensor
@@ -50,7 +50,7 @@ class Bucket:
     """
 
     step: Scalar
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Operands] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
 
 
@@ -88,7 +88,7 @@ class Update:
         for row, result, place in zip(rows, computed, bucket.places, strict=True):
             self._store(row, result, rounding.key(self.settings.seed, place, bucket.step))
 
-    def _store(self, row: Row, result: Row, key: Any) -> None:
+    def _store(self, row: Operands, result: Operands, key: Any) -> None:
         """Write back what was computed in float32, rounded to nearest or stochastically."""
         dithers = self.dither_param or self.dither_state
         noise = rounding.noise(key, row.param) if dithers else None
@@ -102,7 +102,7 @@ class Update:
             else:
                 stored.copy_(value)
 
-    def _step(self, step: Scalar, rows: list[Row]) -> None:
+    def _step(self, step: Scalar, rows: list[Operands]) -> None:
         """Update small tensors as one list, large ones one by one, in pieces that fit a cache."""
         listed, single = (rows, []) if self.foreach else ([], rows)
         if self.foreach is None:
@@ -131,7 +131,7 @@ class Update:
         return numbers_of(self.switches, ops)(*self.settings[:-1], step)
 
 
-def _listable(row: Row) -> bool:
+def _listable(row: Operands) -> bool:
     """Whether a row is updated faster in a list, and can be: of plain tensors, none negated.
 
     As in torch, tensors of classes of their own, which may not know lists, go one by one.
@@ -144,7 +144,7 @@ def _listable(row: Row) -> bool:
     return row.param.numel() <= _SMALL and not any(tensor.is_neg() for tensor in tensors)
 
 
-def _pieces(row: Row) -> Iterable[Row]:
+def _pieces(row: Operands) -> Iterable[Operands]:
     """Cut a large row into views of equal places, so that temporaries stay in cache.
 
     Left whole: what autograd follows, what is not contiguous throughout, and what is no plain
@@ -164,9 +164,9 @@ def _pieces(row: Row) -> Iterable[Row]:
         [None] * count if tensor is None else tensor.detach().view(-1).split(_PIECE)
         for tensor in row
     )
-    return itertools.starmap(Row, zip(*columns, strict=True))
+    return itertools.starmap(Operands, zip(*columns, strict=True))
 
 
-def _map(function: Callable[[Tensor], Tensor], row: Row) -> Row:
+def _map(function: Callable[[Tensor], Tensor], row: Operands) -> Operands:
     mapped: list[Any] = [None if tensor is None else function(tensor) for tensor in row]
-    return Row(*mapped)
+    return Operands(*mapped)

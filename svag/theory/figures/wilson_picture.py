@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from svag.theory.figures import canvas, tables
 from svag.theory.figures.canvas import ADAM, DASHED, INK, MSVAG, MUTED, SGD, SSD
 from svag.theory.separable import FULL_BATCH, FullBatch, full_batch_iterates
-from svag.theory.wilson import Course, clopper_pearson, course, wilson_data, wilson_test_error
+from svag.theory.wilson import LineCourse, clopper_pearson, course, wilson_data, wilson_test_error
 
 SIZES: Final = (5, 10, 20, 50, 100, 200)
 SETS: Final = 20
@@ -90,7 +90,7 @@ def measure(sizes: Sequence[int] = SIZES, sets: int = SETS, steps: int = STEPS) 
     return found
 
 
-def paths(n: int = _PATH_SIZE, steps: int = STEPS, seed: int = 0) -> list[Course]:
+def paths(n: int = _PATH_SIZE, steps: int = STEPS, seed: int = 0) -> list[LineCourse]:
     """Measure every method's distance from the line through sign(X^T y).
 
     Args:
@@ -106,7 +106,7 @@ def paths(n: int = _PATH_SIZE, steps: int = STEPS, seed: int = 0) -> list[Course
 def draw(
     directory: Path,
     found: Sequence[FreshError] | None = None,
-    followed: Sequence[Course] | None = None,
+    followed: Sequence[LineCourse] | None = None,
 ) -> list[Path]:
     """Draw ``wilson`` and write its test errors.
 
@@ -156,7 +156,7 @@ def _run(method: FullBatch, n: int, seed: int, steps: int) -> list[list[float]]:
     ]
 
 
-def _picture(found: Sequence[FreshError], followed: Sequence[Course]) -> Figure:
+def _picture(found: Sequence[FreshError], followed: Sequence[LineCourse]) -> Figure:
     worst = max(row.train for row in found if row.steps > 1)
     most = f"at most {worst:g}" if worst else "0 for all"
     figure = canvas.titled(
@@ -216,7 +216,7 @@ def _errors(axes: Axes, found: Sequence[FreshError]) -> None:
     canvas.tidy(axes)
 
 
-def _paths(axes: Axes, followed: Sequence[Course]) -> None:
+def _paths(axes: Axes, followed: Sequence[LineCourse]) -> None:
     for path in followed:
         _, color, _ = _LOOK[path.method]
         line = DASHED if path.method == "m-svag" else "-"

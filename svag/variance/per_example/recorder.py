@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from svag.errors import PerExampleError
-from svag.variance.attachment import attach, is_current
+from svag.variance.grad_var import attach, is_current
 from svag.variance.per_example.contributions import Contributions, Estimate, Joint
 from svag.variance.per_example.placement import Packed, Placed
 from svag.variance.per_example.pulled_back import PulledBack, WeightNormed

@@ -52,7 +52,7 @@ def attach(param: Tensor, variance: Tensor) -> None:
 
     Example:
         >>> import torch
-        >>> from svag.variance.attachment import attach, current
+        >>> from svag.variance.grad_var import attach, current
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
         >>> weight.pow(2).sum().backward()
         >>> attach(weight, torch.tensor([0.5, 0.25]))
@@ -224,7 +224,7 @@ def _stale(param: Tensor, stamp: Stamp | None) -> str:
     if stamp[2] != id(getattr(param, "grad_var", None)):
         return (
             f"grad_var of a parameter of shape {shape} was set by hand; give it to "
-            "svag.variance.attachment.attach(param, variance)"
+            "svag.variance.grad_var.attach(param, variance)"
         )
     return (
         f"the gradient of a parameter of shape {shape} was changed in place after its variance "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from svag.errors import InvalidOption, MissingVariance, SvagError
-from svag.variance.attachment import attach, clear, current, is_current, rescale
+from svag.variance.grad_var import attach, clear, current, is_current, rescale
 
 
 def make(dtype: torch.dtype = torch.float32) -> nn.Parameter:

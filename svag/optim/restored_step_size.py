@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 
-class StepSizes:
+class StepSizeChange:
     """The step sizes of an optimizer and of the state of another one that it has loaded.
 
     Args:
