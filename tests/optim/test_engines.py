@@ -488,9 +488,7 @@ STEP = """
         optimizer.step()
     print(p.tolist(), [code.cache_hits for code in machine_code._KEPT])
 """
-# The loop and what precedes it; the look, a thread's share of it, the counting of changes and the
-# comparison of members.
-PIECES = 2
+PIECES = 2  # the loop and what precedes it
 
 # Two steps along one gradient, of which only the sign counts in ssd.
 ENDS = {
@@ -535,6 +533,32 @@ def test_processes_that_compile_at_once_do_not_get_each_others_code(compiled, tm
         shutil.copy(path, both / path.relative_to(compiled["ssd"]))
     end = python(STEP.format(key="sgd"), NUMBA_CACHE_DIR=both)
     assert end.startswith(str(ENDS["sgd"]))
+
+
+SEVERAL = """
+    import torch, svag
+    from svag.compiled import machine_code
+    differences = []
+    for key in {keys}:
+        ends = []
+        for fused in (True, False):
+            p = torch.nn.Parameter(torch.linspace(-1.0, 1.0, 9, dtype=torch.float64))
+            optimizer = getattr(svag, svag.METHODS[key].optimizer)([p], lr=0.5, fused=fused)
+            for n in range(3):
+                p.grad = torch.linspace(-1.0, 2.0, 9, dtype=torch.float64) * (n + 1)
+                optimizer.step()
+            ends.append(p.detach())
+        differences.append(float((ends[0] - ends[1]).abs().max()))
+    print(max(differences) < 1e-14, {{code.cache_hits for code in machine_code._KEPT}})
+"""
+
+
+def test_methods_that_processes_of_their_own_have_compiled_stay_apart_in_one(tmp_path):
+    """Functions made by one factory are linked by name, and each process counts names from 0."""
+    keys = ["m-ssd", "adam", "m-svag", "adam-star"]
+    for key in keys:
+        assert python(SEVERAL.format(keys=[key]), NUMBA_CACHE_DIR=tmp_path).startswith("True")
+    assert python(SEVERAL.format(keys=keys), NUMBA_CACHE_DIR=tmp_path) == "True {1}"
 
 
 def test_a_damaged_index_is_no_reason_to_stop(compiled, tmp_path):

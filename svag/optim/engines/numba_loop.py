@@ -8,6 +8,7 @@ What a step needs to know of a tensor, :func:`beginning` works out once for all 
 import ast
 import math
 import operator
+import zlib
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -95,11 +96,25 @@ def _debiasing(beta, step):
     return 1.0 if beta == 0.0 else -math.expm1(step * math.log(beta))
 
 
-def _arithmetic(real: Any) -> Arithmetic:
+def _bound(key: str) -> Callable[..., Any]:
+    """Return what compiles the functions that a factory makes for one key.
+
+    Compiled functions are linked by their names. Two of one name, kept on disk by two processes,
+    would be taken for one function in a third, whatever their closures hold.
+    """
+
+    def compile_(function: Any) -> Any:
+        function.__qualname__ += f"_{zlib.crc32(key.encode()):08x}"
+        return compiled(function)
+
+    return compile_
+
+
+def _arithmetic(key: str, real: Any) -> Arithmetic:
     """Return the rule's operations on single numbers of a dtype of NumPy."""
     return Arithmetic(
         static=bool,
-        function=compiled,
+        function=_bound(key),
         number=real,
         tiny=float(np.finfo(real).tiny),
         huge=float(np.finfo(real).max),
@@ -128,11 +143,14 @@ def _element_for(switches, param, grad, mean, square, largest, variance, sample,
     if not hasattr(switches, "literal_value"):
         return None
     real = np.dtype(param.name).type
-    update = compiled(element_of(_switches(switches.literal_value), _arithmetic(real)))
+    key = f"{switches.literal_value} {param.name}"
+    update = element_of(_switches(switches.literal_value), _arithmetic(key, real))
+    update = _bound(key)(update)
 
     def element(switches, param, grad, mean, square, largest, variance, sample, numbers):
         return update(param, grad, mean, square, largest, variance, sample, numbers)
 
+    element.__qualname__ = update.py_func.__qualname__ + "_"
     return element
 
 
@@ -144,7 +162,8 @@ def _numbers(switches, options, step):
 def _numbers_for(switches, options, step):
     if not hasattr(switches, "literal_value"):
         return None
-    work_out = compiled(numbers_of(_switches(switches.literal_value), _arithmetic(np.float64)))
+    key = switches.literal_value
+    work_out = _bound(key)(numbers_of(_switches(key), _arithmetic(key, np.float64)))
 
     def numbers(switches, options, step):
         o = options
@@ -154,6 +173,7 @@ def _numbers_for(switches, options, step):
             step,
         )
 
+    numbers.__qualname__ = work_out.py_func.__qualname__ + "_"
     return numbers
 
 
