@@ -278,7 +278,7 @@ def test_no_targets_for_other_numbers_of_threads(command):
     assert code == 0
     assert out.startswith("cpu, 1 threads")
     assert not re.search(r"\bmet\b|missed", out)
-    if not isinstance(step.serving.engine("cpu"), str):
+    if not isinstance(step.support.engine("cpu"), str):
         assert "the targets are those of a CPU and two threads" in out
 
 
@@ -291,7 +291,7 @@ def test_what_is_not_installed_is_left_out_and_named(command, monkeypatch):
 
 
 def test_without_a_fused_engine_that_is_said(monkeypatch):
-    monkeypatch.setattr(step.serving, "engine", lambda device: "there is none")
+    monkeypatch.setattr(step.support, "engine", lambda device: "there is none")
     assert not step.has_targets("cpu")
     assert "the eager engine's, because there is none" in "; ".join(step.remarks("cpu"))
 
