@@ -47,6 +47,19 @@ def test_python_on_pages_runs(page: str, block: str) -> None:
     exec(compile(block, page, "exec"), {})
 
 
+def test_files_that_the_architecture_names_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    names = set(re.findall(r"[\w/]+\.py\b", text))
+    assert len(names) > 50
+    every = [
+        str(path.relative_to(ROOT))
+        for top in ("svag", "tests")
+        for path in (ROOT / top).rglob("*.py")
+    ]
+    missing = [n for n in names if not any(path == n or path.endswith(f"/{n}") for path in every)]
+    assert missing == []
+
+
 def test_readme_lists_the_table_as_it_is() -> None:
     rows = re.findall(
         r"^\| `([a-z-]+)` \| `(\w+)` \|.*\| ([\d.]+) \|$", (ROOT / "README.md").read_text(), re.M

@@ -25,7 +25,7 @@ def zeros_like(param: Tensor, dtype: torch.dtype) -> Tensor:
     buffer = torch.empty_like(param, **options)
     begin = -(-buffer.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (buffer.data_ptr() + buffer.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    _advise()(begin, end - begin, mmap.MADV_HUGEPAGE)  # who cannot follow the advice ignores it
+    _advise()(begin, end - begin, mmap.MADV_HUGEPAGE)  # advice: the kernel is free to ignore it
     return buffer.zero_()
 
 

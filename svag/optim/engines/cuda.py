@@ -62,8 +62,8 @@ _PROGRAMS: Final = 16384
 _SMALLEST: Final = 4096
 _LARGEST: Final = 65536
 
-# What captured graphs read and write. Nothing says when a graph is destroyed, and it may outlive
-# its optimizer's tables, so these few kilobytes a capture are never freed.
+# What captured graphs read and write. A graph may outlive its optimizer's tables and does
+# not tell when it is destroyed, so these few kilobytes a capture are never freed.
 _CAPTURED: Final[list[Any]] = []
 
 _ADDRESS: Final = {name: place for place, name in enumerate(ADDRESSES.names or ())}

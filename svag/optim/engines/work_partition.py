@@ -1,8 +1,9 @@
 """Which thread updates which elements, on a CPU.
 
-Every thread has a range of its own, so that it walks through memory in order, which a processor
-foresees: a loop over 3 million elements is 5 to 15 % faster so than where threads take whatever
-comes next. A range is cut into portions, and who is through with his own takes from others'.
+Every thread has a range of its own and walks through it in order, so that the processor fetches
+ahead: a loop over 3 million elements is 5 to 15 % faster than with threads that take the next chunk
+from a common queue. A range is cut into portions; a thread that has finished its own range takes
+portions of others' ranges.
 """
 
 from collections.abc import Iterator, Sequence
