@@ -41,8 +41,9 @@ class Anatomy:
         relative_variance: r. ``"corrected"``: the variance of the direction over the square of
             its mean, s/m^2 for g and rho s/m^2 for m, Eqs. (22) to (25); ``"raw"``: Adam's
             (v - m^2)/m^2, Eq. (9), with two betas and an eps.
-        variance: where the variance comes from: moving averages, or the examples of one
-            mini-batch.
+        variance: where the variance comes from: moving averages, which take the change of the mean
+            gradient along the path for noise (:mod:`svag.theory.drift`), or the examples of one
+            mini-batch, which see the noise alone.
 
     Raises:
         InvalidOption: a value is outside its set, or the raw relative variance is asked of a
