@@ -1,5 +1,6 @@
 """What a verified pass checks, when there is one, and what it leaves behind: nothing."""
 
+import copy
 import random
 from collections.abc import Callable
 
@@ -202,6 +203,37 @@ def test_arguments_are_named_by_position_name_or_function(examples: object) -> N
             model(*inputs).square().mean().backward()
         expected.append(model.dense.weight.grad_var.clone())
     torch.testing.assert_close(expected[0], expected[1])
+
+
+@pytest.mark.parametrize("narrow", ["the parameter", "the product", "the input"])
+def test_rounding_within_a_model_that_computes_more_coarsely_is_no_false_alarm(narrow: str) -> None:
+    """In a double precision model, part of which computes in float32, as state-space models do."""
+
+    class Scan(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+            self.weight = nn.Parameter(torch.randn(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h, weight = self.first(x), self.weight
+            if narrow == "the parameter":
+                y = h * weight.float()[None, None, :]
+            elif narrow == "the product":
+                y = (h * weight[None, None, :]).float().tanh()
+            else:
+                y = h.float() * weight
+            return self.last(y.to(x.dtype))
+
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model, x = Scan().double(), torch.randn(6, 7, 4, dtype=torch.float64) * 3
+        step(model, x)
+        plain = copy.deepcopy(model)
+        plain.zero_grad()
+        plain(x).square().mean().backward()
+        for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(ours.grad, theirs.grad)
 
 
 def test_arguments_that_disagree_are_refused_with_the_remedy() -> None:

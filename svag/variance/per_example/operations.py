@@ -162,6 +162,8 @@ class Interception(TorchFunctionMode):
             return self._cut(func, args, kwargs)
         out = func(*args, **kwargs)
         outputs = list(tensors_in((out,)))
+        if self.recorder.verification is not None:
+            self.recorder.verification.note_precision(outputs)
         if outputs:
             follow(func, args, kwargs, tensors, outputs)
         elif placed and _in_place(func):
@@ -212,6 +214,8 @@ class Interception(TorchFunctionMode):
         out = func(*args, **kwargs)
         if state is not None:
             torch.random.set_rng_state(state)
+        if self.recorder.verification is not None:
+            self.recorder.verification.note_precision(list(tensors_in((out,))))
         # Also inside a checkpoint, which would run its part again for what is saved here.
         with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
             again = func(*replaced(args, stand_ins), **replaced(kwargs, stand_ins))

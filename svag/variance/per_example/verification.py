@@ -60,8 +60,15 @@ class Verification:
         self._mine: dict[int, Tensor] = {}
         self._scales: dict[int, float] = {}
         self._dtypes: dict[int, torch.dtype] = {}
+        self._computed_in: set[torch.dtype] = set()
         self._ran = False
         self.outputs: list[tuple[Tensor, Placed]] = []
+
+    def note_precision(self, tensors: Sequence[Tensor]) -> None:
+        """Note what the model computes in, which may be narrower than its parameters are."""
+        for tensor in tensors:
+            if tensor.requires_grad and tensor.is_floating_point():
+                self._computed_in.add(tensor.dtype)
 
     def cut_at(self, tensor: Tensor, where: Placed) -> None:
         """Note a tensor whose gradient, row by row, is known to be some example's.
@@ -184,7 +191,8 @@ class Verification:
 
     def _difference(self, param: Tensor, a: Tensor, b: Tensor) -> tuple[float, float]:
         """Return the norm of a difference, and how large rounding may make it."""
-        dtype = self._dtypes.get(id(param), param.dtype)
+        dtypes = {self._dtypes.get(id(param), param.dtype), *self._computed_in}
+        dtype = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
         wide = torch.promote_types(torch.float32, torch.promote_types(a.dtype, b.dtype))
         a, b = a.to(wide), b.to(wide)
         size = max(float(a.norm()), float(b.norm()))
