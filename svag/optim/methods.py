@@ -7,8 +7,8 @@ In every docstring g is the stochastic gradient; m and v are moving averages of 
 
 estimates the variance of g. A mean gradient that moves by b in every step adds
 b^2 (1 + beta)/(2 (1 - beta)^2) to it, 95 b^2 at beta = 0.9 (:mod:`svag.theory.drift`);
-``variance="within-batch"`` sees noise alone. Options common to all: :class:`svag.optim.options.Options`; state,
-limits and errors: :class:`svag.Dissected`.
+``variance="within-batch"`` sees noise alone. Options common to all:
+:class:`svag.optim.options.Options`; state, limits and errors: :class:`svag.Dissected`.
 """
 
 from dataclasses import replace
