@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check
+.PHONY: demo test test-all test-versions check
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/lab.installed
@@ -14,6 +14,16 @@ test: $(VENV)/dev.installed
 
 test-all: $(VENV)/dev.installed
 	$(BIN)/python -m pytest --numprocesses auto
+
+# The oldest torch that is claimed, one between and the newest: gigabytes each, and half an hour.
+# `make test-versions PYTHON=python3.13` tries another Python.
+VERSIONS ?= 2.9.1 2.11.0 2.14.1
+test-versions: $(VERSIONS:%=test-torch-%)
+
+test-torch-%:
+	$(PYTHON) -m venv $(VENV)-torch-$*
+	$(VENV)-torch-$*/bin/python -m pip install --quiet torch==$* --editable '.[lab,dev]'
+	$(VENV)-torch-$*/bin/python -m pytest --numprocesses auto --thin 2
 
 check: $(VENV)/dev.installed
 	$(BIN)/ruff check .

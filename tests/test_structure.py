@@ -39,7 +39,10 @@ FLOORS = (
         "svag.theory.figures.wilson_picture",
     ),
     ("svag.theory.figures.figure2_picture",),
-    ("svag.compiled", "svag.compiled.machine_code", "svag.compiled.threads"),
+    (
+        *("svag.compiled", "svag.compiled.instructions", "svag.compiled.machine_code"),
+        "svag.compiled.threads",
+    ),
     ("svag.variance.fingerprint",),
     (
         "svag.variance.grad_var",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svag.compiled import machine_code, threads
+from svag.compiled import instructions, machine_code, threads
 from svag.compiled.machine_code import Address
 from svag.optim import rule
 from svag.optim.engines import half_precision, kernel_spec, numba_noise, work_partition
@@ -24,7 +24,10 @@ DTYPES: Final = half_precision.DTYPES
 """Dtypes of parameters and averages that this engine updates."""
 
 _WORTH_A_THREAD: Final = 65536
-_SOURCES: Final = (rule, half_precision, kernel_spec, numba_noise, work_partition)
+_SOURCES: Final = (
+    *(rule, instructions, half_precision),
+    *(kernel_spec, numba_noise, work_partition),
+)
 
 
 @functools.cache

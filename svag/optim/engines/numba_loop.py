@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from numba.extending import intrinsic, overload
 
-from svag.compiled.machine_code import array_at, compiled, fetch, pointer, take
+from svag.compiled.instructions import array_at, fetch, pointer, take
+from svag.compiled.machine_code import compiled
 from svag.optim.engines.half_precision import NEAREST, STORAGE, narrow, widen
 from svag.optim.engines.kernel_spec import ADDRESSES, OPTIONS, Kernel
 from svag.optim.engines.numba_noise import LOW, NEXT, key, mix

@@ -7,8 +7,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from svag.compiled import machine_code
-from svag.compiled.machine_code import Address, array_at, pointer, take
+from svag.compiled import instructions, machine_code
+from svag.compiled.instructions import array_at, pointer, take
+from svag.compiled.machine_code import Address
 
 JOB: Final = np.dtype(
     [
@@ -31,7 +32,7 @@ DTYPES: Final = {torch.float32: np.float32, torch.float64: np.float64}
 @functools.cache
 def code(dtype: torch.dtype) -> Address:
     """Return where the machine code for a dtype is."""
-    return machine_code.address_of(loop_of(DTYPES[dtype]), variant=dtype)
+    return machine_code.address_of(loop_of(DTYPES[dtype]), variant=dtype, sources=(instructions,))
 
 
 def loop_of(real: Any) -> Callable[[Any], None]:
