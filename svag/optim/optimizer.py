@@ -13,7 +13,12 @@ from svag.errors import InvalidOption, MissingVariance, SparseGradient
 from svag.optim import options, state_translation
 from svag.optim import state as states
 from svag.optim.dispatch import Entry, Plan, may_be_fused
-from svag.optim.dtensor import local, local_gradient, shares_memory
+from svag.optim.dtensor import (
+    gradients_placed_as_parameters,
+    local,
+    local_gradient,
+    shares_memory,
+)
 from svag.optim.engines import eager
 from svag.optim.engines.eager import Bucket, Operands
 from svag.optim.moments import as_scalar, step_of
@@ -226,13 +231,9 @@ class Dissected(Optimizer):
                 self._plan = None
                 self._step_eagerly(self._entries())
                 return loss
-            of_plan = self.anatomy, self.param_groups, self.state
-            if self._plan is None or not self._plan.holds(*of_plan):
-                self._plan = None  # a new one may be refused
-                self._plan = Plan(*of_plan, self._entries(idle=True))
-            self._step_fused(self._plan)
-            if self._plan.rest:
-                self._step_eagerly(self._entries(self._plan.rest))
+            every = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
+            with gradients_placed_as_parameters(every):
+                self._step_by_plan()
         return loss
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -275,6 +276,15 @@ class Dissected(Optimizer):
                     entries.append(Entry(param, place, index, self._state(group, param)))
                 place += 1
         return entries
+
+    def _step_by_plan(self) -> None:
+        of_plan = self.anatomy, self.param_groups, self.state
+        if self._plan is None or not self._plan.holds(*of_plan):
+            self._plan = None  # a new one may be refused
+            self._plan = Plan(*of_plan, self._entries(idle=True))
+        self._step_fused(self._plan)
+        if self._plan.rest:
+            self._step_eagerly(self._entries(self._plan.rest))
 
     def _step_fused(self, plan: Plan) -> None:
         if plan.settings is None:
