@@ -284,6 +284,15 @@ def may_be_fused(group: Group) -> bool:
     return bool(chosen) and not group["differentiable"]
 
 
+def in_turns(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Part parameters so that those that share memory are updated one after the other."""
+    turns = _turns(entries)
+    rounds: dict[int, list[Entry]] = {}
+    for entry in entries:
+        rounds.setdefault(turns.get(entry.place, 0), []).append(entry)
+    return [rounds[turn] for turn in sorted(rounds)]
+
+
 def _turns(entries: Iterable[Entry]) -> dict[int, int]:
     """Say, by place, when parameters that share memory take their turns: each after those before.
 
@@ -294,7 +303,7 @@ def _turns(entries: Iterable[Entry]) -> dict[int, int]:
         shard = local(entry.param)
         if type(shard) in PLAIN and not shard.is_meta and shard.numel():
             begin = shard.data_ptr()
-            spans.append((begin, begin + shard.numel() * shard.itemsize, entry.place))
+            spans.append((begin, begin + _reach(shard), entry.place))
     spans.sort()
     if all(end <= begin for (_, end, _), (begin, _, _) in itertools.pairwise(spans)):
         return {}
@@ -304,6 +313,14 @@ def _turns(entries: Iterable[Entry]) -> dict[int, int]:
         turns[place] = max((t + 1 for b, e, t in passed if b < end and begin < e), default=0)
         passed.append((begin, end, turns[place]))
     return turns
+
+
+def _reach(tensor: Tensor) -> int:
+    """Return the number of bytes from the first element of a tensor to the end of its last."""
+    if tensor.is_contiguous():
+        return tensor.nbytes
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return (sum((n - 1) * stride for n, stride in steps) + 1) * tensor.itemsize
 
 
 def _settle_step(state: State, param: Tensor) -> None:

@@ -12,7 +12,7 @@ from svag.anatomy import Anatomy
 from svag.errors import InvalidOption, MissingVariance, SparseGradient
 from svag.optim import options, state_translation
 from svag.optim import state as states
-from svag.optim.dispatch import Entry, Plan, may_be_fused
+from svag.optim.dispatch import Entry, Plan, in_turns, may_be_fused
 from svag.optim.dtensor import (
     gradients_placed_as_parameters,
     local,
@@ -315,8 +315,11 @@ class Dissected(Optimizer):
                 dither_state=group["stochastic_rounding"] or group["state_dtype"] is not None,
                 foreach=False if followed else group["foreach"],
             )
-            for bucket in self._buckets(group, list(of_group), traced=traced):
-                update.apply(bucket)
+            together = list(of_group)
+            seen_through = torch.compiler.is_compiling() or group["differentiable"]
+            for turn in [together] if seen_through else in_turns(together):
+                for bucket in self._buckets(group, turn, traced=traced):
+                    update.apply(bucket)
 
     def _settings(self, group: dict[str, Any], *, traced: bool) -> Settings:
         betas = group.get("betas") or (group.get("beta", 0.0),) * 2
