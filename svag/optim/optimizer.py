@@ -270,10 +270,10 @@ class Dissected(Optimizer):
         entries, place = [], 0
         for index, group in enumerate(self.param_groups):
             for param in group["params"]:
-                takes = param.grad is not None
-                takes = takes or (idle and "step" in self.state.get(param, {}))
-                if takes and (places is None or place in places):
+                if param.grad is not None and (places is None or place in places):
                     entries.append(Entry(param, place, index, self._state(group, param)))
+                elif idle and isinstance(self.state.get(param, {}).get("step"), Tensor):
+                    entries.append(Entry(param, place, index, self.state[param]))
                 place += 1
         return entries
 

@@ -241,6 +241,43 @@ def test_a_state_that_is_cleared_starts_afresh(fused):
     assert torch.equal(*ends)
 
 
+PUT_AWAY: dict[str, Callable[[Any, dict[str, Any]], object]] = {
+    "memory given back": lambda p, s: p.untyped_storage().resize_(0),
+    "other data": lambda p, s: setattr(p, "data", torch.empty(0)),
+    "another dtype": lambda p, s: setattr(p, "data", p.data.half()),
+    "averages elsewhere": lambda p, s: s.update(exp_avg=s["exp_avg"].to("meta")),
+    "averages given back": lambda p, s: s["exp_avg"].untyped_storage().resize_(0),
+    "averages gone": lambda p, s: s.pop("exp_avg_sq"),
+    "no step": lambda p, s: s.update(step=None),
+}
+
+
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize("change", PUT_AWAY)
+def test_what_takes_no_step_may_be_put_away(change, fused):
+    """A frozen layer that is moved, cast or freed, until it has a gradient again."""
+    pytest.importorskip("numba")
+    params = [nn.Parameter(torch.zeros(3)) for _ in range(2)]
+    optimizer = svag.MSVAG(params, lr=1.0, fused=fused)
+    for param in params:
+        param.grad = torch.ones(3)
+    optimizer.step()
+    frozen = params[1]
+    frozen.grad = None
+    PUT_AWAY[change](frozen, optimizer.state[frozen])
+    names = set(optimizer.state[frozen])
+    for _ in range(2):
+        params[0].grad = torch.ones(3)
+        optimizer.step()
+    assert params[0].tolist() == [-3.0] * 3
+    assert set(optimizer.state[frozen]) == names
+    assert holds(optimizer)
+    frozen.data, frozen.grad = torch.zeros(3), torch.ones(3)
+    optimizer.state[frozen].clear()
+    optimizer.step()
+    assert frozen.tolist() == [-1.0] * 3
+
+
 @pytest.mark.parametrize("steps", [0, 1])
 def test_a_gradient_of_zeros_without_memory_is_one_of_zeros(steps):
     ends = []
