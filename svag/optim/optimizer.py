@@ -279,12 +279,13 @@ class Dissected(Optimizer):
 
     def _step_by_plan(self) -> None:
         of_plan = self.anatomy, self.param_groups, self.state
-        if self._plan is None or not self._plan.holds(*of_plan):
-            self._plan = None  # a new one may be refused
-            self._plan = Plan(*of_plan, self._entries(idle=True))
-        self._step_fused(self._plan)
-        if self._plan.rest:
-            self._step_eagerly(self._entries(self._plan.rest))
+        plan, self._plan = self._plan, None  # none is left where a step is refused or interrupted
+        if plan is None or not plan.holds(*of_plan):
+            plan = Plan(*of_plan, self._entries(idle=True))
+        self._step_fused(plan)
+        if plan.rest:
+            self._step_eagerly(self._entries(plan.rest))
+        self._plan = plan
 
     def _step_fused(self, plan: Plan) -> None:
         if plan.settings is None:

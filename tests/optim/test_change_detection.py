@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import svag
 from svag.optim.change_detection import Sight
+from svag.optim.engines.kernel_spec import EMPTY
 
 NAMES = ["exp_avg", "exp_avg_sq", "step"]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
@@ -56,7 +57,7 @@ def test_tensors_are_found_where_they_are(dtype):
     for name, column in columns.items():
         assert seen.addresses[name] == addresses(column)
     gradients = addresses([param.grad for param in params])
-    assert seen.addresses["grad"] == [place or 1 for place in gradients]  # 1: empty, but there
+    assert seen.addresses["grad"] == [place or EMPTY for place in gradients]
     assert seen.look(params, states)
     assert seen.moved == []
 
@@ -103,6 +104,11 @@ def recast(average: Tensor) -> None:
     average.data = average.data.view(torch.bfloat16)[: len(average)]
 
 
+def reread(step: Tensor) -> None:
+    """Read the memory of a step as an integer, as an allocator may give it out again."""
+    step.data = step.data.view(torch.int32)
+
+
 def shorten(average: Tensor) -> None:
     average.data = average.data[:3]
 
@@ -115,6 +121,7 @@ CHANGES: dict[str, Callable[[list[Any], list[dict[str, Any]]], object]] = {
     "as others' data": lambda p, s: setattr(p[1], "data", p[1].data.reshape(3, 4)),
     "average replaced": lambda p, s: replace(s[1], "exp_avg"),
     "two averages renamed": lambda p, s: exchange_names(s[0]),
+    "step of another dtype in its place": lambda p, s: reread(s[1]["step"]),
     "step replaced": lambda p, s: replace(s[4], "step"),
     "average elsewhere": lambda p, s: setattr(s[0]["exp_avg"], "data", torch.zeros(5)),
     "average turned where it is": lambda p, s: s[1]["exp_avg_sq"].t_(),
@@ -205,6 +212,38 @@ def test_a_refused_step_leaves_no_address_behind():
     assert params[0].grad is later
     assert params[0].tolist() == [-6.0] * 4
     assert params[1].tolist() == [-2.0] * 4
+
+
+def test_an_interrupted_step_leaves_no_address_behind(monkeypatch):
+    """Ctrl-C between the look at a gradient and the note of where it is."""
+    cpu = pytest.importorskip("svag.optim.engines.cpu")
+    param = nn.Parameter(torch.zeros(4))
+    optimizer = svag.SGD([param], lr=1.0)
+    first, second = torch.ones(4), torch.full((4,), 5.0)
+    param.grad = first
+    optimizer.step()
+    param.grad = second
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cpu.Table, "place", interrupt)
+        optimizer.step()
+    optimizer.step()
+    assert first.tolist() == [1.0] * 4  # still there, where a step must not look
+    assert param.tolist() == [-6.0] * 4
+
+
+def test_a_step_that_is_interrupted_while_it_compiles_does_not_count(monkeypatch):
+    cpu = pytest.importorskip("svag.optim.engines.cpu")
+    param = nn.Parameter(torch.zeros(4))
+    optimizer = svag.MSVAG([param], lr=1.0)
+    param.grad = torch.ones(4)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cpu, "_loop", interrupt)
+        optimizer.step()
+    assert optimizer.state[param]["step"] == 0
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("fused", [None, False])
