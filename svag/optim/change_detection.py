@@ -140,8 +140,8 @@ class Sight:
             tensors = list(map(local, tensors))
         known = self._layouts.get(name)
         addresses = list(map(Tensor.data_ptr, tensors))
-        if name == "step" and known is not None:  # one number, which has no layout
-            return addresses == self.addresses[name]
+        if name == "step" and known is not None:  # one number, which has no strides
+            return addresses == self.addresses[name] and list(map(_dtype, tensors)) == known.dtypes
         layout = MemoryLayout.of(tensors, contiguous=known is None or known.strides is None)
         if known is None:
             self._layouts[name], self.addresses[name] = layout, addresses

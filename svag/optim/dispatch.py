@@ -116,7 +116,8 @@ class Plan:
         anatomy: of the update.
         groups: parameter groups.
         states: of all parameters.
-        entries: every parameter that has a gradient, or has had one and has a state.
+        entries: every parameter that has a gradient, or has had one and has a state. One without
+            a gradient is left out if it would not fit now; it need not until it takes a step.
 
     Attributes:
         fused: what the fused engines update.
@@ -140,8 +141,12 @@ class Plan:
         self.rest: dict[int, torch.layout | None] = {}
         tables: dict[tuple[int, torch.device, Kernel], list[tuple[Kernel, Entry]]] = {}
         turns = _turns(entries)
+        taken = set()
         for entry in entries:
             kernel = self._assign(anatomy, groups[entry.group], entry)
+            if kernel is None and entry.param.grad is None:
+                continue
+            taken.add(entry.place)
             if kernel is None:
                 self.rest[entry.place] = _kind(entry.param.grad)
             else:
@@ -165,7 +170,6 @@ class Plan:
         for _, together in sorted(tables.items(), key=lambda item: item[0][0]):
             kernels, of_table = zip(*together, strict=True)
             self.fused.append(Fused(Kernel.united(kernels), of_table, state_places))
-        taken = {entry.place for entry in entries}
         self._waiting = [place for place in range(len(params)) if place not in taken]
         if not self._follow(params, list(states.values())):
             raise AssertionError("a tensor has no address, though an engine was chosen for it")
@@ -223,8 +227,8 @@ class Plan:
         reason = support.refusal(param)
         if reason is None:
             kernel, reason = self._fit(anatomy, group, entry, param)
-            self._settled &= reason is None
-        if reason is not None and asked:
+            self._settled &= reason is None or entry.param.grad is None
+        if reason is not None and asked and entry.param.grad is not None:
             raise EngineUnavailable(
                 "`fused=True` requires all the params to be floating point Tensors of supported "
                 f"devices, laid out alike with their gradients: parameter {entry.place}, "
@@ -252,6 +256,8 @@ class Plan:
             dither_state=group["stochastic_rounding"] or group["state_dtype"] is not None,
         )
         names = [name for name in needed.columns if name not in ("step", "grad_var")]
+        if not all(isinstance(entry.state.get(name), Tensor) for name in names):
+            return None, "its state is not whole"
         buffers = [local(entry.state[name]) for name in names]
         beside = {}
         if entry.param.grad is not None:
@@ -259,6 +265,8 @@ class Plan:
             if switches.within_batch:
                 beside["gradient variance"] = local(cast(Any, entry.param).grad_var)
         if not all(map(support.is_in_memory, (param, *beside.values(), *buffers))):
+            if not beside:
+                return None, "it has no memory"
             raise EngineUnavailable(
                 f"parameter {entry.place} of shape {tuple(param.shape)}, its gradient or its state "
                 "has no memory: a storage was resized to less than its tensor; restore it before "
@@ -284,6 +292,15 @@ def may_be_fused(group: Group) -> bool:
     return bool(chosen) and not group["differentiable"]
 
 
+def in_turns(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Part parameters so that those that share memory are updated one after the other."""
+    turns = _turns(entries)
+    rounds: dict[int, list[Entry]] = {}
+    for entry in entries:
+        rounds.setdefault(turns.get(entry.place, 0), []).append(entry)
+    return [rounds[turn] for turn in sorted(rounds)]
+
+
 def _turns(entries: Iterable[Entry]) -> dict[int, int]:
     """Say, by place, when parameters that share memory take their turns: each after those before.
 
@@ -294,7 +311,7 @@ def _turns(entries: Iterable[Entry]) -> dict[int, int]:
         shard = local(entry.param)
         if type(shard) in PLAIN and not shard.is_meta and shard.numel():
             begin = shard.data_ptr()
-            spans.append((begin, begin + shard.numel() * shard.itemsize, entry.place))
+            spans.append((begin, begin + _reach(shard), entry.place))
     spans.sort()
     if all(end <= begin for (_, end, _), (begin, _, _) in itertools.pairwise(spans)):
         return {}
@@ -304,6 +321,14 @@ def _turns(entries: Iterable[Entry]) -> dict[int, int]:
         turns[place] = max((t + 1 for b, e, t in passed if b < end and begin < e), default=0)
         passed.append((begin, end, turns[place]))
     return turns
+
+
+def _reach(tensor: Tensor) -> int:
+    """Return the number of bytes from the first element of a tensor to the end of its last."""
+    if tensor.is_contiguous():
+        return tensor.nbytes
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return (sum((n - 1) * stride for n, stride in steps) + 1) * tensor.itemsize
 
 
 def _settle_step(state: State, param: Tensor) -> None:

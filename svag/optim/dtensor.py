@@ -4,6 +4,8 @@ The update of an element depends on nothing but that element, so a shard is upda
 is: what FSDP2 and tensor parallelism distribute (DTensor) is unwrapped before an engine sees it.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeGuard, cast
 
 import torch
@@ -36,3 +38,26 @@ def local_gradient(param: Tensor) -> Tensor:
     if is_distributed(param) and is_distributed(grad) and grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
     return local(grad)
+
+
+@contextmanager
+def gradients_placed_as_parameters(params: Iterable[Tensor]) -> Iterator[None]:
+    """Have each gradient distributed as its parameter is, until the context is left.
+
+    Ranks talk for that, so it is done once a step, whatever else a rank has to do. And nothing but
+    ``p.grad`` refers to the result, whose address a fused engine is told.
+    """
+    strayed: list[tuple[Any, Any]] = [
+        (param, param.grad)
+        for param in params
+        if is_distributed(param)
+        and is_distributed(param.grad)
+        and param.grad.placements != param.placements
+    ]
+    try:
+        for param, grad in strayed:
+            param.grad = grad.redistribute(param.device_mesh, param.placements)
+        yield
+    finally:
+        for param, grad in strayed:
+            param.grad = grad

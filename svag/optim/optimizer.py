@@ -12,8 +12,13 @@ from svag.anatomy import Anatomy
 from svag.errors import InvalidOption, MissingVariance, SparseGradient
 from svag.optim import options, state_translation
 from svag.optim import state as states
-from svag.optim.dispatch import Entry, Plan, may_be_fused
-from svag.optim.dtensor import local, local_gradient, shares_memory
+from svag.optim.dispatch import Entry, Plan, in_turns, may_be_fused
+from svag.optim.dtensor import (
+    gradients_placed_as_parameters,
+    local,
+    local_gradient,
+    shares_memory,
+)
 from svag.optim.engines import eager
 from svag.optim.engines.eager import Bucket, Operands
 from svag.optim.moments import as_scalar, step_of
@@ -226,13 +231,9 @@ class Dissected(Optimizer):
                 self._plan = None
                 self._step_eagerly(self._entries())
                 return loss
-            of_plan = self.anatomy, self.param_groups, self.state
-            if self._plan is None or not self._plan.holds(*of_plan):
-                self._plan = None  # a new one may be refused
-                self._plan = Plan(*of_plan, self._entries(idle=True))
-            self._step_fused(self._plan)
-            if self._plan.rest:
-                self._step_eagerly(self._entries(self._plan.rest))
+            every = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
+            with gradients_placed_as_parameters(every):
+                self._step_by_plan()
         return loss
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -269,12 +270,22 @@ class Dissected(Optimizer):
         entries, place = [], 0
         for index, group in enumerate(self.param_groups):
             for param in group["params"]:
-                takes = param.grad is not None
-                takes = takes or (idle and "step" in self.state.get(param, {}))
-                if takes and (places is None or place in places):
+                if param.grad is not None and (places is None or place in places):
                     entries.append(Entry(param, place, index, self._state(group, param)))
+                elif idle and isinstance(self.state.get(param, {}).get("step"), Tensor):
+                    entries.append(Entry(param, place, index, self.state[param]))
                 place += 1
         return entries
+
+    def _step_by_plan(self) -> None:
+        of_plan = self.anatomy, self.param_groups, self.state
+        plan, self._plan = self._plan, None  # none is left where a step is refused or interrupted
+        if plan is None or not plan.holds(*of_plan):
+            plan = Plan(*of_plan, self._entries(idle=True))
+        self._step_fused(plan)
+        if plan.rest:
+            self._step_eagerly(self._entries(plan.rest))
+        self._plan = plan
 
     def _step_fused(self, plan: Plan) -> None:
         if plan.settings is None:
@@ -305,8 +316,11 @@ class Dissected(Optimizer):
                 dither_state=group["stochastic_rounding"] or group["state_dtype"] is not None,
                 foreach=False if followed else group["foreach"],
             )
-            for bucket in self._buckets(group, list(of_group), traced=traced):
-                update.apply(bucket)
+            together = list(of_group)
+            seen_through = torch.compiler.is_compiling() or group["differentiable"]
+            for turn in [together] if seen_through else in_turns(together):
+                for bucket in self._buckets(group, turn, traced=traced):
+                    update.apply(bucket)
 
     def _settings(self, group: dict[str, Any], *, traced: bool) -> Settings:
         betas = group.get("betas") or (group.get("beta", 0.0),) * 2

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict as dcp_state
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import svag
 from svag import METHODS, Anatomy, Dissected
@@ -271,6 +271,36 @@ def dtensors() -> dict[str, Any]:
     return every_case(case, {**FLAGS, "capturable": {"capturable": True}})
 
 
+def redistributed() -> dict[str, Any]:
+    """Gradients that lie in another way than their parameters, as backward passes may leave them.
+
+    What brings them into the parameters' way is a tensor that nothing else refers to.
+    """
+    mesh = init_device_mesh("cpu", (WORLD,))
+
+    def summands(whole: Tensor) -> DTensor:
+        return DTensor.from_local(whole / WORLD, mesh, [Partial()])
+
+    def replicas(whole: Tensor) -> DTensor:
+        return distribute_tensor(whole, mesh, [Replicate()])
+
+    def case(make: Make, flags: dict[str, Any]) -> Any:
+        placements = ([Shard(0)], [Shard(1)], [Replicate()], [Shard(0)])
+        params = [
+            nn.Parameter(distribute_tensor(value, mesh, placement))
+            for value, placement in zip(plain_values(), placements, strict=True)
+        ]
+        optimizer = make(params, **OPTIONS, **flags)
+        for n in range(STEPS):
+            ways = (replicas, summands, summands, summands)
+            for p, way, gradient in zip(params, ways, plain_gradients(n), strict=True):
+                p.grad = way(gradient)
+            optimizer.step()
+        return [whole(p) for p in params]
+
+    return every_case(case, FLAGS)
+
+
 def plain_values() -> list[Tensor]:
     """The first has one row: rank 1's part of it is empty."""
     generator = torch.Generator().manual_seed(0)
@@ -296,6 +326,7 @@ def main(rank: int, folder: Path) -> None:
         "checkpoints": checkpoints(folder),
         "gathered": gathered(),
         "dtensors": dtensors(),
+        "redistributed": redistributed(),
     }
     torch.save(ends, folder / f"ends-{rank}.pt")
     dist.barrier()

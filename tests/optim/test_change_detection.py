@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import svag
 from svag.optim.change_detection import Sight
+from svag.optim.engines.kernel_spec import EMPTY
 
 NAMES = ["exp_avg", "exp_avg_sq", "step"]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
@@ -56,7 +57,7 @@ def test_tensors_are_found_where_they_are(dtype):
     for name, column in columns.items():
         assert seen.addresses[name] == addresses(column)
     gradients = addresses([param.grad for param in params])
-    assert seen.addresses["grad"] == [place or 1 for place in gradients]  # 1: empty, but there
+    assert seen.addresses["grad"] == [place or EMPTY for place in gradients]
     assert seen.look(params, states)
     assert seen.moved == []
 
@@ -103,6 +104,11 @@ def recast(average: Tensor) -> None:
     average.data = average.data.view(torch.bfloat16)[: len(average)]
 
 
+def reread(step: Tensor) -> None:
+    """Read the memory of a step as an integer, as an allocator may give it out again."""
+    step.data = step.data.view(torch.int32)
+
+
 def shorten(average: Tensor) -> None:
     average.data = average.data[:3]
 
@@ -115,6 +121,7 @@ CHANGES: dict[str, Callable[[list[Any], list[dict[str, Any]]], object]] = {
     "as others' data": lambda p, s: setattr(p[1], "data", p[1].data.reshape(3, 4)),
     "average replaced": lambda p, s: replace(s[1], "exp_avg"),
     "two averages renamed": lambda p, s: exchange_names(s[0]),
+    "step of another dtype in its place": lambda p, s: reread(s[1]["step"]),
     "step replaced": lambda p, s: replace(s[4], "step"),
     "average elsewhere": lambda p, s: setattr(s[0]["exp_avg"], "data", torch.zeros(5)),
     "average turned where it is": lambda p, s: s[1]["exp_avg_sq"].t_(),
@@ -207,6 +214,38 @@ def test_a_refused_step_leaves_no_address_behind():
     assert params[1].tolist() == [-2.0] * 4
 
 
+def test_an_interrupted_step_leaves_no_address_behind(monkeypatch):
+    """Ctrl-C between the look at a gradient and the note of where it is."""
+    cpu = pytest.importorskip("svag.optim.engines.cpu")
+    param = nn.Parameter(torch.zeros(4))
+    optimizer = svag.SGD([param], lr=1.0)
+    first, second = torch.ones(4), torch.full((4,), 5.0)
+    param.grad = first
+    optimizer.step()
+    param.grad = second
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cpu.Table, "place", interrupt)
+        optimizer.step()
+    optimizer.step()
+    assert first.tolist() == [1.0] * 4  # still there, where a step must not look
+    assert param.tolist() == [-6.0] * 4
+
+
+def test_a_step_that_is_interrupted_while_it_compiles_does_not_count(monkeypatch):
+    cpu = pytest.importorskip("svag.optim.engines.cpu")
+    param = nn.Parameter(torch.zeros(4))
+    optimizer = svag.MSVAG([param], lr=1.0)
+    param.grad = torch.ones(4)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cpu, "_loop", interrupt)
+        optimizer.step()
+    assert optimizer.state[param]["step"] == 0
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("fused", [None, False])
 def test_a_parameter_that_changes_its_group_has_the_new_group_s_options(fused):
     params = [nn.Parameter(torch.zeros(1)) for _ in range(3)]
@@ -239,6 +278,43 @@ def test_a_state_that_is_cleared_starts_afresh(fused):
         optimizer.step()
         ends.append(param.detach().clone())
     assert torch.equal(*ends)
+
+
+PUT_AWAY: dict[str, Callable[[Any, dict[str, Any]], object]] = {
+    "memory given back": lambda p, s: p.untyped_storage().resize_(0),
+    "other data": lambda p, s: setattr(p, "data", torch.empty(0)),
+    "another dtype": lambda p, s: setattr(p, "data", p.data.half()),
+    "averages elsewhere": lambda p, s: s.update(exp_avg=s["exp_avg"].to("meta")),
+    "averages given back": lambda p, s: s["exp_avg"].untyped_storage().resize_(0),
+    "averages gone": lambda p, s: s.pop("exp_avg_sq"),
+    "no step": lambda p, s: s.update(step=None),
+}
+
+
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize("change", PUT_AWAY)
+def test_what_takes_no_step_may_be_put_away(change, fused):
+    """A frozen layer that is moved, cast or freed, until it has a gradient again."""
+    pytest.importorskip("numba")
+    params = [nn.Parameter(torch.zeros(3)) for _ in range(2)]
+    optimizer = svag.MSVAG(params, lr=1.0, fused=fused)
+    for param in params:
+        param.grad = torch.ones(3)
+    optimizer.step()
+    frozen = params[1]
+    frozen.grad = None
+    PUT_AWAY[change](frozen, optimizer.state[frozen])
+    names = set(optimizer.state[frozen])
+    for _ in range(2):
+        params[0].grad = torch.ones(3)
+        optimizer.step()
+    assert params[0].tolist() == [-3.0] * 3
+    assert set(optimizer.state[frozen]) == names
+    assert holds(optimizer)
+    frozen.data, frozen.grad = torch.zeros(3), torch.ones(3)
+    optimizer.state[frozen].clear()
+    optimizer.step()
+    assert frozen.tolist() == [-1.0] * 3
 
 
 @pytest.mark.parametrize("steps", [0, 1])

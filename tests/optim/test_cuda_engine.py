@@ -218,6 +218,19 @@ def test_nothing_beside_a_tensor_is_touched(
     assert torch.equal(memory, torch.where(inside, 6.5, 7.0).to(dtype))
 
 
+def test_an_empty_tensor_does_not_keep_others_from_being_read_four_at_a_time(
+    engine: ModuleType,
+) -> None:
+    params = [nn.Parameter(torch.zeros(64)), nn.Parameter(torch.zeros(0))]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer = svag.MSVAG(params, fused=True)
+    optimizer.step()
+    assert optimizer._plan is not None
+    assert optimizer._plan.fused[0]._table._aligned
+    assert optimizer.state[params[1]]["step"] == 1
+
+
 @pytest.mark.parametrize("dtype", HALF, ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["sgd", "m-svag", "adam", "ssd-erf"])
 def test_half_precision(engine: ModuleType, name: str, dtype: torch.dtype) -> None:

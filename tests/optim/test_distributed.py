@@ -155,10 +155,23 @@ def test_a_gathered_state_is_that_of_one_process_and_can_be_spread_again(
 def test_dtensors_of_any_placement_step_as_plain_tensors_beside_a_plain_one(
     both: list[dict[str, Any]], name: str, way: str
 ) -> None:
+    assert_same(came_of(both, "dtensors", f"{name}, {way}"), plain_run(name))
+
+
+@every_way
+@every_make
+def test_gradients_distributed_in_another_way_than_their_parameters_count_whole(
+    both: list[dict[str, Any]], name: str, way: str
+) -> None:
+    assert_same(came_of(both, "redistributed", f"{name}, {way}"), plain_run(name))
+
+
+def plain_run(name: str) -> list[nn.Parameter]:
+    """Where plain tensors end that are stepped through the same gradients in this process."""
     params = [nn.Parameter(value) for value in worker.plain_values()]
     optimizer = worker.MAKES[name](params, **worker.OPTIONS, foreach=False)
     for n in range(worker.STEPS):
         for p, gradient in zip(params, worker.plain_gradients(n), strict=True):
             p.grad = gradient
         optimizer.step()
-    assert_same(came_of(both, "dtensors", f"{name}, {way}"), params)
+    return params

@@ -274,7 +274,14 @@ def test_what_the_fused_engine_cannot_walk_through_is_left_to_the_eager_one(kind
 # ------------------------------------------------------------------------ tensors that meet
 
 
-@pytest.mark.parametrize("flags", [{}, {"fused": True}, {"foreach": False}], ids=str)
+WAYS = pytest.mark.parametrize(
+    "flags",
+    [{}, {"fused": True}, {"fused": False}, {"foreach": False}, {"foreach": True}],
+    ids=str,
+)
+
+
+@WAYS
 @pytest.mark.parametrize(("size", "count"), [(131_072, 100), (1000, 2000)])
 @pytest.mark.usefixtures("two_threads")
 def test_parameters_in_one_memory_step_one_after_the_other(size, count, flags):
@@ -289,8 +296,40 @@ def test_parameters_in_one_memory_step_one_after_the_other(size, count, flags):
     assert memory.unique().tolist() == [5 * count]
 
 
+@WAYS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.complex64], ids=str)
+def test_parameters_in_one_memory_step_one_after_the_other_in_every_dtype(dtype, flags):
+    memory = torch.zeros(20, dtype=dtype)
+    params = [nn.Parameter(memory), nn.Parameter(memory[::2]), nn.Parameter(memory[12:])]
+    optimizer = svag.SGD(
+        params, lr=1.0, **{k: v for k, v in flags.items() if k != "fused" or not v}
+    )
+    for p in params:
+        p.grad = -torch.ones_like(p)
+    for _ in range(3):
+        optimizer.step()
+    assert memory.real.tolist() == [6.0, 3.0] * 6 + [9.0, 6.0] * 4
+
+
+@pytest.mark.filterwarnings(
+    "ignore:optimizer contains a parameter group with duplicate:UserWarning"
+)
+@WAYS
+@by_name([named(name) for name in ("sgd", "m-svag", "adam")])
+def test_a_parameter_that_is_listed_twice_steps_twice(case, flags):
+    """As torch's for-loop has it; its lists count both steps first."""
+    p, q = (nn.Parameter(torch.ones(4)) for _ in range(2))
+    twice, once = case.build([p, p], lr=0.1, **flags), case.build([q], lr=0.1, foreach=False)
+    for n in range(3):
+        p.grad, q.grad = torch.full((4,), 1.0 + n), torch.full((4,), 1.0 + n)
+        twice.step()
+        once.step()
+        once.step()
+    torch.testing.assert_close(p, q)
+
+
 @pytest.mark.parametrize("decoupled", [False, True], ids=["coupled", "decoupled"])
-@pytest.mark.parametrize("flags", [{}, {"fused": True}, {"foreach": False}], ids=str)
+@WAYS
 @by_name([named(name) for name in ("sgd", "m-ssd", "m-svag", "adam")])
 def test_parameters_that_overlap_step_as_torch_would_step_them(case, flags, decoupled):
     """The second one sees what the first has done."""

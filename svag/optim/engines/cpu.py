@@ -117,5 +117,6 @@ class Table:
                 )
             self._settings, self._scale = settings, scale
         count = min(torch.get_num_threads(), max(1, self._elements // _WORTH_A_THREAD))
+        loop = _loop(kernel)  # compiled before anything is counted
         threads.run(self._begin, self._address, 1)
-        threads.run(_loop(kernel), self._address, count)
+        threads.run(loop, self._address, count)

@@ -98,8 +98,9 @@ _COLUMNS: Final = (
 ADDRESSES: Final = np.dtype([(name, np.int64) for name in _COLUMNS])
 """Where the tensors of one parameter lie; 0 where there is none."""
 
-EMPTY: Final = 1
-"""Stands for the address of a gradient without elements, whose parameter still takes its step."""
+EMPTY: Final = 16
+"""Stands for the address of a gradient without elements, whose parameter still takes its step; a
+multiple of 16, as the addresses that a GPU reads 16 bytes from at once."""
 
 OPTIONS: Final = np.dtype([(name, np.float64) for name in Settings._fields])
 """A row of :class:`~svag.optim.rule.Settings`."""
