@@ -3,8 +3,8 @@
     theta <- theta - lr * gamma * d
 
 An :class:`Anatomy` names the direction ``d`` and the factor ``gamma``; :data:`METHODS` is the
-table of those that have names. The paper's Figure 1 (sign or not x variance-adapted or not) is
-read off it by ``sign`` and ``adapted``. No torch here: theory, analysis and report use it too.
+table of the named methods. ``sign`` and ``adapted`` give a method's cell in the paper's Figure 1.
+This module does not import torch, since theory, analysis and report use it too.
 """
 
 from collections.abc import Mapping
@@ -46,8 +46,8 @@ class Anatomy:
             mini-batch, which see the noise alone.
 
     Raises:
-        InvalidOption: a value is outside its set, or the raw relative variance is asked of a
-            mini-batch.
+        InvalidOption: a value is outside its set, or ``relative_variance="raw"`` is combined with
+            ``variance="within-batch"``.
     """
 
     direction: Direction = "gradient"
@@ -81,14 +81,14 @@ class Anatomy:
 
     @property
     def within_batch(self) -> bool:
-        """Whether the update is adapted by a variance that each mini-batch gives."""
+        """Whether the update is adapted by the variance within each mini-batch."""
         return self.adapted and self.variance == "within-batch"
 
     @property
     def buffers(self) -> tuple[str, ...]:
-        """Names of the moving averages that the update needs, as ``torch.optim.Adam`` has them.
+        """Names of the moving averages that the update needs, as in ``torch.optim.Adam``'s state.
 
-        ``exp_avg_var`` averages the variances that mini-batches give.
+        ``exp_avg_var`` is the moving average of the within-batch variances.
         """
         averaged = self.adapted and not self.within_batch
         needs_mean = self.direction == "momentum" or averaged
@@ -154,14 +154,14 @@ _ROWS = (
 METHODS: Final[Mapping[str, Method]] = MappingProxyType({row.key: row for row in _ROWS})
 
 PAPER_METHODS: Final = ("m-sgd", "m-ssd", "m-svag", "adam")
-"""The four that the paper compares, one for each cell of its Figure 1."""
+"""The four methods that the paper compares, one for each cell of its Figure 1."""
 
 
 def method(key: str) -> Method:
-    """Look a row of the table up by its key; variants of rows: :func:`svag.entrants.entrant`.
+    """Return the row of the table with a key; :func:`svag.entrants.entrant` takes variants, too.
 
     Raises:
-        UnknownName: there is none; the message lists those there are.
+        UnknownName: no row has this key; the message lists the known keys.
     """
     if key not in METHODS:
         raise UnknownName(

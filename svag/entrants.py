@@ -1,15 +1,15 @@
-"""What can be compared: what a text on the command line or in a record stands for.
+"""Entrants, which are what can be compared, and the texts that name them in commands and records.
 
     m-svag                                a row of the table, by its key, its name or its class
     m-svag(beta=0.95)                     with options, in parentheses at the end
-    m-svag@within-batch(beta=0.95)        with the variance that each mini-batch gives
+    m-svag@within-batch(beta=0.95)        with the variance estimated within each mini-batch
     sign(m) * erf(1/sqrt(2 rho s/m^2))    an anatomy in symbols, as ``str(anatomy)`` writes it
     torch.optim.SGD(momentum=0.9)         any optimizer of a package, package.module.name
-    my.py:make                            or of one's own, path/to/file.py:name
+    my.py:make                            or of the user's own, path/to/file.py:name
 
-Every text has one canonical form, the key: a row's key for its symbols, options sorted and without
-those that are as the default has them, numbers in their shortest form. No optimizer is imported
-here: :func:`svag.lab.optimizers.check` finds out whether one from outside exists.
+Every text has one canonical form, the key: symbols of a row become the row's key, options are
+sorted, options at their default are left out, and numbers are in their shortest form. No optimizer
+is imported here: :func:`svag.lab.optimizers.check` checks whether one from outside exists.
 """
 
 import posixpath
@@ -26,19 +26,20 @@ from svag.anatomy import METHODS, Anatomy, Direction, Factor, Method, RelativeVa
 from svag.errors import InvalidOption, UnknownName, UnknownOption, nearest
 
 OUTSIDE_LR: Final = 1e-3
-"""Where the search for the step size of an optimizer from outside svag begins: Adam's default."""
+"""Step size at which the search begins for optimizers from outside svag: Adam's default."""
 
 _WITHIN_BATCH: Final = "within-batch"
 
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """Something that takes part in a comparison.
+    """A method or an optimizer, with its options, that takes part in a comparison.
 
     Attributes:
-        key: its canonical text, which the command line and the records call it by.
-        name: what tables and pictures call it.
-        row: key of the row of the table that it varies; empty for other anatomies and optimizers.
+        key: its canonical text, by which the command line and the records name it.
+        name: its name in tables and pictures.
+        row: key of the row of the table that it is, with or without options; empty for other
+            anatomies and for optimizers from outside svag.
         anatomy: its direction and factor; None for an optimizer from outside svag.
         optimizer: class in ``svag.optim``; from outside, ``package.module:name`` or
             ``path/to/file.py:name``.
@@ -73,7 +74,7 @@ class Entrant:
 
     @property
     def within_batch(self) -> bool:
-        """Whether each mini-batch has to give the variance of its gradient."""
+        """Whether the method needs the within-batch variance of every gradient."""
         return self.anatomy is not None and self.anatomy.within_batch
 
 
@@ -86,14 +87,14 @@ class Option:
 
     @property
     def allowed(self) -> str:
-        """What it may be, in words."""
+        """The allowed values, in words."""
         if isinstance(self.default, bool):
             return "a flag: name it, or leave it out"
         finite = self.below == sys.float_info.max
         return "a finite number >= 0" if finite else f"in [0, {self.below:g})"
 
     def checked(self, value: object) -> float | bool | None:
-        """Return the value as the option has it; None if it is outside its set."""
+        """Return the value as a bool or float; None if it is not allowed."""
         if isinstance(self.default, bool) or isinstance(value, bool):
             return value if isinstance(value, bool) and isinstance(self.default, bool) else None
         if isinstance(value, int | float) and 0 <= value < self.below:
@@ -107,11 +108,11 @@ OPTIONS: Final[Mapping[str, Option]] = MappingProxyType(
         "beta2": Option(0.999, below=1.0),
         "eps": Option(1e-8),
         "amsgrad": Option(False),
-        "weight_decay": Option(None),  # the problem's; 0 says that this method has none
+        "weight_decay": Option(None),  # by default the problem's; 0 turns it off for the method
         "decoupled": Option(False),
     }
 )
-"""What can be varied of svag's own methods; their other keywords are no part of a comparison."""
+"""The options of svag's own methods that a comparison can vary, with their defaults."""
 
 _Values: TypeAlias = Mapping[str, Any]
 
@@ -129,7 +130,7 @@ _ROW_OF: Final = {str(row.anatomy): row for row in METHODS.values()}
 
 
 def _anatomies() -> Iterator[Anatomy]:
-    """Yield every update that there is, once."""
+    """Yield every valid anatomy, once."""
     factors = [factor for factor in get_args(Factor) if factor != "none"]
     for direction, sign in product(get_args(Direction), (False, True)):
         yield Anatomy(direction, sign)
@@ -156,11 +157,11 @@ def _is_symbols(text: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def entrant(text: str) -> Entrant:
-    """Return what a text stands for.
+    """Return the entrant that a text names.
 
     Raises:
-        UnknownName: it stands for nothing.
-        UnknownOption: (a TypeError) an option that this method does not have.
+        UnknownName: the text names no method.
+        UnknownOption: (a TypeError) the method does not have one of the options.
         InvalidOption: (a ValueError) an option's value is outside its set.
 
     Example:
@@ -175,12 +176,12 @@ def entrant(text: str) -> Entrant:
 
 
 def with_options(text: str, **options: float | bool | None) -> Entrant:
-    """Return what a text stands for, with options that it does not state itself.
+    """Return the entrant that a text names, with values for options that the text leaves out.
 
     Args:
-        text: what :func:`entrant` takes.
-        options: names in :data:`OPTIONS`; None, and what a method does not have, is left out.
-            Optimizers from outside svag take none.
+        text: as for :func:`entrant`.
+        options: values, by names in :data:`OPTIONS`. A value of None, an option that the method
+            does not have, and all options of optimizers from outside svag are ignored.
 
     Example:
         >>> [with_options(key, beta=0.95).key for key in ("sgd", "m-sgd", "torch.optim.SGD")]
@@ -196,7 +197,7 @@ def split(text: str) -> list[str]:
     """Split a list of texts at the commas outside parentheses.
 
     Raises:
-        UnknownName: the parentheses do not match, or nothing is named.
+        UnknownName: the parentheses do not match, or the list is empty.
 
     Example:
         >>> split("m-sgd, adam(beta=0.8, decoupled)")
@@ -209,7 +210,7 @@ def split(text: str) -> list[str]:
 
 
 def in_order(keys: Iterable[str]) -> list[str]:
-    """Sort keys as the table has them: variants after what they vary, those from outside last.
+    """Sort keys in the table's order: variants after their row, outside optimizers last.
 
     Example:
         >>> in_order(["torch.optim.SGD", "adam", "m-svag(beta=0.8)", "m-svag"])
@@ -225,7 +226,7 @@ def in_order(keys: Iterable[str]) -> list[str]:
 
 
 def allowed_options(anatomy: Anatomy) -> tuple[str, ...]:
-    """Return the names in :data:`OPTIONS` that have a meaning for an anatomy."""
+    """Return the names in :data:`OPTIONS` that apply to an anatomy."""
     averages: tuple[str, ...] = ("beta",) if anatomy.buffers else ()
     if anatomy.raw:
         averages = ("beta", "beta2", "eps", "amsgrad")
@@ -233,7 +234,7 @@ def allowed_options(anatomy: Anatomy) -> tuple[str, ...]:
 
 
 def _read(text: str, general: _Values) -> Entrant:
-    """Return what a text stands for, with general options where they have a meaning."""
+    """Return the entrant that a text names; general options are used where they apply."""
     head, parts = notation.taken_apart(text, _is_symbols)
     row = _ROWS.get(head.lower())
     anatomy = row.anatomy if row else _SYMBOLS.get(_without_blanks(head))
@@ -252,7 +253,7 @@ def _read(text: str, general: _Values) -> Entrant:
 
 
 def _own(anatomy: Anatomy, values: _Values) -> Entrant:
-    """Put a method of svag's together."""
+    """Build the entrant of one of svag's own methods."""
     values = {name: value for name, value in values.items() if value != OPTIONS[name].default}
     written = [
         name if value is True else f"{name}={notation.short(repr(value)).removesuffix('.0')}"
@@ -280,7 +281,7 @@ def _betas(anatomy: Anatomy, values: _Values) -> tuple[float, ...]:
 
 
 def _keywords(anatomy: Anatomy, values: _Values) -> dict[str, object]:
-    """Return options by the names that the classes have for them."""
+    """Return the options as keyword arguments of the optimizer's class."""
     keywords = dict(values)
     if anatomy.raw and {"beta", "beta2"} & values.keys():
         keywords["betas"] = _betas(anatomy, values)
@@ -292,7 +293,7 @@ def _keywords(anatomy: Anatomy, values: _Values) -> dict[str, object]:
 
 
 def _fed_by(text: str, anatomy: Anatomy, variance: str) -> Anatomy:
-    """Return the anatomy with the variance that the text asks for."""
+    """Return the anatomy with the ``variance`` that the text states."""
     if variance.strip("'\"") == anatomy.variance:
         return anatomy
     if variance.strip("'\"") != _WITHIN_BATCH or not anatomy.adapted or anatomy.raw:
@@ -324,7 +325,7 @@ def _checked(text: str, name: str, value: object) -> float | bool:
 
 
 def _outsider(text: str, head: str, parts: Iterable[str]) -> Entrant:
-    """Put an optimizer from outside svag together; its options are its own keywords."""
+    """Build the entrant of an optimizer from outside svag; options are keywords of its class."""
     place, name = _place(text, head)
     stated = notation.stated(text, parts)
     if stated.get("variance") == _WITHIN_BATCH:
@@ -336,7 +337,7 @@ def _outsider(text: str, head: str, parts: Iterable[str]) -> Entrant:
     short = f"{posixpath.basename(place)}:{name}" if file else name
     return Entrant(
         key=f"{base}({', '.join(written)})" if written else base,
-        # torch.optim.SGD has to differ from SGD in a table.
+        # The full name tells torch.optim.SGD from svag's own SGD in a table.
         name=_named(base if short.lower() in _ROWS else short, written),
         row="",
         anatomy=None,
@@ -385,8 +386,8 @@ def _unknown(text: str, head: str) -> str:
 def _no_variance(text: str) -> str:
     rows = [row for row in METHODS.values() if row.anatomy.adapted and not row.anatomy.raw]
     return (
-        f"unknown method {text!r}; with a variance of its own there are "
-        f"{', '.join(f'{row.key}@{_WITHIN_BATCH}' for row in rows)}, and symbols that have "
+        f"unknown method {text!r}; a variance can be chosen for "
+        f"{', '.join(f'{row.key}@{_WITHIN_BATCH}' for row in rows)}, and in symbols with "
         "var[g]/g^2 or var[m]/m^2"
     )
 

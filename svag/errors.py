@@ -1,4 +1,4 @@
-"""What the caller of an optimizer or the user of the lab can put right.
+"""Exceptions for errors that the user can correct.
 
 Every message quotes the value, the allowed set and the remedy. The optimizer's exceptions also
 subclass what ``torch.optim`` raises in the same place, so that existing handlers keep working.
@@ -34,23 +34,23 @@ class SparseGradient(SvagError, RuntimeError):
 
 
 class MissingVariance(SvagError, RuntimeError):
-    """A gradient has no variance, or one that belonged to an earlier gradient."""
+    """A gradient has no within-batch variance, or only that of an earlier gradient."""
 
 
 class TooFewSamples(SvagError, RuntimeError):
-    """A variance was asked of fewer than two micro-batches, ranks or examples."""
+    """A variance was to be estimated from fewer than two micro-batches, ranks or examples."""
 
 
 class PerExampleError(SvagError, RuntimeError):
-    """The gradients of single examples do not exist, or not all of them could be seen."""
+    """Per-example gradients do not exist, or svag could not record all of them."""
 
 
 class EngineUnavailable(SvagError, RuntimeError):
-    """A fused step was asked for, and no fused engine can take it."""
+    """``fused=True`` was given, and no fused engine can update these parameters."""
 
 
 class UnknownName(SvagError, ValueError):
-    """A problem or a method that nothing is registered under."""
+    """No problem or method has this name."""
 
 
 class ProblemError(SvagError, ValueError):
@@ -66,15 +66,21 @@ class RecordError(SvagError, OSError):
 
 
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Return `` Did you mean 'x'?`` for the closest known name, or nothing."""
+    """Return `` Did you mean 'x'?`` for the closest known name; empty if none is close.
+
+    Args:
+        name: the unknown name.
+        known: the valid names.
+        cutoff: least similarity in [0, 1], as in :func:`difflib.get_close_matches`.
+    """
     close = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def in_one_line(error: BaseException) -> str:
-    """Say what was raised, and in which line of the user's own code if any was running.
+    """Describe an exception in one line, with the last line of the user's own code in its trace.
 
-    Lines of Python, of svag and of installed packages say nothing to the user; ``svag --debug``
+    Lines of the standard library, of svag and of installed packages are left out; ``svag --debug``
     shows them.
     """
     frames = traceback.extract_tb(error.__traceback__)
@@ -89,7 +95,7 @@ def in_one_line(error: BaseException) -> str:
 
 
 def is_installed(path: Path) -> bool:
-    """Whether a file is no user's own: of the standard library, of svag or installed.
+    """Whether a file belongs to the standard library, to svag or to an installed package.
 
     Installed packages lie in ``site-packages``, in ``dist-packages``, or in a folder of
     ``sys.path`` that ``pip install --target`` has filled.

@@ -9,7 +9,7 @@ from svag.errors import InvalidOption, UnknownName, UnknownOption
 
 
 def split(text: str) -> list[str]:
-    """Split at the commas outside brackets, and leave out what is empty.
+    """Split at the commas outside brackets, and leave out empty parts.
 
     Raises:
         UnknownName: the brackets do not match.
@@ -19,13 +19,13 @@ def split(text: str) -> list[str]:
 
 
 def taken_apart(text: str, whole: Callable[[str], bool]) -> tuple[str, list[str]]:
-    """Return what comes before the options, and the options as they are written.
+    """Split ``NAME(options)`` into the name and the options as they are written.
 
     ``@VARIANCE`` becomes the option ``variance``.
 
     Args:
-        text: what to take apart.
-        whole: whether the parentheses at the end of a text belong to a name.
+        text: the whole text.
+        whole: says whether a text is all name, so that parentheses at its end are no options.
 
     Raises:
         UnknownName: the brackets do not match.
@@ -47,11 +47,15 @@ def taken_apart(text: str, whole: Callable[[str], bool]) -> tuple[str, list[str]
 
 
 def stated(text: str, parts: Iterable[str]) -> dict[str, str]:
-    """Return the options that a text states, as they are written; a flag is ``True``.
+    """Return the options as a dictionary of name and written value; a flag is ``True``.
+
+    Args:
+        text: the whole text, for messages.
+        parts: the options, ``NAME=VALUE`` or ``NAME``.
 
     Raises:
-        InvalidOption: a part is no option, or is there twice.
-        UnknownOption: the step size is among them.
+        InvalidOption: a part is no option, or an option is given twice.
+        UnknownOption: ``lr`` is among them; step sizes are searched for.
     """
     options: dict[str, str] = {}
     for part in parts:
@@ -71,27 +75,32 @@ def stated(text: str, parts: Iterable[str]) -> dict[str, str]:
 def literal(text: str, name: str, written: str) -> Any:
     """Return the value of an option.
 
+    Args:
+        text: the whole text, for the message.
+        name: of the option, for the message.
+        written: the value as it is written.
+
     Raises:
-        InvalidOption: it is no Python literal.
+        InvalidOption: ``written`` is no Python literal.
     """
     try:
         return ast.literal_eval(written)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise InvalidOption(
-            f"{text!r}: {name}={written} is no value of Python's; give a number, True, False, "
+            f"{text!r}: {name}={written} is no Python literal; give a number, True, False, "
             "None, a string in quotes, or a tuple, list or dict of these"
         ) from None
 
 
 def short(written: str) -> str:
-    """Write a Python literal as Python itself does, but 1e-05 as 1e-5."""
+    """Write a Python literal as ``repr`` does, but 1e-05 as 1e-5."""
     canonical = ast.unparse(ast.parse(written, mode="eval"))
     number = not re.search("['\"]", canonical)
     return re.sub(r"e([-+])0+", r"e\1", canonical) if number else canonical
 
 
 def _unquoted(text: str) -> Iterator[tuple[int, str, int]]:
-    """Yield place, character and depth in brackets of what is not quoted inside brackets."""
+    """Yield index, character and bracket depth of all that is not in quotes inside brackets."""
     depth, quote = 0, ""
     for index, char in enumerate(text):
         if quote or (depth and char in "'\""):
@@ -108,7 +117,7 @@ def _check_brackets(text: str) -> None:
 
 
 def _parts(text: str, depth: int) -> list[str]:
-    """Return what stands between commas at a depth in brackets, leaving out what is empty."""
+    """Return the parts between commas at a bracket depth, without empty parts."""
     commas = [i for i, char, at in _unquoted(text) if (char, at) == (",", depth)]
     ends = zip([depth - 1, *commas], [*commas, len(text) - depth], strict=True)
     return [part for start, end in ends if (part := text[start + 1 : end].strip())]

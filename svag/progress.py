@@ -1,4 +1,4 @@
-"""What a person sees while runs are carried out: a line for each that ends, and the time left."""
+"""Progress on the terminal: a line for each run that ends, and the estimated time left."""
 
 import time
 from types import TracebackType
@@ -14,11 +14,11 @@ from svag.lab.records import Record, Run
 
 
 class RunProgress:
-    """Shows runs as they end, and how long those to come should take.
+    """Prints runs as they end, and the estimated time for the remaining ones.
 
     Args:
         console: where to print.
-        expected: number of runs, a guess where a search is among them.
+        expected: number of runs; a guess if step sizes are searched for.
     """
 
     def __init__(self, console: Console, expected: int) -> None:
@@ -49,7 +49,7 @@ class RunProgress:
         self._bar.stop()
 
     def observe(self, event: Event, record: Record | None) -> None:
-        """Take note of an event; ``record`` is the run's own if it has ended."""
+        """Count and print an event; ``record`` is that of the run, None unless it has ended."""
         self._partial.pop(event.run.id, None)
         if not event.ended:
             self._partial[event.run.id] = event.step / event.run.steps

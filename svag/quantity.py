@@ -1,6 +1,6 @@
-"""What a metric is, apart from how it is computed: its name, unit, direction and bounds.
+"""A metric's name, unit, direction and bounds, without the function that computes it.
 
-Training has the function that computes it; records, analysis and report know only this.
+Records, analysis and report need no more; :class:`svag.problems.Metric` adds the function.
 """
 
 import math
@@ -15,12 +15,12 @@ class Quantity:
     """A figure that runs are judged by.
 
     Attributes:
-        name: in lower case, as it stands in records (``test_<name>``) and sentences.
-        larger_is_better: its direction.
-        unit: what stands behind its values; ``"%"`` says that they are fractions, shown times
-            100, and that their differences are percentage points.
-        low: least value it can have; None where there is none.
-        high: greatest value it can have; None where there is none.
+        name: in lower case, as in records (``test_<name>``) and sentences.
+        larger_is_better: whether larger values are better.
+        unit: printed after values. With ``"%"`` values are fractions, printed times 100, and
+            their differences are percentage points.
+        low: least possible value; None if unbounded.
+        high: greatest possible value; None if unbounded.
 
     Raises:
         InvalidOption: the name is not one word of lower-case letters, digits and ``_``, or the
@@ -61,12 +61,12 @@ class Quantity:
         return self.unit == "%"
 
     def merit(self, value: float) -> float:
-        """Turn a value so that larger is better."""
+        """Return the value, negated if smaller is better, so that a larger merit is better."""
         return value if self.larger_is_better else -value
 
     @property
     def best_merit(self) -> float:
-        """Merit of the best value it can have; infinite where that is not bounded."""
+        """Merit of the best possible value; infinite if unbounded."""
         bound = self.high if self.larger_is_better else self.low
         return math.inf if bound is None else self.merit(bound)
 

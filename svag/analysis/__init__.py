@@ -1,1 +1,1 @@
-"""Records -> tables, effects, sentences. Knows neither torch nor how runs are made."""
+"""Analyses records: tables, effects, sentences. Imports neither torch nor the code of runs."""

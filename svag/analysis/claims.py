@@ -1,8 +1,8 @@
-"""What a study may claim: a family of five effects on the metric, and what follows from them.
+"""The claims of a study: a family of five effects on the metric, and the finding they imply.
 
 With S the effect of the sign, A that of variance adaptation, and I their interaction,
-M-SSD - M-SVAG is S - A and Adam - M-SGD is S + A. All five have simultaneous 95 % intervals. A
-finding follows from them under one condition each, in this order:
+M-SSD - M-SVAG is S - A and Adam - M-SGD is S + A. All five have simultaneous 95 % intervals. The
+finding is the first of these whose condition is met:
 
 =================  =================================================================
 finding            condition
@@ -21,10 +21,11 @@ finding            condition
 ``open``           none of the above
 =================  =================================================================
 
-"Not decided" and "no effect" are different findings: the second is two one-sided tests at 5 %
-against the smallest effect of interest. That is an option; by default the larger of one seed's
-standard deviation and half a point (of percentages) or 2 % (of other figures, or of what they have
-gained since the start where that is less).
+"Not decided" and "no effect" are different findings: the second needs two one-sided tests at 5 %
+against the smallest effect of interest, the margin. The user can set the margin; its default is the
+larger of the standard deviation between seeds and half a percentage point. For metrics that are no
+percentages, instead of half a point it is 2 % of the metric, or of its gain since the start if that
+is less.
 """
 
 import math
@@ -72,15 +73,15 @@ _SHARE = 0.02
 
 @dataclass(frozen=True)
 class Claims:
-    """The family of effects on the metric, and what follows.
+    """The family of effects on the metric, and the finding.
 
     Attributes:
-        effects: by name, with simultaneous intervals.
-        finding: what the verdict says.
+        effects: effects by name, with simultaneous intervals.
+        finding: key of the verdict's sentence, see the module's docstring.
         margin: smallest effect of interest.
-        margin_given: whether it was given, rather than the default.
-        equal: the halves that are equal within the margin.
-        power: how often a half that makes no difference at all would be found equal.
+        margin_given: whether the user set the margin.
+        equal: the halves (sign, adaptation) that make no difference, within the margin.
+        power: probability that a half without any effect is found equal within the margin.
     """
 
     effects: Mapping[str, Effect]
@@ -102,11 +103,11 @@ def claims(
     """Draw the conclusions of a study.
 
     Args:
-        samples: final values of the metric in the four cells, in the order of ``WEIGHTS``, and
-            what their step sizes were chosen by.
+        samples: final values of the metric in the four cells, in the order of ``WEIGHTS``, with
+            the runs that chose their step sizes.
         quantity: the metric.
-        smallest_effect: difference that matters, in the metric's own units; None for the default.
-        diverged: whether final runs diverged at the step size that was settled on.
+        smallest_effect: the margin, in the metric's own units; None for the default.
+        diverged: whether final runs diverged at the chosen step size.
         unfinished: whether runs are missing.
     """
     effects = contrasts.simultaneous(samples, {name: WEIGHTS[name] for name in CLAIMED})
@@ -123,10 +124,11 @@ def claims(
 
 
 def default_margin(samples: Sequence[Sample], quantity: Quantity) -> float:
-    """Return the larger of one seed's standard deviation and half a point or 2 % of the figure.
+    """Return the default margin, the larger of the deviation between seeds and a least margin.
 
-    Where a figure has gained less since the start than its size, 2 % of the gain, so that a shifted
-    loss has the same margin.
+    The least margin is half a percentage point, or 2 % of a figure that is no percentage. If the
+    figure's gain since the start is less than its size, it is 2 % of the gain, so that shifting a
+    loss does not change the margin.
     """
     values = np.concatenate([sample.values for sample in samples])
     size = abs(float(values.mean()))

@@ -1,24 +1,24 @@
-"""Differences between the four cells of the paper's Figure 1, and how sure they are.
+"""Differences between the four cells of the paper's Figure 1, with confidence intervals.
 
 The cells are a 2x2 factorial design: sign or not, variance-adapted or not. With y the mean of a
 figure at a method's step size, in the order M-SGD, M-SVAG, M-SSD, Adam, an effect is w . y.
 
 Two kinds of intervals are made here:
 
-* **single**, at the step sizes as they were chosen: Welch's, w . y +- t se with
+* **single**, for the methods at the chosen step sizes: Welch's, w . y +- t se with
   se^2 = sum_k w_k^2 s_k^2/n_k and Satterthwaite's degrees of freedom;
-* **simultaneous**, for the methods at their best step sizes, the choice being uncertain:
+* **simultaneous**, for the methods at their best step sizes, of which the choice is uncertain:
   w . y +- c se with se^2 = sum_k w_k^2 (s^2/n_k + u_k), where s^2 is pooled over the methods, and
-  over their final runs and the selection runs at the same step size. Where a method's own
-  variances give the larger se, that one is taken. c is the 95 % quantile of max_w |t_w|, the t_w
-  being correlated as the effects are, so that with probability 95 % all intervals of a family
-  hold at once.
+  over their final runs and the selection runs at the same step size. If the methods' own variances
+  give a larger se, that one is used. c is the 95 % quantile of max_w |t_w|, where the t_w are
+  correlated as the effects are, so that all intervals of a family cover at once with probability
+  95 %.
 
-u_k is the variance that choosing the step size adds: the selection runs' means are drawn again
-with their errors, the best of each draw is compared with the step size that was chosen, and u_k
-is the variance of that regret. A step size that was set aside because a few of its runs diverged
-takes part as often as it would not be set aside another time. ``svag bench verdict`` simulates
-what these intervals cover.
+u_k is the variance that the choice of the step size adds. Means of the selection runs are simulated
+with their standard errors; in each draw the figure at the best step size minus that at the chosen
+one is the regret, and u_k is the variance of the regret. A step size with some diverged selection
+runs takes part in a draw with the probability that none of its runs would diverge in a repetition.
+``svag bench verdict`` simulates the coverage of these intervals.
 """
 
 import math
@@ -46,10 +46,10 @@ WEIGHTS: Mapping[str, Array] = {
     WITHOUT_SIGN: np.array([-1.0, 1.0, 0.0, 0.0]),
     WITH_SIGN: np.array([0.0, 0.0, -1.0, 1.0]),
 }
-"""Effects by name, as weights of M-SGD, M-SVAG, M-SSD and Adam, or what stands in their cells."""
+"""Weights of the effects by name, for M-SGD, M-SVAG, M-SSD, Adam or others in their cells."""
 
 CLAIMED = (SIGN, ADAPTATION, INTERACTION, SIGN_OR_ADAPTATION, BOTH_OR_NEITHER)
-"""The family of effects that a verdict makes claims of, with simultaneous intervals."""
+"""The family of effects that a verdict makes claims about, with simultaneous intervals."""
 
 _DRAWS = 20_000
 _CHOICES = 1_000
@@ -58,12 +58,12 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Candidate:
-    """A step size's selection runs that did not diverge.
+    """The selection runs of a step size that did not diverge.
 
     Attributes:
-        merits: what it is chosen by, for each run.
-        values: the figure at hand, for each run.
-        survival: how likely it would be to have no diverging run another time: 1 if it had none.
+        merits: the merit by which step sizes are chosen, for each run.
+        values: the analysed figure, for each run.
+        survival: probability that no run would diverge in a repetition; 1 if none did.
     """
 
     merits: Array
@@ -73,13 +73,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Sample:
-    """A method's final runs, and what its step size was chosen by.
+    """A method's final runs, and the selection runs that chose its step size.
 
     Attributes:
-        values: the figure, one for each final run.
-        candidates: step sizes with selection runs; empty where the step size was given.
-        chosen: which of them was chosen.
-        start: the figure before the first step; NaN where it is not known.
+        values: the figure of each final run.
+        candidates: step sizes with selection runs; empty if there was no selection.
+        chosen: index of the chosen candidate.
+        start: the figure before the first step; NaN if not known.
     """
 
     values: Array
@@ -89,7 +89,7 @@ class Sample:
 
     @property
     def at_choice(self) -> list[Array]:
-        """Groups of runs at the chosen step size, each with a mean of its own."""
+        """Groups of runs at the chosen step size; the variance is taken about each group's mean."""
         groups = [self.values]
         if self.candidates:
             groups.append(self.candidates[self.chosen].values)
@@ -107,7 +107,7 @@ class Effect:
 
     @property
     def direction(self) -> int:
-        """1 or -1 where the interval excludes 0, else 0."""
+        """1 or -1, the effect's sign, if the interval excludes 0, else 0."""
         if self.interval is None:
             return 0
         low, high = self.interval
@@ -115,23 +115,23 @@ class Effect:
 
     @property
     def turned(self) -> "Effect":
-        """The same with its sign turned."""
+        """The effect times -1."""
         interval = self.interval and (-self.interval[1], -self.interval[0])
         return Effect(-self.estimate, interval, self.error, self.freedom)
 
     def scaled(self, factor: float) -> "Effect":
-        """The same in other units, ``factor`` (above 0) times as many."""
+        """Return the effect in other units, multiplied by ``factor`` (above 0)."""
         interval = self.interval and (factor * self.interval[0], factor * self.interval[1])
         return Effect(factor * self.estimate, interval, factor * self.error, self.freedom)
 
     def within(self, margin: float, level: float = 0.05) -> bool:
-        """Whether two one-sided tests at ``level`` both say that it is less than ``margin``."""
+        """Whether two one-sided tests at ``level`` both find the effect's size below ``margin``."""
         if self.interval is None:
             return False
         return abs(self.estimate) + self._quantile(level) * self.error < margin
 
     def power_within(self, margin: float, level: float = 0.05) -> float:
-        """How often :meth:`within` would be found if there were no effect at all."""
+        """Probability that :meth:`within` is True if there is no effect at all."""
         room = margin - self._quantile(level) * self.error
         if not room > 0:
             return 0.0
@@ -142,11 +142,11 @@ class Effect:
 
 
 def single(samples: Sequence[Sample], weights: Array, level: float = 0.05) -> Effect:
-    """Estimate an effect at the step sizes as chosen, with Welch's interval.
+    """Estimate an effect at the chosen step sizes, with Welch's interval.
 
     Args:
-        samples: one for each weight.
-        weights: of the samples' means.
+        samples: k samples, one for each weight.
+        weights: (k,), weights of the samples' means.
         level: one minus the coverage.
     """
     used = [(w, s.values) for w, s in zip(weights, samples, strict=True) if w != 0]
@@ -163,7 +163,7 @@ def single(samples: Sequence[Sample], weights: Array, level: float = 0.05) -> Ef
 
 
 def difference(one: Sample, other: Sample) -> Effect:
-    """Estimate how much more one method has than another, at the step sizes as chosen."""
+    """Estimate the difference ``one - other`` of two methods at their chosen step sizes."""
     return single([one, other], np.array([1.0, -1.0]))
 
 
@@ -173,12 +173,12 @@ def simultaneous(
     """Estimate a family of effects of methods at their best step sizes.
 
     Args:
-        samples: one for each cell.
-        weights: by name.
-        level: probability that any of the intervals misses, at most.
+        samples: k samples, one for each cell.
+        weights: (k,) weights of the cells' means, by name of the effect.
+        level: one minus the probability that all intervals cover.
 
     Returns:
-        Effects by name; without intervals where a method has fewer than two final runs.
+        Effects by name; without intervals if a method has fewer than two final runs.
     """
     table = np.array(list(weights.values()))
     means = np.array([sample.values.mean() if len(sample.values) else np.nan for sample in samples])
@@ -201,13 +201,13 @@ def simultaneous(
 
 
 def seed_deviation(samples: Sequence[Sample]) -> float:
-    """Standard deviation from seed to seed, pooled over methods; NaN for single runs."""
+    """Standard deviation between seeds, pooled over methods; NaN if all have single runs."""
     own, counts = _variances(samples)
     return math.sqrt(own @ counts / counts.sum()) if counts.sum() else math.nan
 
 
 def choice_variance(sample: Sample) -> float:
-    """Variance that choosing the step size adds to a method's mean: that of the drawn regret."""
+    """Variance that the choice of the step size adds to a method's mean, u_k above."""
     candidates = sample.candidates
     freedom = sum(len(c.merits) - 1 for c in candidates)
     if len(candidates) < 2 or not freedom:
@@ -230,7 +230,14 @@ def choice_variance(sample: Sample) -> float:
 
 
 def critical(table: Array, variances: Array, freedom: int, level: float) -> float:
-    """Return the quantile of the largest |t| among effects whose cells have given variances."""
+    """Return the 1 - level quantile of the largest |t| among a family of effects, c above.
+
+    Args:
+        table: (effects, k), the weights of each effect.
+        variances: (k,), variances of the cells' means.
+        freedom: degrees of freedom of the pooled variance.
+        level: one minus the probability that all intervals cover.
+    """
     errors = np.sqrt(table**2 @ variances)
     if not (errors > 0).all():
         return float(stdtrit(freedom, 1 - level / (2 * len(table))))
@@ -242,14 +249,14 @@ def critical(table: Array, variances: Array, freedom: int, level: float) -> floa
 def _effect(
     estimate: float, reach: float | None, scale: float, error: float, freedom: float
 ) -> Effect:
-    """Build an effect; what differs from 0 by the rounding of sums alone is 0."""
+    """Build an effect; numbers that differ from 0 only by the rounding of sums become 0."""
     values = (estimate,) if reach is None else (estimate, estimate - reach, estimate + reach)
     at, *around = (0.0 if abs(v) <= _ROUNDING * scale else float(v) for v in values)
     return Effect(at, (around[0], around[1]) if around else None, error, freedom)
 
 
 def _variances(samples: Sequence[Sample]) -> tuple[Array, Array]:
-    """Return each method's variance from run to run and its degrees of freedom."""
+    """Return each method's variance between runs and its degrees of freedom."""
     sums = [sum(float(((g - g.mean()) ** 2).sum()) for g in s.at_choice if len(g)) for s in samples]
     counts = np.array([sum(max(len(g) - 1, 0) for g in s.at_choice) for s in samples], float)
     return np.array(sums) / np.maximum(counts, 1), counts

@@ -1,7 +1,7 @@
-"""Effects at every evaluation of the final runs: exploratory, for what changes on the way.
+"""Effects at every evaluation of the final runs, to see how they change during training.
 
-Intervals are single ones (``contrasts.single``) at the step sizes as they were chosen. Evaluations
-may be of a part of each split, so that the last one may differ from the final figures.
+They are exploratory. Intervals are single ones (``contrasts.single``) at the chosen step sizes.
+Evaluations may use a part of each split, so that the last one may differ from the final figures.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ FOLLOWED = (SIGN, ADAPTATION, INTERACTION)
 
 @dataclass(frozen=True)
 class Course:
-    """An effect over training: the steps that every run of the four cells was evaluated at."""
+    """An effect over training, at the steps at which all runs of the four cells were evaluated."""
 
     steps: Array
     effects: tuple[Effect, ...]
@@ -36,9 +36,12 @@ class Course:
 
 @dataclass(frozen=True)
 class Turn:
-    """An effect that changes sides: clear until a step, and clear the other way since another.
+    """A change of an effect's sign during training.
 
-    ``direction`` is that of the end, in the figure's own sense: 1 where the effect is positive.
+    Attributes:
+        until: last step at which the interval excluded 0 on the first side.
+        since: first step from which on it excluded 0 on the other side.
+        direction: sign of the effect at the end: 1 if it increases the figure, else -1.
     """
 
     until: int
@@ -47,11 +50,11 @@ class Turn:
 
 
 def courses(analysis: Analysis, figure: Figure, level: float = 0.05) -> dict[str, Course]:
-    """Follow the sign, adaptation and their interaction over training; none if a cell is missing.
+    """Return the effects of sign, adaptation and interaction over training, by name.
 
     Args:
-        analysis: of a study.
-        figure: what the effects are on.
+        analysis: the analysis of a study; if a cell is missing, there are no effects.
+        figure: the figure to take effects on.
         level: one minus the coverage of each interval.
     """
     if not analysis.cells:
@@ -70,10 +73,15 @@ def courses(analysis: Analysis, figure: Figure, level: float = 0.05) -> dict[str
 
 
 def turn(analysis: Analysis, figure: Figure, name: str = SIGN) -> Turn | None:
-    """Say when an effect changed sides, if it did.
+    """Return when an effect changed its sign during training; None if it did not.
 
-    The intervals are corrected for the number of evaluations (Bonferroni), since the steps are
-    looked for among all of them.
+    The intervals are corrected for the number of evaluations (Bonferroni), since all evaluations
+    are searched for the change.
+
+    Args:
+        analysis: the analysis of a study.
+        figure: the figure to take the effect on.
+        name: name of the effect.
     """
     many = len(next(iter(courses(analysis, figure).values()), Course(np.empty(0), ())).steps)
     if many < 2:
@@ -89,7 +97,7 @@ def turn(analysis: Analysis, figure: Figure, name: str = SIGN) -> Turn | None:
 
 
 def _values(runs: Sequence[Record], figure: Figure) -> dict[int, Array]:
-    """Return a figure of all runs by step, where each of them has been evaluated."""
+    """Return a figure of all runs by step, for the steps at which each run was evaluated."""
     by_step: dict[int, list[float]] = {}
     for record in runs:
         for line in record.evals:

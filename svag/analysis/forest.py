@@ -1,9 +1,9 @@
-"""Effects of several problems side by side, positive where they are an improvement.
+"""Effects of several problems for one chart (a forest plot); positive effects are improvements.
 
-On the metric they are the claims of each problem's study, in the metric's own units. On the
-training loss, whose size differs between problems, they are shares of the four methods' mean
-training loss. A mean over problems is that of these problems: it has no interval, since a few
-problems carry no claim about others, and it is made within one metric only.
+On the metric they are the claims of each problem's study, in the metric's own units. The size of
+the training loss differs between problems, so effects on it are fractions of the mean training loss
+of the four methods. A mean over problems has no interval, since a few problems support no claim
+about others, and is taken over problems with the same metric only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,11 @@ class Forest:
     """Effects on one figure.
 
     Attributes:
-        title: of the figure.
-        unit: of the effects; ``%`` says that they are fractions, shown times 100.
-        effects: by problem and name, positive where they are an improvement.
-        means: over problems, by name; empty where there is one problem, or they have no common
-            scale.
+        title: title of the figure.
+        unit: unit of the effects; with ``%`` they are fractions, which are shown times 100.
+        effects: effects by problem and name; positive ones are improvements.
+        means: means over problems, by name; empty if there is only one problem, or the problems
+            have no common scale.
     """
 
     title: str
@@ -37,7 +37,7 @@ class Forest:
 
 
 def on_the_metric(analyses: Sequence[Analysis]) -> list[Forest]:
-    """Put the claimed effects of problems that share a metric side by side."""
+    """Return the claimed effects on the metric, one forest for the problems of each metric."""
     groups: dict[tuple[str, bool, str], list[Analysis]] = {}
     for analysis in analyses:
         if analysis.claims is not None:
@@ -48,7 +48,7 @@ def on_the_metric(analyses: Sequence[Analysis]) -> list[Forest]:
 
 
 def on_the_loss(families: Mapping[str, Family]) -> Forest | None:
-    """Put the effects on the training loss side by side; None where no loss is above 0."""
+    """Return the effects on the training loss; None if no loss is above 0."""
     effects = {
         problem: {
             name: found.loss[name].turned.scaled(1 / found.loss_level) for name in ON_THE_LOSS

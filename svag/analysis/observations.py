@@ -1,10 +1,10 @@
-"""The paper's four observations (§6.2) held against one problem: a second family of effects.
+"""Checks the paper's four observations (§6.2) on one problem, with a second family of effects.
 
-They speak of the training loss as well as of the metric, so they have a correction of their own:
-simultaneous intervals over eleven effects, at 2.5 % for those on the training loss and at 2.5 %
-for those on the metric; where several problems are judged, both are divided by their number, so
-that with probability 95 % every interval of every problem holds. With S the effect of the sign, A0
-and A1 those of adaptation without and with it, all at the end of the runs:
+They are about the training loss as well as the metric, so they have their own correction:
+simultaneous intervals over eleven effects, at level 2.5 % for those on the training loss and 2.5 %
+for those on the metric. For several problems both levels are divided by the number of problems, so
+that all intervals of all problems cover with probability 95 %. With S the effect of the sign, A0
+and A1 those of adaptation without and with the sign, all at the end of the runs:
 
 1. *The sign dominates* holds if S is larger in size than A0 and than A1 (S - A0, S + A0, S - A1
    and S + A1 all exclude 0 on S's side); it does not hold if A0 or A1 is larger in size than S.
@@ -17,7 +17,7 @@ and A1 those of adaptation without and with it, all at the end of the runs:
    interest, and does not hold if adaptation makes the metric worse. It does not arise if the sign
    makes the metric not worse by that much, or the training loss not better by that much.
 
-Where none of a line's conditions is met, it is not decided. ``over_problems.py`` draws the
+If none of an observation's conditions is met, it is not decided. ``over_problems.py`` draws the
 conclusions over several problems.
 """
 
@@ -57,7 +57,7 @@ _LESS, _MORE = "{} - {}", "{} + {}"
 
 @dataclass(frozen=True)
 class Observation:
-    """One of the paper's four observations, held against one problem."""
+    """The result of checking one of the paper's four observations on one problem."""
 
     claim: str
     outcome: Outcome
@@ -66,15 +66,15 @@ class Observation:
 
 @dataclass(frozen=True)
 class Family:
-    """The effects that the observations on one problem rest on, with simultaneous intervals.
+    """The effects by which the observations on one problem are checked, with their intervals.
 
     Attributes:
-        loss: effects on the training loss, by name.
-        metric: effects on the metric, by name.
+        loss: effects on the training loss, by name, with simultaneous intervals.
+        metric: effects on the metric, by name, with simultaneous intervals.
         figure: the metric on the test data.
-        margins: smallest effect of interest in training loss, and in the metric.
-        names: of the four methods, in the order of ``contrasts.WEIGHTS``.
-        loss_level: mean training loss of the four.
+        margins: smallest effect of interest on the training loss, and on the metric.
+        names: names of the four methods, in the order of ``contrasts.WEIGHTS``.
+        loss_level: mean training loss of the four methods.
     """
 
     loss: Mapping[str, Effect]
@@ -85,16 +85,16 @@ class Family:
     loss_level: float
 
     def better(self, name: str) -> tuple[Effect, Effect]:
-        """Return an effect on the loss and on the metric, positive where it is an improvement."""
+        """Return an effect on the loss and on the metric; positive means improvement."""
         return self.loss[name].turned, self.better_metric(name)
 
     def better_metric(self, name: str) -> Effect:
-        """Return an effect on the metric, positive where it is an improvement."""
+        """Return an effect on the metric; positive means improvement."""
         effect = self.metric[name]
         return effect if self.figure.quantity.larger_is_better else effect.turned
 
     def spoken(self, name: str) -> str:
-        """Give an effect on the training loss, and on the metric."""
+        """Write an effect on the training loss and on the metric as text."""
         return (
             f"{amount(self.loss[name], TRAIN_LOSS.quantity)} of training loss, "
             f"{amount(self.metric[name], self.figure.quantity)} of {self.figure.title}"
@@ -107,13 +107,13 @@ def family(
     smallest_effect: float | None = None,
     problems: int = 1,
 ) -> Family:
-    """Estimate the effects that the observations on one problem rest on.
+    """Estimate the effects by which the observations on one problem are checked.
 
     Args:
         results: the methods in the four cells, in the order of ``contrasts.WEIGHTS``.
-        figure: the one that methods are compared by.
-        smallest_effect: difference of it that matters; None for the default.
-        problems: how many problems are judged together.
+        figure: the figure by which methods are compared.
+        smallest_effect: smallest effect of interest on the figure; None for the default.
+        problems: number of problems that are checked together.
     """
     return family_of(
         [sample(result.outcome, TRAIN_LOSS.name) for result in results],
@@ -134,7 +134,16 @@ def family_of(
     smallest_effect: float | None = None,
     problems: int = 1,
 ) -> Family:
-    """Estimate the same from samples of final training losses and of the metric."""
+    """Estimate the effects of :func:`family` from samples.
+
+    Args:
+        losses: final training losses in the four cells, in the order of ``contrasts.WEIGHTS``.
+        metrics: final values of the metric, likewise.
+        figure: the figure by which methods are compared.
+        names: names of the four methods.
+        smallest_effect: smallest effect of interest on the figure; None for the default.
+        problems: number of problems that are checked together.
+    """
     level = _LEVEL / problems
     means = [float(one.values.mean()) for one in losses if len(one.values)]
     return Family(
@@ -151,11 +160,11 @@ def family_of(
 
 
 def observations(found: Family, results: Sequence[MethodResult] = ()) -> list[Observation]:
-    """Hold the four observations against one problem.
+    """Check the four observations on one problem.
 
     Args:
         found: the effects.
-        results: the methods; of runs that diverged or are missing nothing is decided.
+        results: the methods; if runs of theirs diverged or are missing, nothing is decided.
     """
     held = [
         _sign_dominates(found),
@@ -261,5 +270,5 @@ def _sign_harms_generalization(found: Family) -> Observation:
 
 
 def _not_worse(improvement: Effect, margin: float) -> bool:
-    """Whether the simultaneous interval excludes that it is worse by ``margin``."""
+    """Whether the simultaneous interval excludes a worsening by ``margin``."""
     return improvement.interval is not None and improvement.interval[0] > -margin

@@ -1,8 +1,8 @@
 """The paper's four observations (§6.2) over several problems: confirmed, refuted, not decided.
 
-Each problem is judged by ``observations.py`` with intervals that are corrected for the number of
-problems, so that with probability 95 % every interval holds at once, and a conclusion that is drawn
-from them is wrong in 5 % of comparisons at most. What each takes:
+``observations.py`` checks each problem with intervals that are corrected for the number of
+problems. All of them cover at once with probability 95 %, so that conclusions from them are wrong
+in at most 5 % of comparisons. The conditions are:
 
 1. *The sign dominates* is confirmed if it holds on more than half of the problems (on three of
    four in the paper), refuted if it does not hold on half of them or more.
@@ -14,7 +14,7 @@ from them is wrong in 5 % of comparisons at most. What each takes:
 4. *Adverse effects come from the sign* is confirmed if it holds on one problem or more, and refuted
    if there is one where it does not hold.
 
-Nothing is said of problems that are not among these.
+The conclusions are about these problems only, not about others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,13 +39,13 @@ _SAID: Mapping[Outcome, str] = {
 
 @dataclass(frozen=True)
 class Check:
-    """One of the four observations, held against several problems.
+    """The result of checking one of the four observations on several problems.
 
     Attributes:
-        claim: what the paper observes.
+        claim: the paper's observation.
         outcome: the conclusion.
         because: on which problems it holds, and on which not.
-        readings: the observation on each problem, by its name.
+        readings: the result on each problem, by the problem's name.
     """
 
     claim: str
@@ -58,7 +58,7 @@ def checks(held: Mapping[str, Sequence[Observation]]) -> list[Check]:
     """Draw the conclusions over problems.
 
     Args:
-        held: by problem, the four observations, corrected for the number of problems.
+        held: the results of the four observations by problem, corrected for the number of problems.
     """
     found = []
     for place, (claim, conclude) in enumerate(
@@ -97,7 +97,7 @@ def _adverse(outcomes: Sequence[Outcome]) -> Conclusion:
 
 
 def _because(readings: Mapping[str, Observation]) -> str:
-    """Say of which problems each outcome was found."""
+    """Write which outcome was found on which problems."""
     by: dict[Outcome, list[str]] = {}
     for problem, reading in readings.items():
         by.setdefault(reading.outcome, []).append(problem)

@@ -1,4 +1,4 @@
-"""What several problems say together, in sentences."""
+"""The conclusions over several problems, in sentences."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ _SAID = {
 
 
 def overview(several: Several) -> list[str]:
-    """Say which half of Adam helps where, what of the paper holds, and what is left out."""
+    """Return sentences on the halves of Adam, the observations, and problems left out."""
     judged = several.judged
     if judged:
         sentences = [_of_half(judged, half) for half in HALVES]
@@ -33,7 +33,7 @@ def overview(several: Several) -> list[str]:
 
 
 def standing(analysis: Analysis, half: str) -> str:
-    """Say in a word what a half does to the metric, by the claims of the problem's study."""
+    """Return whether a half helps, hurts, makes no difference or is open, by the study's claims."""
     claims = analysis.claims
     if claims is None or claims.finding in ("unfinished", "diverged", "one seed"):
         return OPEN
@@ -45,7 +45,7 @@ def standing(analysis: Analysis, half: str) -> str:
 
 
 def _of_half(judged: Sequence[Analysis], half: str) -> str:
-    """Name the problems where a half helps, with its effects, then the others."""
+    """Write on which problems a half helps, with its effects, then what it does on the others."""
     parts = []
     for word, said in _SAID.items():
         named = [_with_amount(one, half) for one in judged if standing(one, half) == word]
@@ -60,7 +60,7 @@ def _of_half(judged: Sequence[Analysis], half: str) -> str:
 
 
 def _of_the_paper(several: Several) -> str:
-    """Say which of the four observations are confirmed, refuted and not decided."""
+    """Write which of the four observations are confirmed, refuted and not decided."""
     parts = []
     for outcome in ("confirmed", "refuted", "not decided"):
         numbers = [str(n) for n, check in enumerate(several.checks, 1) if check.outcome == outcome]
@@ -70,6 +70,6 @@ def _of_the_paper(several: Several) -> str:
 
 
 def _with_amount(analysis: Analysis, half: str) -> str:
-    """Name a problem with the effect on it."""
+    """Write a problem's name with a half's effect on it."""
     problem, claims = analysis.study.base.problem, analysis.claims
     return f"{problem} ({amount(claims.effects[half], analysis.quantity)})" if claims else problem

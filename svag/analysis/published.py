@@ -1,8 +1,8 @@
-"""What others have published on a problem, to show ours beside: figures, and what is said of them.
+"""Published figures and statements on the paper's problems, which reports show beside a study's.
 
-The paper: L. Balles and P. Hennig, *Dissecting Adam* (ICML 2018). Its lengths are those of its
-appendix where that has them, else those of the benchmark suite DeepOBS, which took its problems
-from there.
+The paper is L. Balles and P. Hennig, *Dissecting Adam* (ICML 2018). The numbers of steps are from
+its appendix or, if they are not given there, from the benchmark suite DeepOBS, which took its
+problems from the paper.
 """
 
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ class Published:
     """Final test accuracies by method, as fractions.
 
     Attributes:
-        source: where they stand, and how they were obtained from there.
-        steps: length of the published runs.
-        test_accuracy: by method.
+        source: where they were published, and how they were read from there.
+        steps: steps of the published runs.
+        test_accuracy: final test accuracies, by method.
     """
 
     source: str
@@ -30,7 +30,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Said:
-    """What the paper says in one of its observations of a problem, and what outcome that is."""
+    """The paper's statement on a problem in one of its observations, and its outcome."""
 
     outcome: Outcome
     words: str
@@ -42,11 +42,11 @@ class OfThePaper:
 
     Attributes:
         name: P1 to P4.
-        steps: length of the paper's runs.
-        source: where the length stands.
-        batch_size: examples a step.
-        said: what the four observations say of it; None where they do not speak of it.
-        least: runs of fewer steps show that they run, and are not held against the observations.
+        steps: steps of the paper's runs.
+        source: where the number of steps is given.
+        batch_size: examples in a batch.
+        said: the paper's statements on the problem in the four observations; None if there is none.
+        least: runs with fewer steps are only trials, which are not used to check the observations.
     """
 
     name: str
@@ -58,7 +58,7 @@ class OfThePaper:
 
 
 SEEDS: Final = 10
-"""Replications of every method in the paper."""
+"""Number of runs of every method in the paper."""
 
 PUBLISHED: Final[Mapping[str, Published]] = {
     "fmnist-2c2d": Published(
@@ -133,11 +133,11 @@ PAPER: Final[Mapping[str, OfThePaper]] = {
         ),
     ),
 }
-"""The paper's problems, by their names here."""
+"""The paper's problems, by their names in svag."""
 
 
 def beside(analysis: Analysis) -> Published | None:
-    """Return what is published for a study's problem at its length, if anything is."""
+    """Return the published figures for a study's problem and number of steps, if there are any."""
     published = PUBLISHED.get(analysis.study.base.problem)
     if published is None or published.steps != analysis.study.base.steps:
         return None
@@ -151,5 +151,5 @@ def place(problem: str) -> tuple[int, str]:
 
 
 def order(accuracies: Mapping[str, float]) -> list[str]:
-    """Methods from best to worst."""
+    """Return the methods in the order of accuracy, the best first."""
     return sorted(accuracies, key=lambda key: accuracies[key], reverse=True)

@@ -1,8 +1,8 @@
-"""Ranks of methods over problems, with what is known of each.
+"""Ranks of methods over problems, with the range that each rank may have.
 
-A rank is that of the mean final metric, 1 for the best; equal means share the mean of their ranks.
-Its range counts the methods that are better or worse beyond doubt: the intervals of all pairs of a
-problem hold at once with probability 95 %. Ranks ignore how large differences are.
+Methods are ranked by their mean final metric, 1 is best; equal means share the mean of their ranks.
+The range of a rank follows from the methods that are significantly better or worse, by intervals of
+all pairs that cover at once with probability 95 %. Ranks ignore how large differences are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from svag.analysis.study import Analysis
 
 @dataclass(frozen=True)
 class Rank:
-    """A method's rank on a problem, and the least and greatest that it may have."""
+    """A method's rank on a problem, and the least and greatest rank that it may have."""
 
     rank: float
     best: int
@@ -29,7 +29,7 @@ class Rank:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks by method and problem, and their means; of methods that every problem has."""
+    """Ranks by method and problem, and their means, for methods that are in every study."""
 
     problems: tuple[str, ...]
     by_method: Mapping[str, Mapping[str, Rank]]
@@ -37,7 +37,7 @@ class Ranks:
 
 
 def ranks(analyses: Sequence[Analysis]) -> Ranks | None:
-    """Rank methods over problems; None where fewer than two methods are in all of them."""
+    """Rank methods over problems; None if fewer than two methods are in all studies."""
     if not analyses:
         return None
     first = analyses[0].methods
@@ -63,7 +63,7 @@ def _ranked(analysis: Analysis, keys: Sequence[str]) -> dict[str, Rank]:
     pairs = list(combinations(range(len(keys)), 2))
     weights = {f"{i} {j}": _pair(i, j, len(keys)) for i, j in pairs}
     known = contrasts.simultaneous(samples, weights)
-    better = np.zeros((len(keys), len(keys)), bool)  # of a row over a column, beyond doubt
+    better = np.zeros((len(keys), len(keys)), bool)  # whether row is significantly above column
     for i, j in pairs:
         side = _side(known[f"{i} {j}"], larger_is_better=analysis.quantity.larger_is_better)
         better[i, j], better[j, i] = side > 0, side < 0

@@ -1,4 +1,4 @@
-"""What each method of a study achieved, from its records: figures, curves, search."""
+"""The results of each method of a study, from its records: figures, curves, search."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ from svag.quantity import LOSS, Quantity
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that records hold: a quantity on a split.
+    """A figure in records: a quantity on a split.
 
     Attributes:
         name: its field in records, such as ``test_accuracy``.
         title: its name in a sentence, such as ``test accuracy``.
-        quantity: what it measures.
+        quantity: the quantity that it measures.
     """
 
     name: str
@@ -34,12 +34,12 @@ TEST_LOSS = Figure("test_loss", "test loss", LOSS)
 
 
 def judged(quantity: Quantity) -> Figure:
-    """Return the figure that methods are compared by: the metric on the test data."""
+    """Return the figure by which methods are compared: the metric on the test data."""
     return Figure(f"test_{quantity.name}", f"test {quantity.title}", quantity)
 
 
 def figures_of(quantity: Quantity) -> tuple[Figure, ...]:
-    """Return the figures of a study: losses, and the metric where that is another."""
+    """Return the figures of a study: the losses, and the metric unless it is the loss."""
     if quantity.name == LOSS.name:
         return (TRAIN_LOSS, judged(quantity))
     trained = Figure(f"train_{quantity.name}", f"training {quantity.title}", quantity)
@@ -48,7 +48,7 @@ def figures_of(quantity: Quantity) -> tuple[Figure, ...]:
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation (with n - 1; NaN for one value) of n values."""
+    """Mean and standard deviation (divided by n - 1; NaN for one value) of n values."""
 
     mean: float
     sd: float
@@ -70,10 +70,10 @@ class Trial:
 
     Attributes:
         lr: step size.
-        searched: the search's run as figures; None where the search did not try it.
-        selected: the selection runs as figures.
-        diverged: how many of these runs diverged.
-        runs: how many there were.
+        searched: final figures of the search's run; None if the search did not try it.
+        selected: final figures of the selection runs.
+        diverged: number of these runs that diverged.
+        runs: number of these runs.
     """
 
     lr: float
@@ -83,7 +83,7 @@ class Trial:
     runs: int
 
     def mean(self, figure: Figure) -> float:
-        """Mean of a figure over the runs that did not diverge; NaN where there is none."""
+        """Mean of a figure over the runs that did not diverge; NaN if there are none."""
         every = [*self.selected, *([self.searched] if self.searched else [])]
         values = [one[figure.name] for one in every if figure.name in one]
         return float(np.mean(values)) if values else math.nan
@@ -91,17 +91,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What a method achieved at its step size.
+    """The results of a method at its step size.
 
     Attributes:
         entrant: the method.
-        outcome: how its step size was found, and its final runs.
+        outcome: the search for its step size, and its final runs.
         runs: the final runs that did not diverge.
         final: figures at the end of the runs, by name.
-        best: the best value that each run's figure took at any evaluation.
+        best: best value of each run's figure at any evaluation, by name.
         gap: the final figure on the test data minus that on the training data, by quantity.
-        curves: figures over training.
-        trials: what was tried before, by ascending step size.
+        curves: figures over training, by name.
+        trials: the step sizes tried in search and selection, in ascending order.
     """
 
     entrant: Entrant
@@ -115,17 +115,17 @@ class MethodResult:
 
     @property
     def lr(self) -> float:
-        """The step size of the final runs; NaN if none is stable, or none is found yet."""
+        """The step size of the final runs; NaN if no stable one exists or none is found yet."""
         return self.outcome.lr
 
     @property
     def diverged(self) -> int:
-        """How many of the final runs diverged; they are in no mean."""
+        """Number of final runs that diverged; means leave them out."""
         return self.outcome.diverged
 
     @property
     def many(self) -> int:
-        """How many final runs there are."""
+        """Number of final runs."""
         return len(self.outcome.final)
 
     @property
@@ -135,7 +135,13 @@ class MethodResult:
 
 
 def method_result(key: str, outcome: Outcome, figures: Sequence[Figure]) -> MethodResult:
-    """Put together a method's figures."""
+    """Compute a method's results.
+
+    Args:
+        key: key of the method.
+        outcome: outcome of its plan.
+        figures: the figures to compute.
+    """
     runs = outcome.survivors
     ends = [record.end or {} for record in runs]
     return MethodResult(
@@ -151,7 +157,7 @@ def method_result(key: str, outcome: Outcome, figures: Sequence[Figure]) -> Meth
 
 
 def sample(outcome: Outcome, figure: str) -> Sample:
-    """Return a method's final values of a figure, and what its step size was chosen by."""
+    """Return a method's final values of a figure, with the runs that chose its step size."""
     values = np.array([value(record.end or {}, figure) for record in outcome.survivors])
     candidates = {}
     for lr, selected in outcome.selection.items():
@@ -174,7 +180,7 @@ def _start(records: Sequence[Record], figure: str) -> float:
 
 
 def _candidate(selected: Sequence[Record], tried: Sequence[Record], figure: str) -> Candidate:
-    """Summarise a step size; one with a run that diverged would be set aside again, or not."""
+    """Summarise a step size's selection runs, with the chance that none diverges another time."""
     done = [record for record in selected if record.status == "done"]
     lost = sum(record.status == "diverged" for record in tried)
     return Candidate(
@@ -185,12 +191,12 @@ def _candidate(selected: Sequence[Record], tried: Sequence[Record], figure: str)
 
 
 def value(line: Mapping[str, Any], figure: str) -> float:
-    """Read a figure; NaN where it was not a finite number, or is not recorded."""
+    """Return a figure of a line; NaN if it was not finite or is not recorded."""
     return math.nan if line.get(figure) is None else float(line[figure])
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Summarise values; NaN where there are none, or one of them is NaN."""
+    """Return mean and deviation of values; NaN if there are none, or one of them is NaN."""
     if not values:
         return Spread(math.nan, math.nan, 0)
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
@@ -216,7 +222,7 @@ def _trials(outcome: Outcome) -> list[Trial]:
 
 
 def _finite(record: Record) -> dict[str, float]:
-    """Return the figures that a run ended with; none for one that diverged."""
+    """Return the final figures of a run; empty if it diverged."""
     if record.status != "done" or record.end is None:
         return {}
     return {
@@ -234,7 +240,7 @@ def _best(record: Record, figure: Figure) -> float:
 
 
 def _gaps(quantity: str, ends: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Return test minus training, run by run; NaN where the latter is not recorded."""
+    """Return test minus training for each run; NaN if the training figure is not recorded."""
     return [value(end, f"test_{quantity}") - value(end, f"train_{quantity}") for end in ends]
 
 

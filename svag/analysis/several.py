@@ -1,4 +1,4 @@
-"""Studies of several problems together: which are judged, and what they say together."""
+"""Combines studies of several problems: which of them count, and their common conclusions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ class Several:
     """Studies of several problems.
 
     Attributes:
-        analyses: one a problem.
-        not_judged: why a problem has no part in the conclusions, by its name.
-        families: the effects that the observations rest on, of the problems that are judged.
-        checks: the paper's four observations over the problems that are judged.
-        ranks: of methods, over the problems that are judged.
+        analyses: one analysis for each problem.
+        not_judged: why a problem is left out of the conclusions, by the problem's name.
+        families: the effects by which the observations are checked, by judged problem.
+        checks: the paper's four observations over the judged problems.
+        ranks: ranks of methods over the judged problems.
         on_the_metric: effects on the metric, one forest for each metric.
         on_the_loss: effects on the training loss.
     """
@@ -39,15 +39,15 @@ class Several:
 
     @property
     def judged(self) -> list[Analysis]:
-        """The studies that have a part in the conclusions."""
+        """The studies that count in the conclusions."""
         return [one for one in self.analyses if one.study.base.problem not in self.not_judged]
 
 
 def together(analyses: Sequence[Analysis]) -> Several:
-    """Put studies of several problems together.
+    """Combine studies of several problems.
 
     Raises:
-        RecordError: two of them are of one problem, which would count twice.
+        RecordError: two of them are of the same problem, which would count twice.
     """
     names = [one.study.base.problem for one in analyses]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -73,7 +73,7 @@ def together(analyses: Sequence[Analysis]) -> Several:
 
 
 def why_not_judged(analysis: Analysis) -> str:
-    """Say why a study has no part in conclusions over problems; nothing if it has."""
+    """Return why a study is left out of conclusions over problems; empty if it counts."""
     base = analysis.study.base
     results = [analysis.methods[analysis.cells[cell]] for cell in CELLS] if analysis.cells else []
     of_the_paper = PAPER.get(base.problem)
@@ -91,7 +91,7 @@ def why_not_judged(analysis: Analysis) -> str:
 
 
 def how_far(study: Study, records: Sequence[Record]) -> tuple[int, int]:
-    """Count the runs of a study that have ended, and about how many there will be."""
+    """Return the number of finished runs of a study, and about how many there will be."""
     own = [record for record in records if record.finished and _belongs(study, record)]
     return len(own), max(len(own), expected_runs(study))
 

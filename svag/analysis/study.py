@@ -1,4 +1,4 @@
-"""A study's analysis: its outcomes replayed from records, its figures, effects and claims."""
+"""Analyses a study: replays its plan on the records, and computes figures, effects and claims."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ from svag.lab.studies import Filed, Study
 from svag.quantity import Quantity
 
 Cell: TypeAlias = tuple[bool, bool]
-"""(sign, adapted)."""
+"""A cell of Figure 1: (sign, adapted)."""
 
 CELLS: tuple[Cell, ...] = ((False, False), (False, True), (True, False), (True, True))
 """The cells of Figure 1 in the order of ``contrasts.WEIGHTS``."""
@@ -55,7 +55,7 @@ _REASONS = {
 
 
 class NothingFinished(RecordError):
-    """A study has no final run yet, so that there is nothing to analyse."""
+    """A study has no final run yet, so there is nothing to analyse."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,18 @@ class Analysis:
     """A study's results.
 
     Attributes:
-        study: what was compared, and by which protocol.
-        figures: what was measured, the one that methods are compared by last.
+        study: the study.
+        figures: its figures; the last one is that by which methods are compared.
         methods: results by method, in the order of the table.
         cells: the methods in the four cells of Figure 1; empty if one is missing.
-        effects: single intervals at the step sizes as chosen, by figure and name (exploratory).
-        claims: simultaneous intervals on the metric and what follows; None if a cell is missing.
-        observations: the paper's four, held against this study; empty if a cell is missing.
-        versions: versions, commits and machines that made its runs.
-        set_aside: records of the folder that are no part of the study, and why.
+        effects: effects with single intervals, by figure and name (exploratory).
+        claims: effects on the metric with simultaneous intervals, and the finding; None if a cell
+            is missing.
+        observations: results of the paper's four observations; empty if a cell is missing.
+        versions: versions, commits and machines of its runs.
+        set_aside: how many records of the folder the study does not use, and why.
         other_studies: ids of further studies in the folder.
-        seconds: wall time of all its runs together.
+        seconds: sum of the wall times of its runs.
     """
 
     study: Study
@@ -95,17 +96,17 @@ class Analysis:
 
     @property
     def judged(self) -> Figure:
-        """The figure that methods are compared by."""
+        """The figure by which methods are compared."""
         return judged(self.quantity)
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What all runs share."""
+        """The settings that all runs share."""
         return self.study.settings
 
 
 def analyse(directory: Path, study_id: str | None = None) -> Analysis:
-    """Analyse a study of a folder: the latest, or the one that is named.
+    """Analyse a study of a folder: the latest, or the one whose id is given.
 
     Raises:
         RecordError: there is no such study, a file cannot be read, or no run has finished.
@@ -140,15 +141,20 @@ def _named(one: Filed) -> str:
     return f"{one.study.id} ({one.study.base.problem}, {one.study.base.steps} steps, {one.when})"
 
 
-@np.errstate(over="ignore", invalid="ignore")  # a deviation of values like 1e200 is infinite
+@np.errstate(over="ignore", invalid="ignore")  # the variance of values like 1e200 overflows
 def of_records(
     study: Study, records: Sequence[Record], other_studies: Sequence[str] = ()
 ) -> Analysis:
-    """Analyse a study from records, which may be of others too.
+    """Analyse a study from records.
+
+    Args:
+        study: the study.
+        records: the records of a folder, which may also be of other studies.
+        other_studies: ids of further studies in the folder.
 
     Raises:
         NothingFinished: no method has a step size yet.
-        RecordError: the metric never varies.
+        RecordError: the metric has the same value in all runs.
     """
     find = finder(records)
     figures = figures_of(study.base.quantity)
@@ -220,15 +226,15 @@ def _effects(
 
 
 def _cells(methods: Mapping[str, MethodResult]) -> dict[Cell, str]:
-    """Choose a method for each cell, the paper's where it is among them.
+    """Choose a method for each cell of Figure 1, if possible the paper's.
 
-    All four follow the momentum, or all four the gradient, and have the same weight decay and beta:
-    neither is a matter of the two halves.
+    All four have the same direction (momentum or gradient), weight decay and beta, so that they
+    differ only in sign and adaptation.
     """
     groups: dict[tuple[object, ...], dict[Cell, str]] = {}
     for key in sorted(methods, key=lambda key: key not in PAPER_METHODS):
         one = methods[key].entrant
-        if one.anatomy is None or one.within_batch:  # another estimate, not another half
+        if one.anatomy is None or one.within_batch:  # a within-batch row only estimates otherwise
             continue
         if methods[key].runs:
             decay = [one.options.get(name) for name in ("weight_decay", "decoupled_weight_decay")]
@@ -240,7 +246,7 @@ def _cells(methods: Mapping[str, MethodResult]) -> dict[Cell, str]:
 
 
 def _check_varies(study: Study, methods: Mapping[str, MethodResult]) -> None:
-    """Refuse a metric that has one value in every run of a study of several runs."""
+    """Raise if the metric has the same value in all runs of a study of several runs."""
     name = f"{study.base.select}_{study.base.metric}"
     values = [
         line[name]
@@ -260,7 +266,7 @@ def _check_varies(study: Study, methods: Mapping[str, MethodResult]) -> None:
 def _apart(
     study: Study, methods: Mapping[str, MethodResult], records: Sequence[Record]
 ) -> tuple[list[Record], list[str]]:
-    """Tell the study's records from others; say how many of those there are, and why."""
+    """Return the study's records, and sentences on why how many others are not used."""
     used = {
         identity(record)
         for result in methods.values()
@@ -281,7 +287,7 @@ def _apart(
 
 
 def _reason(study: Study, record: Record) -> str:
-    """Say why a record is no part of a study."""
+    """Write why a study does not use a record."""
     for key, value in study.settings.items():
         if record.run[key] != value:
             detail = f" ({record.run[key]})" if key not in ("version", "data") else ""

@@ -1,8 +1,8 @@
 """How soon methods reach a target: steps and seconds to the first evaluation that is as good.
 
-By default the target is what the worst method has in the mean at the last evaluation, so that all
-can be compared by when they were there. Evaluations are some steps apart, which is how exact these
-figures are; seconds are of the final runs, on the machines they ran on.
+By default the target is the mean of the worst method at the last evaluation, which all methods
+reach. Steps are only as exact as the distance between evaluations. Seconds are those of the final
+runs, on the machines they ran on.
 """
 
 import math
@@ -20,10 +20,10 @@ class Reached:
     """How soon a method's final runs reach a target.
 
     Attributes:
-        reached: how many of them do.
-        runs: how many there are.
-        steps: mean and deviation over those that do.
-        seconds: the same of the time they took; NaN where a record has none.
+        reached: number of runs that reach it.
+        runs: number of runs.
+        steps: mean and deviation of the steps of the runs that reach it.
+        seconds: mean and deviation of their times; NaN if a record has no time.
     """
 
     reached: int
@@ -37,10 +37,11 @@ class Target:
     """A value of a figure, and how soon each method reaches it.
 
     Attributes:
-        figure: what is to be reached.
-        value: how much of it.
-        worst: the method whose mean at the last evaluation it is; empty if it was given.
-        by_method: how soon, by method.
+        figure: the figure.
+        value: the value to reach.
+        worst: name of the method whose mean at the last evaluation is the value; empty if the value
+            was given.
+        by_method: how soon it is reached, by method.
     """
 
     figure: Figure
@@ -50,19 +51,19 @@ class Target:
 
 
 def target(analysis: Analysis, figure: Figure, given: float | None = None) -> Target | None:
-    """Say how soon each method reaches a value of a figure.
+    """Compute how soon each method reaches a value of a figure.
 
     Args:
-        analysis: of a study.
-        figure: its metric, or a loss.
-        given: the value, fractions where the figure is a percentage; None for what the worst method
-            has in the mean at the last evaluation.
+        analysis: the analysis of a study.
+        figure: the study's metric, or a loss.
+        given: the value, a fraction if the figure is a percentage; None for the mean of the worst
+            method at the last evaluation.
 
     Returns:
-        None where no method has a final run with a finite figure.
+        The target; None if no method has a final run with a finite figure.
 
     Raises:
-        InvalidOption: the value is not finite, or one that the figure cannot have.
+        InvalidOption: the value is not finite, or outside the bounds of the figure.
     """
     quantity = figure.quantity
     runs = {key: result.runs for key, result in analysis.methods.items() if result.runs}

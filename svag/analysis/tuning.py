@@ -1,8 +1,8 @@
-"""What finding a step size took, and how much depends on it.
+"""The cost of finding a step size, and how much the results depend on it.
 
 The cost counts every run before the final ones: the search, the selection among neighbours, and
-final runs at step sizes that a divergence moved the choice away from. The sensitivity compares the
-chosen step size with those beside it, by the mean of the runs that chose: it is exploratory.
+final runs at step sizes that were given up after a divergence. The sensitivity compares the chosen
+step size with its neighbours, by the means of search and selection runs; it is exploratory.
 """
 
 import math
@@ -17,9 +17,9 @@ from svag.lab.records import Record, identity
 
 @dataclass(frozen=True)
 class TuningCost:
-    """Runs and seconds: those of the choice, and those of the final figures.
+    """Runs and seconds of the search and selection, and of the final runs.
 
-    ``seconds`` are of the runs whose records have a time; ``timed`` of ``runs`` do.
+    ``seconds`` is the sum over the runs whose records have a time, ``timed`` out of ``runs``.
     """
 
     runs: int
@@ -34,12 +34,12 @@ class Sensitivity:
     """The metric around the chosen step size, in its own units.
 
     Attributes:
-        smaller: by how much the metric is better (positive) or worse at the next smaller step size
-            that was tried; NaN if none was, or every run there diverged.
-        larger: the same at the next larger one.
-        low: the smallest step size of those in a row around the chosen one that are no worse than
-            it by the margin.
-        high: the largest of them.
+        smaller: by how much the metric is better (positive) or worse (negative) at the next smaller
+            step size that was tried; NaN if there is none, or every run there diverged.
+        larger: the same at the next larger step size.
+        low: the smallest step size in the row around the chosen one in which no run diverged and
+            the metric is not worse by the margin or more.
+        high: the largest step size in that row.
         margin: smallest effect of interest.
     """
 
@@ -51,7 +51,7 @@ class Sensitivity:
 
 
 def cost(result: MethodResult) -> TuningCost:
-    """Count what a method's step size and its final figures took."""
+    """Return the runs and seconds of a method's search and selection, and of its final runs."""
     outcome = result.outcome
     chosen = _once(
         [
@@ -66,7 +66,7 @@ def cost(result: MethodResult) -> TuningCost:
 
 
 def sensitivity(analysis: Analysis, key: str) -> Sensitivity | None:
-    """Compare a method's step size with its neighbours; None where it was not searched for."""
+    """Compare a method's step size with its neighbours; None if there was no search."""
     result, figure = analysis.methods[key], analysis.judged
     trials = list(result.trials)
     lrs = [trial.lr for trial in trials]
@@ -92,13 +92,13 @@ def sensitivity(analysis: Analysis, key: str) -> Sensitivity | None:
 
 
 def _gain(trial: Trial, chosen: Trial, figure: Figure) -> float:
-    """How much better a step size is than the chosen one; NaN if all its runs diverged."""
+    """Return how much better a step size is than the chosen one; NaN if all its runs diverged."""
     merit = figure.quantity.merit
     return merit(trial.mean(figure)) - merit(chosen.mean(figure))
 
 
 def _margin(analysis: Analysis) -> float:
-    """Smallest effect of interest, also where the four cells are not all there."""
+    """Return the smallest effect of interest, also if a cell is missing."""
     if analysis.claims is not None:
         return analysis.claims.margin
     name = analysis.judged.name
@@ -108,7 +108,7 @@ def _margin(analysis: Analysis) -> float:
 
 
 def _once(records: Sequence[Record]) -> list[Record]:
-    """Leave out repetitions: the search's run may be among those that select."""
+    """Leave out repeated records: the search's run can also be a selection run."""
     return list({identity(record): record for record in records}.values())
 
 

@@ -1,8 +1,8 @@
-"""What a study says, in sentences. ``claims.py`` has the condition of each finding.
+"""The verdict of a study in sentences. ``claims.py`` has the condition of each finding.
 
-The first sentence says what stands in the way of the rest, if anything does: runs that diverged
-at the step size that was settled on, or methods that learnt nothing at any step size. Then come
-the finding with its numbers, what was not decided or found equal, and what is left out.
+If there are obstacles to a verdict, they are in the first sentence: runs that diverged at the
+chosen step size, or methods that learnt nothing at any step size. Then come the finding with its
+numbers, the halves that are equal or not decided, and what is left out.
 """
 
 from scipy.stats import beta
@@ -38,7 +38,7 @@ _SAID: dict[Finding, str] = {
 
 
 def verdict(analysis: Analysis) -> str:
-    """Say in a few sentences which half of Adam did the work on this problem."""
+    """Write in a few sentences which half of Adam made the difference on this problem."""
     return " ".join(
         sentence
         for sentence in (*obstacles(analysis), *_findings(analysis), *_left_out(analysis))
@@ -47,7 +47,7 @@ def verdict(analysis: Analysis) -> str:
 
 
 def obstacles(analysis: Analysis) -> list[str]:
-    """Say what stands in the way of a verdict: divergence, and searches that found nothing."""
+    """Write the obstacles to a verdict: divergence, and searches that found nothing."""
     sentences = []
     lost = [result for result in analysis.methods.values() if result.diverged]
     if lost:
@@ -91,10 +91,10 @@ def _findings(analysis: Analysis) -> list[str]:
 
 
 def _numbers(analysis: Analysis, claims: Claims) -> str:
-    """Give the effects that the finding rests on, then the rest of the halves'."""
+    """Write the effects that the finding follows from, then the other half's effect."""
     effects, quantity = claims.effects, analysis.quantity
     if claims.finding == "together":
-        # the interaction is half a difference of differences
+        # the interaction is half the difference of the two effects
         return (
             f"the effect of variance adaptation on the final {analysis.judged.title} with the sign "
             f"and that without it differ by {amount(effects[INTERACTION].scaled(2), quantity)}"
@@ -124,7 +124,7 @@ def _pairs(analysis: Analysis, claims: Claims) -> str:
 
 
 def _equivalence(analysis: Analysis, claims: Claims) -> str:
-    """Say which halves are equal within the margin, and how likely that was to be found."""
+    """Write which halves are equal within the margin, and the power to find that."""
     if claims.finding in ("unfinished", "one seed", "diverged", "together", "larger"):
         return ""
     margin = difference(claims.margin, analysis.quantity, signed=False)
@@ -163,7 +163,7 @@ def _ranking(analysis: Analysis) -> str:
 
 
 def _left_out(analysis: Analysis) -> list[str]:
-    """Say which methods have no part in the figures, and what the intervals leave out."""
+    """Write which methods are not in the figures, and what the intervals do not cover."""
     absent = []
     for result in analysis.methods.values():
         name = result.entrant.name

@@ -1,4 +1,4 @@
-"""How values and effects are written in sentences: fractions as percentages and points."""
+"""Writes values and effects in sentences: fractions as percentages and percentage points."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,13 @@ def amount(effect: Effect, quantity: Quantity) -> str:
 
 
 def difference(value: float, quantity: Quantity, *, signed: bool = True) -> str:
-    """Write a difference of a quantity."""
+    """Write a difference of two values of a quantity.
+
+    Args:
+        value: the difference, in the quantity's own units (a fraction for percentages).
+        quantity: the quantity.
+        signed: whether a positive difference gets a plus sign.
+    """
     plus = "+" if signed else ""
     if quantity.percent:
         return f"{100 * value:{plus}.2f} points"

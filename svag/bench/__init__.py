@@ -1,1 +1,1 @@
-"""What svag costs, as ratios against peers measured in the same process, interleaved."""
+"""Measures what svag costs, as ratios to peers timed in turn with it in the same process."""

@@ -1,4 +1,4 @@
-"""How much memory a run allocates, by whatever library."""
+"""Measures how much memory a run allocates, in any library."""
 
 import ctypes
 import tracemalloc
@@ -8,22 +8,22 @@ import torch
 
 
 class Timed(Protocol):
-    """What can be made ready, untimed, and then run."""
+    """A benchmark with a preparation, which is not timed, and a run, which is."""
 
     def prepare(self) -> None:
-        """Do what precedes every run."""
+        """Prepare a run; this is not timed."""
 
     def run(self) -> object:
-        """Do what is timed."""
+        """Run what is timed."""
 
 
 def bytes_allocated(timed: Timed, device: str) -> int | None:
-    """Return what a step allocates beyond what was there before, None where that cannot be told.
+    """Return the bytes that a step allocates; None if they cannot be measured.
 
-    On CUDA it is the peak by torch's allocator. On a CPU it is an upper bound, the sum of two:
-    the peak of what Python's own allocators see, NumPy's included, and all the pages that the
-    process touches anew after the C library has given back every page it had free, whichever
-    library asked for them; the least of several steps, since other things fetch pages as well.
+    On CUDA it is the peak of torch's allocator. On a CPU it is an upper bound, the sum of two
+    numbers: the peak of Python's and NumPy's allocations, and the size of all pages that the step
+    faults in after the C library has returned its free pages to the system, which counts every
+    library. The least of several steps is taken, since other threads fault in pages, too.
     """
     if device == "cuda":
         timed.prepare()
@@ -54,7 +54,7 @@ _DISABLE_LARGE_PAGES: Final = 41  # PR_SET_THP_DISABLE of prctl(2)
 
 
 def _touched_anew(timed: Timed) -> int | None:
-    """Return the bytes of the pages that a run faults in; on Linux with GNU's C library only."""
+    """Return the bytes of the pages that a run faults in; None except on Linux with glibc."""
     try:
         import resource
 
@@ -62,7 +62,7 @@ def _touched_anew(timed: Timed) -> int | None:
         trim, control = libc.malloc_trim, libc.prctl
     except (ImportError, OSError, AttributeError, TypeError):
         return None
-    control(_DISABLE_LARGE_PAGES, 1, 0, 0, 0)  # one fault, one page
+    control(_DISABLE_LARGE_PAGES, 1, 0, 0, 0)  # so that every fault is of one small page
     try:
         timed.prepare()
         trim(0)

@@ -1,4 +1,4 @@
-"""Who takes part in ``svag bench step``, on which sizes, and what is aimed at."""
+"""The optimizers of ``svag bench step``, the shapes of their parameters, and the targets."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ Make = Callable[[list[Tensor]], Optimizer]
 
 
 class Contestant(NamedTuple):
-    """How an optimizer is made, and whose time its own is divided by."""
+    """How an optimizer is built, and the peer by whose time its own is divided."""
 
     make: Make
     peer: str | None
@@ -48,7 +48,7 @@ PEERS: Final[Mapping[str, Contestant]] = {
     _PLAIN: Contestant(partial(SGD, fused=True), None),
 }
 OTHERS: Final = ("pytorch_optimizer.MSVAG",)
-"""Classes of packages that need not be there; their peer is torch's fused Adam."""
+"""Optimizers of optional packages; their peer is torch's fused Adam."""
 
 LAYOUTS: Final[Mapping[str, Callable[[], list[torch.Size]]]] = {
     "40 x 500,000": lambda: [torch.Size([500_000])] * 40,
@@ -64,7 +64,7 @@ GPU_ONLY: Final = ("40 x 2,500,000",)
 
 
 def bounds(adaptive: float, momentum: float) -> dict[str, float]:
-    """Return bounds for the four optimizers that there are targets for."""
+    """Return the bounds of the four optimizers that have targets."""
     return {
         "svag.MSVAG": adaptive,
         "svag.Adam": adaptive,
@@ -87,15 +87,15 @@ RATIO_AT_MOST: Final[Mapping[str, Mapping[str, float]]] = {
 SHARE_AT_LEAST: Final[Mapping[str, Mapping[str, float]]] = {
     "40 x 500,000": dict.fromkeys(bounds(0, 0), 0.85)
 }
-"""Targets of the share of copy bandwidth, with the state in the parameters' dtype: the targets for
-bfloat16 state ask for less."""
+"""Targets of the share of copy bandwidth, with the state in the parameters' dtype; those for
+bfloat16 state are lower."""
 
 ALLOCATED_AT_MOST: Final = 1e6
-"""Target of the bytes that a fused step allocates."""
+"""Most bytes that a fused step should allocate."""
 
 
 def contestants() -> tuple[dict[str, Contestant], list[str]]:
-    """Return all optimizers by name, and which are missing because their package is."""
+    """Return all optimizers by name, and the names of those whose package is not installed."""
     found, missing = {**OURS, **PEERS}, []
     for name in OTHERS:
         package, _, attribute = name.rpartition(".")

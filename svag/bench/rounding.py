@@ -1,4 +1,4 @@
-"""What averages in bfloat16 do to a training run: its loss curve beside the float32 one."""
+"""Compares the loss curves of training with moving averages in bfloat16 and in float32."""
 
 from dataclasses import dataclass, replace
 
@@ -16,17 +16,17 @@ from svag.problems import Data, Problem
 
 @dataclass(frozen=True)
 class Difference:
-    """Two loss curves of one run, and that of another seed for scale.
+    """The difference of two loss curves, and that between two seeds, for scale.
 
     Attributes:
         problem: its name.
         method: the method's name.
         lr: step size.
-        steps: length of the runs.
-        final: training loss at the end with averages in float32 and in bfloat16.
+        steps: steps of the runs.
+        final: final training losses with averages in float32 and in bfloat16.
         rounding: root mean square, over the evaluations, of the difference in log training loss
-            between the two.
-        seeds: the same between float32 runs of two seeds.
+            between bfloat16 and float32.
+        seeds: the same between float32 runs with two seeds.
     """
 
     problem: str
@@ -48,6 +48,13 @@ class Difference:
 
 def measure(problem: Problem, data: Data, *, key: str, lr: float, steps: int) -> Difference:
     """Train with averages in float32, in bfloat16, and in float32 with another seed.
+
+    Args:
+        problem: the problem.
+        data: its data.
+        key: key of the method.
+        lr: step size.
+        steps: steps of each run.
 
     Raises:
         InvalidOption: the method keeps no averages.
@@ -85,5 +92,5 @@ def _losses(
 
 
 def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the root mean square of the difference in logarithm, the start left out."""
+    """Return the root mean square of the difference in logarithm, without the first values."""
     return float((one[1:].log() - other[1:].log()).square().mean().sqrt().item())

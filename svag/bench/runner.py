@@ -1,4 +1,4 @@
-"""The lab's training loop against the loop one would write by hand, evaluations aside."""
+"""Times the lab's training loop, without evaluations, against a hand-written one."""
 
 import statistics
 import time
@@ -17,7 +17,7 @@ from svag.problems import Data, Problem
 
 @dataclass(frozen=True)
 class Overhead:
-    """Milliseconds a step (medians), and the median of the ratios of neighbouring timings."""
+    """Median milliseconds per step, and the median of the ratios of neighbouring timings."""
 
     problem: str
     device: str
@@ -40,11 +40,18 @@ def measure(
 ) -> Overhead:
     """Time ``steps`` steps of M-SGD in the lab's loop and by hand, ``rounds`` times in turn.
 
-    Both augment and prepare batches of data that lie on the device.
+    Both loops augment and prepare batches of data that are on the device.
+
+    Args:
+        problem: the problem.
+        data: its data.
+        steps: steps of each timing.
+        rounds: number of pairs of timings.
+        device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
 
     Raises:
-        InvalidOption: the problem carries state or takes a step of its own, whose loop by hand is
-            not known, or it diverges.
+        InvalidOption: the problem carries state or has its own step, so that there is no
+            hand-written loop for it, or it diverges.
     """
     if problem.carry_state or problem.step or problem.optimizers:
         raise InvalidOption(

@@ -1,4 +1,4 @@
-"""The optimizer step against torch's own, on sizes of real and of extreme models."""
+"""Times svag's optimizer steps against torch's, with parameters of real and extreme models."""
 
 import os
 import statistics
@@ -35,7 +35,7 @@ Run = Callable[[], object]
 
 
 class Quartiles(NamedTuple):
-    """Where the middle half of some numbers lies, and its middle."""
+    """The lower quartile, the median and the upper quartile of some numbers."""
 
     lower: float
     median: float
@@ -44,20 +44,21 @@ class Quartiles(NamedTuple):
 
 @dataclass(frozen=True)
 class Timing:
-    """What the rounds say about one contestant.
+    """The timings of one optimizer or copy.
 
     Attributes:
         layout: name of the parameters' shapes.
-        name: of the optimizer or copy.
-        milliseconds: of a step, the median.
+        name: name of the optimizer or copy.
+        milliseconds: median time of a step.
         elements: number of parameters.
-        moved: bytes an element that a step reads and writes, at least.
-        peer: whose time in the same round each time is divided by.
-        ratio: quotients of times, this one's over the peer's.
-        share: of copy bandwidth, the time of a copy of as many bytes over this one's; above 1 on
-            a CPU, where torch's copy also fetches the lines that it is about to overwrite.
-        state: bytes an element that the optimizer keeps from step to step.
-        allocated: bytes that a step allocates, where it was measured.
+        moved: least bytes per element that a step reads and writes.
+        peer: name of the optimizer that it is compared with.
+        ratio: quartiles of its time over the peer's in the same round.
+        share: share of copy bandwidth: quartiles of the time of a copy of as many bytes over its
+            time. It can exceed 1 on a CPU, where torch's copy also reads the cache lines that it
+            overwrites.
+        state: bytes per element that the optimizer keeps from step to step.
+        allocated: bytes that a step allocates; None if not measured.
     """
 
     layout: str
@@ -73,12 +74,12 @@ class Timing:
 
     @property
     def bandwidth(self) -> float:
-        """Gigabytes moved in a second."""
+        """Gigabytes read and written per second."""
         return self.moved * self.elements / self.milliseconds / 1e6
 
     @property
     def goals(self) -> dict[str, tuple[float, bool]]:
-        """Target by quantity, and whether it is met; where there is none the key is missing."""
+        """The targets, by ``ratio`` and ``share``, and whether they are met; only existing ones."""
         found = {}
         at_most = RATIO_AT_MOST.get(self.layout, {}).get(self.name)
         if self.ratio is not None and at_most is not None:
@@ -93,7 +94,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class FirstStep:
-    """Seconds of a process's first step, on a machine that has never taken one and later on."""
+    """Seconds of the first step of a process, with an empty and with a filled cache of code."""
 
     name: str
     empty_cache: float
@@ -101,7 +102,7 @@ class FirstStep:
 
 
 class Stepper:
-    """An optimizer over parameters of its own, with gradients elsewhere at every step."""
+    """An optimizer with its own parameters; its gradients move to other addresses at every step."""
 
     def __init__(self, make: Make, shapes: Iterable[torch.Size], device: str) -> None:
         self.params = [torch.randn(shape, device=device, requires_grad=True) for shape in shapes]
@@ -110,7 +111,7 @@ class Stepper:
         self.optimizer = make(self.params)
 
     def prepare(self) -> None:
-        """Put the gradients elsewhere, as the backward pass after ``zero_grad`` does."""
+        """Move the gradients to other addresses, as a backward pass after ``zero_grad`` does."""
         self._turn = 1 - self._turn
         for param, places in zip(self.params, self._grads, strict=True):
             param.grad = places[self._turn]
@@ -121,7 +122,7 @@ class Stepper:
 
 
 class Copy:
-    """A copy within a device's memory that reads and writes a number of bytes in all."""
+    """A copy within a device's memory; ``moved`` is the number of bytes read plus written."""
 
     def __init__(self, moved: float, device: str) -> None:
         words = round(moved / 2 / torch.float32.itemsize)
@@ -137,7 +138,7 @@ class Copy:
 
 
 def remarks(device: str) -> list[str]:
-    """Say what the figures hold for, and what they lack."""
+    """Return sentences on the machine and the versions, and on what was left out."""
     engine = support.engine(device)
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else ""
     lacking = [f"left out, because its package is not installed: {x}" for x in contestants()[1]]
@@ -149,13 +150,13 @@ def remarks(device: str) -> list[str]:
 
 
 def has_targets(device: str) -> bool:
-    """Whether the targets are about what is measured: the fused engine, on two cores."""
+    """Whether the targets apply: they are for the fused engine on a CPU with two threads."""
     fused = not isinstance(support.engine(device), str)
     return fused and device == "cpu" and torch.get_num_threads() == 2
 
 
 def choose(names: Sequence[str], device: str) -> list[str]:
-    """Check names of layouts; none stands for all that suit the device.
+    """Check names of layouts; without names, return all layouts that fit the device.
 
     Raises:
         UnknownName: there is no such layout.
@@ -171,7 +172,7 @@ def choose(names: Sequence[str], device: str) -> list[str]:
 
 
 def entrants(names: Sequence[str] = ()) -> dict[str, Contestant]:
-    """Return the optimizers of these names and all that they are compared with; none for all.
+    """Return the optimizers with these names and their peers; without names, all.
 
     Raises:
         UnknownName: there is no such optimizer.
@@ -192,18 +193,17 @@ def entrants(names: Sequence[str] = ()) -> dict[str, Contestant]:
 def measure(
     layout: str, *, rounds: int, device: str = "cpu", optimizers: Sequence[str] = ()
 ) -> list[Timing]:
-    """Time one step of every optimizer in turn, ``rounds`` times, and copies beside them.
+    """Time one step of every optimizer, and copies, in turn, ``rounds`` times.
 
-    A ratio is one of times in the same round, so that it holds while the speed of the machine
-    drifts; no two optimizers share a tensor, so that none finds its own in a cache because of
-    another.
+    Ratios are of times in the same round, so that a drift of the machine's speed cancels. No two
+    optimizers share a tensor, so that none profits from a cache that another has filled.
 
     Args:
         layout: a key of :data:`LAYOUTS`.
-        rounds: how often each is timed, at least 2.
+        rounds: number of timings of each, at least 2.
         device: ``"cpu"`` or ``"cuda"``.
-        optimizers: names of those to time, and their peers with them; none for all. The more there
-            are, the less a step finds in caches.
+        optimizers: names of the optimizers to time, together with their peers; empty for all. With
+            more optimizers, less of a step's data is in the caches.
 
     Returns:
         A row for each optimizer, and then one for each copy.
@@ -214,7 +214,7 @@ def measure(
     steppers = {name: Stepper(one.make, shapes, device) for name, one in chosen.items()}
     for stepper in steppers.values():
         stepper.prepare()
-        stepper.run()  # makes the state, from which the bytes follow
+        stepper.run()  # creates the state, whose bytes are counted
     moved = {name: bytes_moved(stepper.optimizer) for name, stepper in steppers.items()}
     copies = {_copy_name(count / elements): count for count in sorted(set(moved.values()))}
     runners: dict[str, Timed] = {**steppers}
@@ -238,7 +238,16 @@ def measure(
 def interleave(
     runners: Mapping[str, Timed], rounds: int, clock: Callable[[Run], float]
 ) -> dict[str, list[float]]:
-    """Time every runner in each of some rounds, and in one before them that does not count."""
+    """Time every runner once per round, after one round that is not counted.
+
+    Args:
+        runners: the benchmarks, by name.
+        rounds: number of rounds that count.
+        clock: returns the milliseconds of a call.
+
+    Returns:
+        The times of each runner in milliseconds, one per round.
+    """
     names = list(runners)
     times: dict[str, list[float]] = {name: [] for name in names}
     for n in range(rounds + 1):
@@ -250,11 +259,11 @@ def interleave(
 
 
 def order(count: int, turn: int) -> list[int]:
-    """Return who goes when in a round.
+    """Return the order in which ``count`` runners run in round number ``turn``.
 
-    Every round is the one before with everybody's number raised by one. The first is 0, -1, 1,
-    -2, 2, ..., so that in ``count`` rounds nobody follows the same one twice (Williams' design);
-    with an odd ``count``, nobody more than twice in twice as many.
+    The first round is 0, -1, 1, -2, 2, ... modulo ``count``; every further one adds 1 to each
+    number (Williams' design). So in ``count`` rounds no runner follows the same other one twice;
+    with an odd ``count``, in ``2 count`` rounds at most twice.
     """
     zigzag = [-(i + 1) // 2 if i % 2 else i // 2 for i in range(count)]
     turned = [(place + turn) % count for place in zigzag]
@@ -262,13 +271,16 @@ def order(count: int, turn: int) -> list[int]:
 
 
 def ratios(times: Sequence[float], others: Sequence[float]) -> Quartiles:
-    """Return the quartiles of quotients of times in the same round."""
+    """Return the quartiles of the ratios of times in the same round."""
     quotients = [a / b for a, b in zip(times, others, strict=True)]
     return Quartiles(*statistics.quantiles(quotients, n=4, method="inclusive"))
 
 
 def bytes_moved(optimizer: Optimizer) -> int:
-    """Return what a step must move at least, after one: its gradient once, all else twice."""
+    """Return the least bytes that a step moves: the gradient once, parameters and state twice.
+
+    The optimizer must have taken a step, which creates its state.
+    """
     total = 0
     for group in optimizer.param_groups:
         for param in group["params"]:
@@ -278,15 +290,15 @@ def bytes_moved(optimizer: Optimizer) -> int:
 
 
 def bytes_kept(optimizer: Optimizer) -> int:
-    """Return what the tensors of the state take, after a step, the number of steps included."""
+    """Return the bytes of the state's tensors, step counts included, after a step."""
     states = optimizer.state.values()
     return sum(x.nbytes for state in states for x in state.values() if isinstance(x, Tensor))
 
 
 def first_steps() -> list[FirstStep]:
-    """Time first steps in processes of their own, whose folder of compiled code is made for it.
+    """Time the first steps of new processes, with a new folder for compiled code.
 
-    Each optimizer with targets, and torch's fused Adam beside them.
+    Timed are all optimizers with targets, and torch's fused Adam.
     """
     return [_first_step_twice(name) for name in (*bounds(0, 0), TORCH_ADAM)]
 
@@ -311,7 +323,7 @@ def _first_step_twice(name: str) -> FirstStep:
 
 
 def time_first_step(name: str) -> float:
-    """Return the seconds of a step on the 2c2d network, all that it loads included."""
+    """Return the seconds of a step on the 2c2d network, including what it imports and compiles."""
     stepper = Stepper(contestants()[0][name].make, LAYOUTS["2c2d"](), "cpu")
     stepper.prepare()
     return _milliseconds(stepper.run) / 1e3
@@ -324,7 +336,7 @@ def _milliseconds(run: Run) -> float:
 
 
 def _milliseconds_on_gpu(run: Run) -> float:
-    """From an idle device until it is idle again, by its own clock."""
+    """Return the milliseconds of a run on an idle GPU, by CUDA events."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     begin.record()
@@ -342,7 +354,7 @@ def _copy_name(moved: float) -> str:
 
 
 def _two_places(param: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a gradient at two addresses, a cache line apart: views of the same memory."""
+    """Return two views of one gradient buffer, whose addresses differ by a cache line."""
     apart = 64 // param.element_size()
     memory = torch.randn(param.numel() + apart, device=param.device)
     return memory[:-apart].view(param.shape), memory[apart:].view(param.shape)

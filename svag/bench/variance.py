@@ -1,4 +1,4 @@
-"""Within-batch variance as a multiple of a plain forward and backward pass, beside its peers."""
+"""Times the within-batch variance, and peers, relative to a plain forward and backward pass."""
 
 import statistics
 import time
@@ -35,13 +35,14 @@ class Workload:
 
 @dataclass(frozen=True)
 class PassCost:
-    """Median milliseconds by method, and medians of ratios to the plain pass before each.
+    """Median times by method, and medians of their ratios to the plain pass before each.
 
     Attributes:
-        workload: its name.
-        milliseconds: of forward and backward pass; the plain one's beside svag's.
-        ratios: to the plain one beside the method's own.
-        memory: mebibytes by which svag's peak exceeds the plain pass's.
+        workload: name of the workload.
+        milliseconds: time of a forward and backward pass; that of the plain pass is from the
+            rounds with svag.
+        ratios: time over that of the plain pass in the same round.
+        memory: mebibytes by which svag's peak exceeds that of the plain pass.
         rounds: number of timings.
     """
 
@@ -75,7 +76,7 @@ class Encoder(nn.Module):
 
 
 def workloads() -> dict[str, Callable[[], Workload]]:
-    """Return what is measured, by name; each is built when called."""
+    """Return functions that build the workloads, by name."""
     return {
         "2c2d": lambda: _images("2c2d, batch 64", models.conv_2c2d(), 64, (1, 28, 28)),
         "3c3d": lambda: _images("3c3d, batch 128", models.conv_3c3d(), 128, (3, 32, 32)),
@@ -105,7 +106,7 @@ def _transformer() -> Workload:
 
 
 class Block(nn.Module):
-    """Two convolutions with group normalisation, and a way past them."""
+    """A residual block: two convolutions with group normalisation, and a shortcut."""
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
         super().__init__()
@@ -125,7 +126,7 @@ class Block(nn.Module):
 
 
 def _resnet() -> Workload:
-    """ResNet-18 for images of 32 x 32, with group in place of batch normalisation."""
+    """ResNet-18 for images of 32 x 32, with group instead of batch normalisation."""
     widths = (64, 64, 64, 128, 128, 256, 256, 512, 512)
     blocks = [Block(a, b, 1 + (b > a)) for a, b in pairwise(widths)]
     stem = (nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.GroupNorm(8, 64), nn.ReLU())
@@ -135,7 +136,7 @@ def _resnet() -> Workload:
 
 
 def _weight_normed() -> Workload:
-    """Three dense layers of width 512 whose weights are a direction times a length."""
+    """Three dense layers of width 512 with weight normalisation."""
     norm = nn.utils.parametrizations.weight_norm
     layers = [norm(nn.Linear(512, 512)), nn.ReLU(), norm(nn.Linear(512, 512)), nn.ReLU()]
     model = nn.Sequential(*layers, norm(nn.Linear(512, 10)))
@@ -172,7 +173,7 @@ def over_tokens(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def plain(work: Workload) -> Run:
-    """Forward and backward."""
+    """Return a plain forward and backward pass."""
 
     def run() -> None:
         work.model.zero_grad()
@@ -182,7 +183,7 @@ def plain(work: Workload) -> Run:
 
 
 def ours(work: Workload, *, verified: bool = False) -> Run:
-    """Forward and backward inside :func:`svag.within_batch_variance`, verified or not."""
+    """Return a pass inside :func:`svag.within_batch_variance`, with or without verification."""
 
     def run() -> None:
         work.model.zero_grad()
@@ -193,12 +194,12 @@ def ours(work: Workload, *, verified: bool = False) -> Run:
 
 
 def verified(work: Workload) -> Run:
-    """The same, as the first pass and every hundredth run."""
+    """Return a pass with verification, as the first and every hundredth pass of training have."""
     return ours(work, verified=True)
 
 
 def backpack(work: Workload) -> Run | None:
-    """BackPACK's ``Variance``, on sequences of the layers it knows."""
+    """Return a pass with BackPACK's ``Variance``; None if the model has layers it lacks."""
     try:
         package, extensions = import_module("backpack"), import_module("backpack.extensions")
     except ImportError:
@@ -216,7 +217,7 @@ def backpack(work: Workload) -> Run | None:
 
 
 def opacus(work: Workload) -> Run | None:
-    """Opacus' ``GradSampleModule``, and the variance of its per-example gradients."""
+    """Return a pass with the variance of the per-example gradients of Opacus."""
     try:
         package = import_module("opacus")
     except ImportError:
@@ -236,7 +237,7 @@ def opacus(work: Workload) -> Run | None:
 
 
 def vmapped(work: Workload) -> Run | None:
-    """``torch.func.vmap`` of ``grad`` over the whole model, and the variance of its result."""
+    """Return a pass with the variance of ``torch.func.vmap`` of ``grad`` of the whole model."""
     params = {name: p.detach() for name, p in work.model.named_parameters()}
 
     def loss(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
@@ -265,9 +266,9 @@ METHODS: Mapping[str, Callable[[Workload], Run | None]] = {
 def measure(work: Workload, *, rounds: int) -> PassCost:
     """Time every method and the plain pass in turn, ``rounds`` times.
 
-    Each method has plain passes of its own: one that follows another method's pass finds the
-    memory that it needs given back to the system, and takes the time to fetch it again. Methods
-    that cannot run the model are left out.
+    Each method is timed with its own plain passes. After the pass of another method, memory may
+    have been returned to the system, and a plain pass would be slower for allocating it again.
+    Methods that cannot run the model are left out.
     """
     memory = -peak_mebibytes(plain(work)) + peak_mebibytes(ours(work))
     with warnings.catch_warnings():
@@ -288,7 +289,7 @@ def _measure(work: Workload, rounds: int, memory: float) -> PassCost:
         milliseconds[name] = statistics.median(own for _, own in times)
         if name == "svag":
             milliseconds["plain"] = statistics.median(plain_one for plain_one, _ in times)
-    for figures in (milliseconds, ratios):  # as a training run pays
+    for figures in (milliseconds, ratios):  # in training one of CHECK_EVERY passes is verified
         figures["svag"] += (figures["svag, verified"] - figures["svag"]) / CHECK_EVERY
     return PassCost(work.name, milliseconds, ratios, memory, rounds)
 
@@ -300,7 +301,7 @@ def _milliseconds(run: Run) -> float:
 
 
 def _usable(run: Run | None) -> Run | None:
-    """Return the run if it gets through once."""
+    """Return the run if it does not raise; None if it does."""
     try:
         if run is not None:
             run()
@@ -310,9 +311,10 @@ def _usable(run: Run | None) -> Run | None:
 
 
 def peak_mebibytes(run: Run) -> float:
-    """Return the most memory that tensors made in a run take at once.
+    """Return the peak memory of the tensors that a run creates, in mebibytes.
 
-    After one run to warm up, whose gradients and variances count as there.
+    It is measured after a warm-up run, whose gradients and variances exist already and do not
+    count.
     """
     run()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

@@ -1,12 +1,13 @@
-"""How often a verdict is wrong: whole studies of made-up methods, through the lab's own protocol.
+"""Measures how often a verdict is wrong: simulates studies of made-up methods with known effects.
 
 A made-up run ends at an accuracy of
 
     0.95 + effect - 4 cost (log10(lr) - best)^2 + seed's deviation
 
-so that half a decade beside the best step size costs ``cost``. The plan of ``lab/protocol.py`` asks
-for the runs, and ``analysis/claims.py`` draws the conclusions, as they do for real ones. Effects,
-costs and deviations are in points of accuracy; the deviation of a seed is half a point.
+so that a step size half a decade off the best one loses ``cost``. The plan of ``lab/protocol.py``
+requests the runs, and ``analysis/claims.py`` draws the conclusions, as for real runs. Effects,
+costs and deviations are in percentage points of accuracy; the standard deviation between seeds is
+half a point.
 """
 
 import math
@@ -55,16 +56,16 @@ BASE = Run(
 
 @dataclass(frozen=True)
 class World:
-    """What made-up methods are like, in the order M-SGD, M-SVAG, M-SSD, Adam.
+    """A scenario: the properties of made-up methods, in the order M-SGD, M-SVAG, M-SSD, Adam.
 
     Attributes:
-        name: of the scenario.
-        effects: what each method's best step size gains, in points.
-        alike: whether the methods' best step sizes lie alike between two of the grid.
-        tails: ``normal``, or ``t3``, Student's t with 3 degrees of freedom.
-        deviations: of seeds, in points.
-        diverging: how often a run diverges, by method.
-        unstable: whether that grows with the step size: none diverges below the best one.
+        name: name of the scenario.
+        effects: gain of each method at its best step size, in points.
+        alike: whether all methods' best step sizes are at the same place between two grid points.
+        tails: distribution of seeds: ``normal``, or ``t3``, Student's t with 3 degrees of freedom.
+        deviations: standard deviations between seeds, in points.
+        diverging: probability that a run diverges, by method.
+        unstable: whether that grows with the step size, and is 0 below the best one.
     """
 
     name: str
@@ -109,9 +110,9 @@ COLUMNS = (
 
 @dataclass
 class Tally:
-    """What studies of one world said, as counts of studies.
+    """Sums over the studies of one scenario, mostly numbers of studies with a finding.
 
-    ``single`` counts effects, of which a study has five; ``runs`` those of a method.
+    ``single`` is the share of a study's five effects that are covered, ``runs`` those per method.
     """
 
     studies: int = 0
@@ -130,7 +131,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class ErrorRates:
-    """A scenario's figures, as shares of studies, and the runs that a method took."""
+    """The results of a scenario, as shares of studies, and the mean number of runs per method."""
 
     world: str
     cost: float
@@ -167,7 +168,20 @@ def measure(
     workers: int = 1,
     observe: Callable[[ErrorRates], None] = lambda row: None,
 ) -> list[ErrorRates]:
-    """Simulate studies of every world, cost and number of seeds."""
+    """Simulate studies for every combination of scenario, cost and number of seeds.
+
+    Args:
+        studies: number of studies of each combination.
+        seeds: numbers of final runs of a method, n.
+        costs: percentage points lost at a step size half a decade off the best.
+        worlds: names of scenarios, keys of ``WORLDS``.
+        protocol: ``"tuned"`` or ``"paper"``.
+        workers: number of processes.
+        observe: called with each row when it is ready.
+
+    Returns:
+        A row for each combination.
+    """
     jobs = [
         (WORLDS[name], cost, n, protocol, studies)
         for name in worlds
@@ -210,7 +224,7 @@ def _row(job: tuple[World, float, int, Protocol, int]) -> ErrorRates:
 def _study(
     world: World, cost: float, seeds: int, protocol: Protocol, number: int
 ) -> dict[str, float]:
-    """Carry out one study and hold what it says against the truth."""
+    """Simulate one study and compare its findings with the true effects."""
     rng = np.random.default_rng([number, seeds, round(100 * cost)])
     shifts = np.full(4, rng.uniform(-0.25, 0.25)) if world.alike else rng.uniform(-0.25, 0.25, 4)
     study = Study(base=BASE, methods=PAPER_METHODS, seeds=seeds, protocol=protocol)
@@ -254,7 +268,7 @@ def _said(found: Claims) -> dict[str, float]:
 def _covered(
     found: Claims, samples: Sequence[contrasts.Sample], best: Array, at_choice: Array
 ) -> dict[str, float]:
-    """Say whether all intervals hold the tuned effects, and which share of single ones holds."""
+    """Return whether all simultaneous intervals cover, and the share of single ones that do."""
     joint = all(
         _holds(found.effects[name].interval, float(WEIGHTS[name] @ best)) for name in CLAIMED
     )
@@ -270,7 +284,7 @@ def _holds(interval: tuple[float, float] | None, truth: float) -> bool:
 
 
 class _Method:
-    """A made-up method, whose runs are drawn when they are asked for."""
+    """A made-up method, whose runs are drawn at random when they are requested."""
 
     def __init__(
         self, world: World, cost: float, shift: float, place: int, rng: np.random.Generator

@@ -45,4 +45,4 @@ def main(
         bool, typer.Option("--debug", help="Show where an error came from, line by line.")
     ] = False,
 ) -> None:
-    """Take what stands before the command; ``__main__`` looks for ``--debug`` itself."""
+    """Parse the options before the command; ``__main__`` looks for ``--debug`` itself."""

@@ -1,4 +1,4 @@
-"""``svag bench``: what svag costs and how often its verdicts are wrong, measured on the spot."""
+"""``svag bench``: measures what svag costs and how often its verdicts are wrong."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from svag.bench.step import Timing
 
 bench = typer.Typer(
-    help="Measure what svag costs, against peers in the same process, and what its verdicts are "
-    "worth."
+    help="Measure what svag costs, against peers in the same process, and how often its verdicts "
+    "are wrong."
 )
 
 
@@ -28,7 +28,7 @@ def bench_runner(
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     data_dir: DataDir = None,
 ) -> None:
-    """Time the training loop against a hand-written one, evaluations aside."""
+    """Time the training loop, without evaluations, against a hand-written one."""
     from svag import problems
     from svag.bench import runner
     from svag.lab.devices import device_named
@@ -46,7 +46,7 @@ def bench_rounding(
     steps: Steps = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Compare the loss curve with averages in bfloat16 to the one in float32."""
+    """Compare the loss curves with moving averages in bfloat16 and in float32."""
     from svag import problems
     from svag.bench import rounding
 
@@ -60,7 +60,7 @@ def bench_rounding(
 @bench.command("variance")
 def bench_variance(
     workload: Annotated[
-        list[str] | None, typer.Option(help="One of the workloads; may be given again.")
+        list[str] | None, typer.Option(help="One of the workloads; repeatable.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved timings.")] = 7,
 ) -> None:
@@ -81,26 +81,28 @@ def bench_step(
         Literal["cpu", "cuda"], typer.Option(help="Where the parameters are.")
     ] = "cpu",
     layout: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Of parameters, such as 2c2d; or all.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Parameter shapes to time, such as 2c2d, or all."),
     ] = None,
     optimizer: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="To time, with its peers, such as svag.MSVAG; or all."),
+        typer.Option(metavar="NAME", help="Optimizer to time with its peers, or all."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="torch's; as many as it chooses by default.")
+        int | None, typer.Option(min=1, help="Threads of torch; by default as many as it chooses.")
     ] = None,
     first_step: Annotated[
         bool,
-        typer.Option("--first-step", help="Time what a process's first step costs, instead."),
+        typer.Option("--first-step", help="Time the first step of a new process instead."),
     ] = False,
 ) -> None:
     """Time an optimizer's step against torch's, interleaved, and against copying as many bytes.
 
-    Ratios are of times in the same round. On a busy machine they flatter svag, whose threads share
-    out the work as they go while torch's wait for the slowest: measure on an idle one. All
-    optimizers in turn leave nothing in the caches for a step to find, as a large model's backward
-    pass does; one with its peers alone leaves what a small model's does.
+    Ratios are of times in the same round. Measure on an idle machine: on a busy one the ratios
+    favour svag, whose threads take chunks of work as they become free, while torch's wait for the
+    slowest. Timing all optimizers in turn empties the processor's caches between two steps, as
+    the backward pass of a large model does; with --optimizer the caches stay warm, as for a small
+    model.
     """
     import torch
 
@@ -163,26 +165,30 @@ def _goal(relation: str, goal: tuple[float, bool] | None) -> str:
 def bench_verdict(
     studies: Annotated[int, typer.Option(min=1, help="Studies of every scenario.")] = 200,
     seeds: Annotated[
-        list[int] | None, typer.Option(min=2, help="Final runs, n; may be given again.")
+        list[int] | None, typer.Option(min=2, help="Final runs of a method, n; repeatable.")
     ] = None,
     cost: Annotated[
         list[float] | None,
-        typer.Option(min=0, help="Points that half a decade of step size costs; again for more."),
+        typer.Option(
+            min=0,
+            help="Percentage points lost at a step size half a decade off the best; repeatable.",
+        ),
     ] = None,
     scenario: Annotated[
-        list[str] | None, typer.Option(help="One of the scenarios; may be given again.")
+        list[str] | None, typer.Option(help="One of the scenarios; repeatable.")
     ] = None,
     protocol: Annotated[
         Literal["tuned", "paper"], typer.Option(help="As in `svag compare`.")
     ] = "tuned",
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
 ) -> None:
-    """Simulate whole studies of made-up methods: how often is a verdict wrong?
+    """Simulate whole studies of made-up methods and count how often a verdict is wrong.
 
-    Shares of studies in per cent: any claim of an effect; "the sign counts"; "the sign decides";
-    "adaptation decides"; the sign "equal within" the default margin; all simultaneous intervals
-    hold the effects of tuned methods; single intervals that hold; studies with a divergence left;
-    and runs that a method took.
+    The columns are percentages of studies: with any claim of an effect; with "the sign counts";
+    with "the sign decides"; with "adaptation decides"; with the sign "equal within" the default
+    margin; in which all simultaneous intervals contain the effects of tuned methods; of single
+    intervals that contain them; with a final run that diverged. The last column is the number of
+    runs of a method.
     """
     from svag.bench import verdict
 

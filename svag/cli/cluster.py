@@ -1,4 +1,4 @@
-"""Where runs are carried out: ``--workers``, ``--cluster``, ``--detach``, and what they wire up."""
+"""Where runs are carried out: the options ``--workers``, ``--cluster`` and ``--detach``."""
 
 import sys
 import tempfile
@@ -30,13 +30,17 @@ Detach = Annotated[
     bool,
     typer.Option(
         "--detach",
-        help="Submit and exit; the same command attaches, `svag status DIR` says how far it is.",
+        help="Submit and exit; the same command attaches, `svag status DIR` shows the progress.",
     ),
 ]
 
 
 def cluster_of(given: str | None, workers: int | None) -> "Cluster":
-    """Return where runs are carried out; this machine by default.
+    """Return the cluster on which runs are carried out; by default this machine.
+
+    Args:
+        given: ``--cluster``: path of a cluster file, or ``host:port`` of a Ray cluster.
+        workers: ``--workers``: processes on this machine; None for the default.
 
     Raises:
         ClusterError: the cluster file cannot be used, or the cluster is not there.
@@ -58,10 +62,10 @@ def cluster_of(given: str | None, workers: int | None) -> "Cluster":
 
 
 def device_on(cluster: "Cluster", wanted: str) -> str:
-    """Return the device that runs have: of this machine, or what the nodes are asked for.
+    """Return the device of the runs, ``cpu`` or ``cuda``.
 
     Raises:
-        InvalidOption: this machine has none of its kind, or runs on nodes are given no GPU.
+        InvalidOption: this machine has no such device, or the cluster file requests no GPU.
     """
     from svag.lab.devices import device_named
     from svag.lab.executors.cluster import LocalCluster, RayCluster
@@ -90,10 +94,18 @@ def executor_on(
     place: "WorkPlace",
     layout: "Division",
 ) -> Iterator["Executor"]:
-    """Yield what carries runs out, and close it in the end.
+    """Yield the executor of a study's runs, and close it at the end.
+
+    Args:
+        cluster: where runs are carried out.
+        task: the problem.
+        data: its data, for runs in this process.
+        study: its methods say which files of the user a cluster needs.
+        place: the folder and the settings that runs are carried out with.
+        layout: processes, and threads of each, for runs on this machine.
 
     Raises:
-        ClusterError: the cluster is not there, or cannot take a run.
+        ClusterError: the cluster cannot be reached, or cannot take a run.
     """
     with tempfile.TemporaryDirectory(prefix="svag-") as scratch:
         executor = _executor(cluster, task, data, study, place, layout, Path(scratch))
@@ -135,18 +147,24 @@ def _executor(
 
 
 def where(cluster: "Cluster", layout: "Division") -> str:
-    """Say where runs are carried out, in a word or two."""
+    """Describe in a few words where runs are carried out."""
     if cluster.kind == "local":
         return f"{layout.workers} worker{'s' * (layout.workers != 1)}"
     return f"on {'Ray' if cluster.kind == 'ray' else 'Slurm'}"
 
 
 def detach(cluster: "Cluster", task: "Problem", study: "Study", place: "WorkPlace") -> str:
-    """Start a driver of the study apart from this process; say where it is.
+    """Start a detached driver, a process that carries out the study; return a message about it.
+
+    Args:
+        cluster: where runs are carried out.
+        task: the problem.
+        study: what to carry out.
+        place: the folder and the settings that runs are carried out with.
 
     Raises:
-        ClusterError: the cluster is not there or does not take it.
-        RecordError: a driver is at work in the folder already, or the folder cannot be written.
+        ClusterError: the cluster cannot be reached or does not accept the driver.
+        RecordError: a driver already works in the folder, or the folder cannot be written.
     """
     from svag.lab import claims, studies
     from svag.lab.executors import detached
@@ -163,17 +181,24 @@ def detach(cluster: "Cluster", task: "Problem", study: "Study", place: "WorkPlac
             command = [luggage.spec if word == place.spec else word for word in command]
         driver = detached.launch(place.directory, cluster, command, study.id, luggage.folder)
     return (
-        f"detached: {driver.kind} {driver.id} carries the study on; `svag status "
-        f"{place.directory}` says how far it is, the same command attaches"
+        f"detached: {driver.kind} {driver.id} carries out the study; `svag status "
+        f"{place.directory}` shows its progress, the same command attaches"
     )
 
 
 def attach(directory: Path, study: "Study", say: Callable[[str], None], *, detach: bool) -> None:
     """Follow a detached driver of the same study until it ends; do nothing if there is none.
 
+    Args:
+        directory: the study's folder.
+        study: the study that the driver should carry out.
+        say: prints a line.
+        detach: whether ``--detach`` was given; it is refused while a driver is running.
+
     Raises:
-        RecordError: a detached driver carries out another study in the folder.
-        ClusterError: the cluster that it is on is not there.
+        RecordError: a detached driver carries out another study in the folder, or ``detach`` is
+            True and one carries out this study.
+        ClusterError: the driver's cluster cannot be reached.
     """
     from svag.lab.executors import detached
 
@@ -189,10 +214,10 @@ def attach(directory: Path, study: "Study", say: Callable[[str], None], *, detac
             f"a detached driver carries out {what} in {directory} ({now.said}); wait for it, or "
             "choose another folder with --out"
         )
-    say(f"attached: {now.said}; Ctrl-C leaves it at work")
+    say(f"attached: {now.said}; Ctrl-C detaches and leaves it running")
     try:
         now = detached.follow(directory, driver, lambda line: say(f"  {line}"))
     except KeyboardInterrupt:
-        say("left; the driver is still at work")
+        say("detached; the driver is still running")
         raise typer.Exit(130) from None
     say(now.said)

@@ -1,4 +1,4 @@
-"""``svag compare``: the main job."""
+"""``svag compare``: tune methods on a problem, train them, and report."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ def compare(
     ] = ",".join(PAPER_METHODS),
     lr: Annotated[
         list[str] | None,
-        typer.Option(metavar="METHOD=VALUE", help="A settled step size, not searched for."),
+        typer.Option(metavar="METHOD=VALUE", help="A fixed step size, instead of a search."),
     ] = None,
     grid: Annotated[
         list[str] | None,
@@ -51,7 +51,7 @@ def compare(
         Literal["tuned", "paper"],
         typer.Option(
             help="tuned: several seeds choose the step size, and intervals include the choice; "
-            "paper: one seed chooses (its §6.1)."
+            "paper: one seed chooses (§6.1 of the paper)."
         ),
     ] = "tuned",
     steps: Steps = None,
@@ -61,21 +61,25 @@ def compare(
     ] = 3,
     select: Annotated[
         Literal["test", "validation"] | None,
-        typer.Option(help="Choose step sizes on test data, as the paper, or on held-out ones."),
+        typer.Option(
+            help="Choose step sizes on test data, as the paper does, or on held-out data."
+        ),
     ] = None,
     smallest_effect: Annotated[
         float | None,
-        typer.Option(min=0, help="Difference of the metric that matters; fractions, not points."),
+        typer.Option(
+            min=0, help="Smallest difference of the metric that matters; 0.01 is one point."
+        ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Examples a step.")] = None,
     beta: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Decay of the averages of all methods.")
+        float | None, typer.Option(min=0, max=1, help="beta of all methods that have one.")
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(min=0, help="Instead of the problem's own.")
+        float | None, typer.Option(min=0, help="L2 weight decay; by default the problem's own.")
     ] = None,
     device: Annotated[
-        str, typer.Option(help="cpu, cuda or auto, which is cuda where there is one.")
+        str, typer.Option(help="cpu, cuda, or auto: cuda if this machine has it, else cpu.")
     ] = "auto",
     autocast: Annotated[
         Literal["bfloat16", "float16", "off"] | None,
@@ -83,13 +87,13 @@ def compare(
     ] = None,
     channels_last: Annotated[
         bool | None,
-        typer.Option(help="Lay filters out with the channels last; the problem's own by default."),
+        typer.Option(help="Use the channels-last memory format; by default the problem's own."),
     ] = None,
     eval_examples: Annotated[
         str,
         typer.Option(
             metavar="N|all",
-            help="Examples of each split that are evaluated during a run; all are at its end.",
+            help="Examples of each split to evaluate during a run; at its end all are evaluated.",
         ),
     ] = "1000",
     checkpoint_every: Annotated[
@@ -172,7 +176,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Settings:
-    """The command line's wishes."""
+    """The settings of the command line that a study is made from."""
 
     methods: tuple[str, ...]
     lrs: list[str]
@@ -233,7 +237,7 @@ def _study(task: "Task", data: "Data", wanted: _Settings) -> "Study":
 
 
 class _Job:
-    """A study on its way: what carries it out, and what is said meanwhile."""
+    """A study to be carried out, and its messages to the user."""
 
     def __init__(
         self,
@@ -248,10 +252,14 @@ class _Job:
         self._cluster = cluster
 
     def layout(self, *, trial: bool = False) -> "Division":
-        """Measure how runs share the cores best, and how long one takes.
+        """Measure how runs share the cores best, and how long one run takes.
+
+        Args:
+            trial: whether nothing is trained afterwards, so that errors have to be raised here.
 
         Raises:
-            ProblemError: in a trial, a step of the problem raises; otherwise its runs will say so.
+            ProblemError: in a trial, a step of the problem raises. Otherwise the runs will record
+                the error.
         """
         from svag.lab.executors import threads
         from svag.lab.timing import seconds_a_run
@@ -273,7 +281,7 @@ class _Job:
             return threads.plain(workers)
 
     def announce(self, console: Console, layout: "Division") -> None:
-        """Say what is going to be done, and about how long it takes."""
+        """Print what will be run, and about how long it takes."""
         from svag.entrants import entrant
         from svag.lab import protocol
 
@@ -335,7 +343,7 @@ def _present(study: "Study", directory: Path, failed: "Sequence[Record]", *, as_
 
     try:
         present(analyse(directory, study.id), directory, directory, as_json=as_json)
-    except RecordError:  # nothing to report: what failed is said below
+    except RecordError:  # no run finished; _explain prints the errors
         if not failed:
             raise
         if as_json:
@@ -344,7 +352,7 @@ def _present(study: "Study", directory: Path, failed: "Sequence[Record]", *, as_
 
 
 def _explain(failed: "Sequence[Record]", total: int) -> None:
-    """Say what went wrong in runs, once for each kind; with ``--debug`` where."""
+    """Print each error message of failed runs once; with ``--debug`` the tracebacks, too."""
     console = Console(stderr=True)
     messages = Counter(str((record.end or {}).get("message")) for record in failed)
     for message, count in messages.items():

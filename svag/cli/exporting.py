@@ -35,8 +35,8 @@ def export(
         Format | None,
         typer.Option(
             help="csv or parquet: a table of evaluations and one of runs; latex: a table of the "
-            "methods; json: all that `svag report --json` prints, and every run. By default what "
-            "the name of FILE ends with, else csv."
+            "methods; json: all that `svag report --json` prints, and every run. By default from "
+            "the ending of FILE, else csv."
         ),
     ] = None,
     out: Annotated[
@@ -48,10 +48,10 @@ def export(
     ] = None,
     study: reporting.WhichStudy = None,
 ) -> None:
-    """Write what a folder holds, or several, for spreadsheets, data frames and papers.
+    """Export the records of one or several folders for spreadsheets, data frames and papers.
 
-    csv and parquet have every run of the folders, with the part that it has in a study (search,
-    selection, final); latex and json are of the latest study of each, or of --study.
+    csv and parquet have every run of the folders, with its role in a study (search, selection,
+    final); latex and json are of the latest study of each folder, or of --study.
     """
     from svag.export.files import write_text
 
@@ -94,9 +94,9 @@ def track(
         bool, typer.Option("--offline", help="wandb: write files only, for `wandb sync`.")
     ] = False,
 ) -> None:
-    """Send what is recorded to a tracker: one run a run, with its settings, curves and status.
+    """Send recorded runs to a tracker, with their settings, curves and status.
 
-    The same command sends what is new, and nothing twice.
+    Given again, the command sends only runs that are new or have changed.
     """
     from svag.export import folders
     from svag.trackers.runs import tracked
@@ -121,7 +121,7 @@ def track(
 
 
 def _format(asked: Format | None, out: Path | None) -> Format:
-    """Return the form that is asked for, by its name or by that of the file."""
+    """Return the format, from ``--format`` or from the ending of the file's name."""
     if out is None:
         return asked or "csv"
     if out.is_dir():
@@ -185,7 +185,7 @@ def _analyses(directories: list[Path], study: str | None) -> "list[Analysis]":
 def _tracker(
     to: To, directory: Path, where: str | None, project: str | None, *, offline: bool
 ) -> "tuple[Tracker, str]":
-    """Return what runs are sent to, and what its place is called."""
+    """Return the tracker, and a text that says where it keeps runs."""
     if to == "tensorboard":
         from svag.trackers.tensorboard_files import TensorBoard
 

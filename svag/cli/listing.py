@@ -1,4 +1,4 @@
-"""``svag problems``, ``svag methods``, ``svag figure``: what there is, and the theory's figures."""
+"""``svag problems`` and ``svag methods`` list what is built in; ``svag figure`` draws figures."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ from svag.errors import RecordError, UnknownName
 
 
 def list_problems() -> None:
-    """List the problems that have names."""
+    """List the built-in problems."""
     from svag import problems
 
     table = Table("problem", "what it is", "batch", "steps (quick)", box=None, pad_edge=False)

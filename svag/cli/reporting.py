@@ -29,14 +29,12 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of page and pictures; that of the records, or what holds all of them."
+            help="Folder of page and pictures; by default DIR, or the parent of several DIR."
         ),
     ] = None,
     target: Annotated[
         float | None,
-        typer.Option(
-            help="Value of the test metric, fractions for percentages: how soon is it reached?"
-        ),
+        typer.Option(help="Value of the test metric; reports the steps to reach it. 0.9 is 90 %."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -56,13 +54,13 @@ def report(
 
 
 def status(directory: Folder, study: WhichStudy = None) -> None:
-    """Say how far a study has come."""
+    """Print the progress of a study."""
     from svag.analysis.study import chosen_study
     from svag.entrants import entrant
     from svag.lab import records
     from svag.lab.protocol import replay
 
-    driver = _driver(directory)  # first: what a driver on Ray has recorded is fetched
+    driver = _driver(directory)  # first, since it fetches the records of a driver on Ray
     which = chosen_study(directory, study)
     print(driver, end="")
     if driver and not any((directory / "records").glob("*.jsonl")):
@@ -82,7 +80,7 @@ def status(directory: Folder, study: WhichStudy = None) -> None:
 
 
 def _driver(directory: Path) -> str:
-    """Return a line about the detached driver of a folder, or about who records in it now."""
+    """Return a line about the process that works in a folder: a detached driver or another."""
     from svag.lab import claims
     from svag.lab.executors import detached, driving
 
@@ -102,7 +100,15 @@ def present(
     *,
     as_json: bool,
 ) -> None:
-    """Write the report, and print the verdict and the methods' figures."""
+    """Write the report, and print the verdict and the methods' figures.
+
+    Args:
+        analysis: what to report.
+        directory: folder of the page and the pictures.
+        records: folder of the records, for links.
+        target: value of the test metric that runs should reach; None for no such table.
+        as_json: whether to print JSON instead of text.
+    """
     from svag import report as reports
     from svag.analysis.verdict import verdict
 
@@ -123,7 +129,7 @@ def present(
 
 
 def _report_several(directories: list[Path], out: Path | None, *, as_json: bool) -> None:
-    """Write the page on several problems, and print what they say together."""
+    """Write the page on several problems, and print their common verdict."""
     from svag import report as reports
     from svag.analysis.overview import overview
 
@@ -146,7 +152,7 @@ def _report_several(directories: list[Path], out: Path | None, *, as_json: bool)
 
 
 def say(console: Console, text: str) -> None:
-    """Print a line as it is."""
+    """Print a line without markup, highlighting or wrapping."""
     console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
@@ -173,7 +179,7 @@ def _table(analysis: "Analysis") -> Table:
 
 
 def as_data(analysis: "Analysis") -> dict[str, Any]:
-    """Return what a script would want: verdict, effects, and methods with their figures."""
+    """Return the content of ``--json``: verdict, effects, and the methods' figures."""
     from svag.analysis.verdict import verdict
 
     claims = analysis.claims

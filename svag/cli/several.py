@@ -1,4 +1,4 @@
-"""What ``svag report`` does with several folders: read their studies, and put them together."""
+"""``svag report`` of several folders: reads their studies and combines them."""
 
 import os
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ def read(directories: Sequence[Path]) -> Read:
 
 
 def _once(directories: Sequence[Path]) -> list[Path]:
-    """Leave out a folder that is named twice; refuse one that is not there."""
+    """Leave out folders that are named twice; refuse one that does not exist."""
     absent = [directory for directory in directories if not directory.exists()]
     if absent:
         raise RecordError(
@@ -69,10 +69,10 @@ def _once(directories: Sequence[Path]) -> list[Path]:
 
 
 def common_folder(folders: Sequence[Path]) -> Path:
-    """Return the folder that all folders are in, where their page is written by default.
+    """Return the common parent of the folders, where their page is written by default.
 
     Raises:
-        InvalidOption: they are not all in one folder.
+        InvalidOption: they have different parents.
     """
     parents = {folder.resolve().parent for folder in folders}
     if len(parents) > 1:
@@ -84,18 +84,18 @@ def common_folder(folders: Sequence[Path]) -> Path:
 
 
 def check_options(study: str | None, target: float | None) -> None:
-    """Refuse options that speak of one problem.
+    """Refuse options that apply to the report of a single folder only.
 
     Raises:
         InvalidOption: one is given.
     """
     for name, value in (("--study", study), ("--target", target)):
         if value is not None:
-            raise InvalidOption(f"{name} {value}: it is of one folder; report that one alone")
+            raise InvalidOption(f"{name} {value} applies to one folder only; report that one alone")
 
 
 def as_data(several: "Several") -> dict[str, Any]:
-    """Return what a script would want of several problems, beside each problem's own figures."""
+    """Return the content of ``--json`` for several problems, beside each problem's own figures."""
     ranks = several.ranks
     return {
         "not_judged": dict(several.not_judged),

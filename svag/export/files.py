@@ -10,9 +10,9 @@ from svag.export.tables import Cell, Table
 
 
 def write_csv(table: Table, path: Path) -> None:
-    """Write a table as CSV in UTF-8; numbers so that they read back as they were.
+    """Write a table as CSV in UTF-8; numbers are written so that they read back exactly.
 
-    None is an empty field, and so is an empty text.
+    None and the empty text are both written as an empty field.
 
     Raises:
         RecordError: the file cannot be written.
@@ -28,7 +28,7 @@ def write_csv(table: Table, path: Path) -> None:
 
 
 def write_parquet(table: Table, path: Path) -> None:
-    """Write a table as Parquet, its columns of the types of the table.
+    """Write a table as Parquet, with the table's column types.
 
     Raises:
         InvalidOption: pyarrow is not installed.
@@ -70,7 +70,7 @@ def _written(cell: Cell) -> str:
 
 
 def _whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written beside its place and moved there, so that it is whole or not there."""
+    """Write a scratch file and rename it to ``path``, so that no partial file is ever there."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

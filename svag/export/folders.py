@@ -1,4 +1,4 @@
-"""Folders as they are exported: their records, each with the part that it has in a study."""
+"""Folders to export: their records, and the role of each record in a study."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class Folder:
 
     Attributes:
         path: as the user named it.
-        records: all that it holds, by name of the run.
-        parts: what those that a study uses are to it, by name of the run.
+        records: all records of the folder, by the run's id.
+        parts: study and role of the records that a study uses, by the run's id.
     """
 
     path: Path
@@ -26,15 +26,15 @@ class Folder:
     parts: Mapping[str, Part]
 
     def role(self, name: str) -> Role | None:
-        """Return what a run is to its study; None if no study uses it."""
+        """Return a run's role in its study; None if no study uses it."""
         return self.parts[name].role if name in self.parts else None
 
 
 def read(path: Path) -> Folder:
-    """Read a folder; one without a study, as a copy of ``records`` is, has records alone.
+    """Read a folder's records and studies; it may have no study.
 
     Raises:
-        RecordError: it does not exist, has no records, or a file of it is of another format.
+        RecordError: it does not exist, has no records, or one of its files has another format.
     """
     if not path.is_dir():
         raise RecordError(f"there is no folder {path}; name one that `svag compare` filled")

@@ -1,4 +1,4 @@
-"""Records and analyses as JSON that every reader takes: no NaN, no infinity."""
+"""Records and analyses as strict JSON: NaN and infinity are written as null."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from svag.export.folders import Folder
 
 
 def recorded_runs(folders: Iterable[Folder]) -> list[dict[str, Any]]:
-    """Return every run with all that its record holds."""
+    """Return every run with all lines of its record."""
     return [
         {
             "folder": str(folder.path),

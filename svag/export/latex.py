@@ -107,7 +107,7 @@ def _spread(result: MethodResult, figure: Figure, digits: int) -> str:
 
 
 def _number(value: float, digits: int) -> str:
-    """Write a number in mathematics, a tiny one in powers of ten."""
+    """Write a number in LaTeX's math mode, a tiny one with a power of ten."""
     return _in_powers(number(value, digits).replace(MINUS, "-"))
 
 

@@ -26,7 +26,7 @@ _SPLITS = ("train", "test", "validation")
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of equal columns, each of one type; what is not known is None.
+    """Rows with the same columns, each column of one type; unknown values are None.
 
     Attributes:
         types: of the columns, by name and in order: ``str``, ``int``, ``float`` or ``bool``.
@@ -45,8 +45,8 @@ class Table:
 def evaluations(folders: Iterable[Folder]) -> Table:
     """Return one row a figure: a split's loss or metric after some steps of a run.
 
-    Rows of kind ``eval`` are of at most ``eval_examples`` examples of a split, those of kind
-    ``end`` of all. A figure that was not finite is None.
+    Rows of kind ``eval`` were evaluated on at most ``eval_examples`` examples of a split, those of
+    kind ``end`` on all. A figure that was not finite is None.
     """
     rows = [row for folder in folders for row in _evaluations_of(folder)]
     return _table(EVALUATION, rows)
@@ -99,7 +99,7 @@ def _table(columns: Sequence[str], rows: Sequence[TableRow]) -> Table:
 
 
 def _type(name: str, values: Iterable[Cell]) -> type:
-    """Return what holds every value of a column: numbers are floats unless they count something."""
+    """Return a type that holds every value of a column; only the columns of counts are int."""
     found = {type(value) for value in values if value is not None}
     if found <= {bool} and found:
         return bool
@@ -109,7 +109,7 @@ def _type(name: str, values: Iterable[Cell]) -> type:
 
 
 def _cell(value: Cell, kind: type) -> Cell:
-    """Return a value as its column has it; half a surrogate pair, which no file holds, escaped."""
+    """Convert a value to its column's type; lone surrogates, which UTF-8 lacks, are escaped."""
     if value is None:
         return None
     if kind is str:

@@ -1,8 +1,8 @@
-"""Do the two estimates of the gradient's variance agree: moving averages and the mini-batch?
+"""Compares two estimates of the gradient's variance: moving averages and within-batch.
 
-A method that takes its variance from the mini-batch is watched while it trains. Beside what it
-keeps, v is averaged here, so that at any step both relative variances of m are known, and with
-them both factors gamma. How alike they are is their correlation over a parameter's entries.
+While a within-batch method trains, this module also keeps the moving average v of the squared
+gradient. So both estimates of the relative variance of m, and both factors gamma, are known at
+every step. Their agreement is the correlation of the factors over a parameter's entries.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from svag.optim.rule import FACTORS
 
 
 class Agreement:
-    """Watches one optimizer of a within-batch row along the momentum.
+    """Observes the optimizer of a within-batch method whose direction is the momentum.
 
     Args:
-        model: whose parameters the optimizer updates.
-        optimizer: with ``exp_avg`` and ``exp_avg_var`` in its state.
+        model: the model whose parameters the optimizer updates.
+        optimizer: one with ``exp_avg`` and ``exp_avg_var`` in its state.
     """
 
     def __init__(self, model: nn.Module, optimizer: Dissected) -> None:
@@ -31,7 +31,7 @@ class Agreement:
 
     @torch.no_grad()
     def observe(self) -> None:
-        """Take in the gradients of a step that has just been taken."""
+        """Update the moving averages with the gradients of the step that was just taken."""
         for param, beta, _ in self._watched():
             grad, square = param.grad, self._squares.setdefault(param, torch.zeros_like(param))
             assert grad is not None
@@ -39,10 +39,10 @@ class Agreement:
 
     @torch.no_grad()
     def correlations(self) -> dict[str, float]:
-        """Return Pearson's correlation of the two factors over each parameter's entries.
+        """Return Pearson's correlation of the two factors, by the name of the parameter.
 
-        Entries that never had a gradient are left out; NaN where one of the factors is constant,
-        as both are at the first step.
+        It is taken over the parameter's entries; those whose gradient was always 0 are left out. It
+        is NaN if one of the factors is constant, as both are at the first step.
         """
         result = {}
         for param, beta, step in self._watched():
@@ -62,11 +62,11 @@ class Agreement:
         return result
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what has been averaged so far, by the names of the parameters."""
+        """Return the moving averages by the names of the parameters."""
         return {self._names[param]: square for param, square in self._squares.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from there."""
+        """Restore the moving averages."""
         named = {name: param for param, name in self._names.items()}
         self._squares = {named[name]: square for name, square in state.items()}
 

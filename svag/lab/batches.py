@@ -1,4 +1,4 @@
-"""Where a run's batches come from: an order of examples for every epoch, without end."""
+"""The batches of a run: an endless iterator with a new order of examples for every epoch."""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -12,15 +12,15 @@ from svag.problems.nested import Nested, mapped
 
 
 class Batches:
-    """Batches of a split, ``(inputs, targets)``; a last smaller one of an epoch is left out.
+    """Batches ``(inputs, targets)`` of a split; a smaller last batch of an epoch is left out.
 
     Args:
         split: the examples.
         size: examples in a batch.
-        seed: of the order of examples, and of the augmentation.
+        seed: seed of the order of examples, and of the augmentation.
         augment: changes the inputs of a batch, given a generator on the device of the split.
-        prepare: turns inputs into what the model takes.
-        in_order: whether batches are consecutive rows, instead of in a new order every epoch.
+        prepare: converts inputs to the model's inputs, after ``augment``.
+        in_order: whether batches are consecutive rows, instead of a new order every epoch.
         at_epoch: called at the start of every epoch.
 
     Raises:
@@ -59,7 +59,7 @@ class Batches:
 
     @property
     def generators(self) -> list[torch.Generator]:
-        """What a batch draws random numbers from, on the device."""
+        """The generators on the device that a batch draws random numbers from."""
         return [self._augmenting]
 
     def choose(self) -> Tensor:
@@ -80,7 +80,7 @@ class Batches:
         return inputs, targets
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the order of examples and the augmentation have come to."""
+        """Return the position in the epoch and the states of the generators."""
         return {
             "order": self._generator.get_state(),
             "augmentation": self._augmenting.get_state(),
@@ -88,7 +88,7 @@ class Batches:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore a position and the states of the generators."""
         self._generator.set_state(state["order"])
         self._augmenting.set_state(state["augmentation"])
         waiting = state["waiting"]

@@ -1,9 +1,9 @@
-"""The usual training step as one CUDA graph: captured once, replayed at every further step.
+"""The default training step as one CUDA graph: captured once, replayed at every further step.
 
-Augmentation, forward and backward pass and the optimizer's update are launched at once. What
-changes from step to step lies in place on the device: the indices of the batch, the step size, the
-states of the generators. What a graph would freeze is refused: a model that counts its calls in
-Python, or that draws random numbers on the CPU, is trained step by step.
+Augmentation, forward and backward pass and the optimizer's update are one launch. Values that
+change from step to step are tensors at fixed addresses on the device: the indices of the batch,
+the step size, the states of the generators. A graph would freeze Python values, so a model that
+counts its calls in Python, or draws random numbers on the CPU, is trained without a graph.
 """
 
 import random
@@ -21,7 +21,7 @@ from svag.lab.resuming import plain_attributes
 from svag.problems.steps import Step
 
 WARM_UP = 3
-"""Steps that are taken one kernel at a time before the graph is captured."""
+"""Steps that are taken without a graph before it is captured."""
 
 
 class NotCapturable(Exception):
@@ -29,13 +29,13 @@ class NotCapturable(Exception):
 
 
 class Captured:
-    """A step that is replayed after its first few calls.
+    """A step that is captured as a graph after its first few calls, then replayed.
 
     Args:
-        step: what to capture: it takes one batch and returns the loss, a tensor.
-        device: where it runs. On a CPU, which has no graphs, every call is made anew.
-        digests: hashes all that the step uses and that is neither a tensor nor a number; None
-            stands for what cannot be hashed.
+        step: the step to capture: it takes one batch and returns the loss, a tensor.
+        device: where it runs. On a CPU, which has no graphs, the step is called every time.
+        digests: returns hashes of the objects that the step uses, except tensors and numbers, by
+            name; None for an object that cannot be hashed.
     """
 
     def __init__(
@@ -56,7 +56,8 @@ class Captured:
         """Take a step.
 
         Raises:
-            NotCapturable: Python code of the step would not be repeated, or CUDA cannot capture it.
+            NotCapturable: the step changes state in Python, which a graph would not repeat, or CUDA
+                cannot capture it.
         """
         assert isinstance(batches, Batches)
         chosen = batches.choose()
@@ -78,7 +79,7 @@ class Captured:
     def _warmed(
         self, model: nn.Module, batches: "_Fixed", optimizers: Sequence[Optimizer]
     ) -> Tensor | float:
-        """Take a step as usual, and see whether Python keeps anything from it."""
+        """Take a step without a graph, and raise if it changed state in Python."""
         before, digests = self._python_state(model), self._digests()
         if self._device.type == "cuda":
             aside = torch.cuda.Stream(self._device)
@@ -98,7 +99,7 @@ class Captured:
         return loss
 
     def _python_state(self, model: nn.Module) -> dict[str, Any]:
-        """Return what a step may change outside the device, with a name for each."""
+        """Return the state on the host that a step may change, by name."""
         state: dict[str, Any] = {
             f"{name!r} of {type(module).__name__} {at}".strip(): value
             for at, module in model.named_modules()
@@ -125,7 +126,7 @@ class Captured:
         return graph
 
     def _end_capture(self) -> None:
-        """Capture next to nothing: a capture that failed leaves torch's generators in its mode."""
+        """Capture a trivial graph: a failed capture leaves torch's generators in capture mode."""
         with suppress(RuntimeError):
             torch.cuda.synchronize(self._device)
             nothing = torch.cuda.CUDAGraph()
@@ -134,9 +135,9 @@ class Captured:
 
 
 class Finite:
-    """Whether all losses so far were finite numbers, and how many steps were, kept on a device.
+    """Tells on the device whether all losses so far were finite, and counts the finite ones.
 
-    Reading a loss makes the host wait for the device; so it is read now and then only.
+    Reading a loss makes the host wait for the device, so it is done only every few steps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -144,7 +145,7 @@ class Finite:
         self._count = torch.zeros((), dtype=torch.long, device=device)
 
     def observe(self, loss: Tensor) -> None:
-        """Take in the loss of a step."""
+        """Update with the loss of a step."""
         self._all.logical_and_(loss.detach().isfinite().all())
         self._count.add_(self._all)
 
@@ -158,7 +159,7 @@ class Finite:
 
 
 class _Fixed:
-    """Batches whose indices lie in one place."""
+    """Batches that read their indices from one tensor, whose address a graph keeps."""
 
     def __init__(self, batches: Batches, indices: Tensor) -> None:
         self._batches, self._indices = batches, indices
@@ -175,7 +176,7 @@ class _Fixed:
 
 
 def _same(before: Any, after: Any) -> bool:
-    """Whether nothing of a value was changed or replaced; tensors on a device may change."""
+    """Whether a value is unchanged; for tensors on a device, whether it is the same object."""
     if isinstance(after, Tensor) and after.device.type != "cpu":
         return before is after
     if isinstance(after, Tensor | np.ndarray):

@@ -1,8 +1,8 @@
-"""Checkpoints: one file a run, replaced as the run goes on, removed when it has ended.
+"""Checkpoints: one file for each run, overwritten as the run goes on, removed when it has ended.
 
-``DIR/checkpoints/<run id>.pt`` holds tensors, numbers and texts alone and is read without
-executing anything (``weights_only``). It is written beside its place and moved there, so that a
-kill leaves the one before.
+``DIR/checkpoints/<run id>.pt`` holds only tensors, numbers and texts and is read without executing
+code (``weights_only``). A new checkpoint is written to a scratch file and renamed, so that a kill
+while writing leaves the previous one.
 """
 
 import io
@@ -22,20 +22,20 @@ from svag.lab.held import NotResumable, State
 from svag.lab.records import Run, environment
 
 EVERY = 60.0
-"""Seconds between two checkpoints, unless others are asked for."""
+"""Default seconds between two checkpoints."""
 
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run that was broken off.
+    """The state of a run that can be continued.
 
     Attributes:
         step: steps taken.
-        seconds: that it took until then.
-        lines: of its record, after the ``run`` line.
-        state: of the session.
+        seconds: wall time of the run until then.
+        lines: lines of its record after the ``run`` line.
+        state: state of the session.
     """
 
     step: int
@@ -48,12 +48,12 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        directory: its folder ``checkpoints`` holds them.
-        run: whose they are.
-        every: seconds between two; None for none.
+        directory: its subfolder ``checkpoints`` holds the file.
+        run: the run.
+        every: seconds between two checkpoints; None for no checkpoints.
 
     Attributes:
-        trouble: why there are none, or why one was set aside; empty where there is nothing to say.
+        trouble: why checkpoints are not written, or why one was discarded; empty if all is well.
     """
 
     def __init__(self, directory: Path, run: Run, every: float | None) -> None:
@@ -63,7 +63,7 @@ class Checkpoints:
         self._due = _after(every)
 
     def read(self) -> Checkpoint | None:
-        """Return the checkpoint that is there; one that cannot be used is set aside."""
+        """Return the checkpoint if there is one; one that cannot be used is removed."""
         try:
             content = torch.load(self.path, weights_only=True)
             differing = _differing(content, _header(self._run))
@@ -71,43 +71,44 @@ class Checkpoints:
             there, here = content["computed"], _computed()
         except FileNotFoundError:
             return None
-        except Exception as error:  # of a damaged file, torch raises all kinds of errors
+        except Exception as error:  # for a damaged file torch raises many kinds of errors
             differing = f"cannot be read ({in_one_line(error)[:200]})"
         if differing:
             self.set_aside(differing)
             return None
         if there != here:
             self.trouble = (
-                f"begun with {there}, gone on with {here}: figures may differ from a run in one go"
+                f"begun with {there}, continued with {here}: figures may differ from those of an "
+                "uninterrupted run"
             )
         return found
 
     def set_aside(self, reason: str) -> None:
-        """Remove what cannot be used, and remember why."""
+        """Remove a checkpoint that cannot be used, and keep the reason in ``trouble``."""
         self.trouble = f"the checkpoint {reason}; the run began again"
         self.remove()
 
     def write_if_due(self, checkpoint: Callable[[], Checkpoint]) -> None:
-        """Write one if it is time to; a disk that is full costs this one alone."""
+        """Write a checkpoint if it is due; after an OSError the next one is tried again."""
         if time.perf_counter() < self._due:
             return
         try:
             self._write(checkpoint())
         except OSError as error:
             self.trouble = f"a checkpoint could not be written: {error.strerror}"
-        except Exception as error:  # whatever the state_dict of a user's step raises
+        except Exception as error:  # the state_dict of a user's step may raise anything
             reason = str(error) if isinstance(error, NotResumable) else in_one_line(error)[:200]
             self.trouble, self._every = f"no checkpoints: {reason}", None
             self.remove()
         self._due = _after(self._every)
 
     def remove(self) -> None:
-        """Remove it; the run has ended."""
+        """Remove the checkpoint, after the run has ended."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
-            for left in self.path.parent.glob(f"{self._run.id}.*.part"):  # by a kill while writing
+            for left in self.path.parent.glob(f"{self._run.id}.*.part"):  # left by a kill
                 left.unlink(missing_ok=True)
-            self.path.parent.rmdir()  # which only an empty folder allows
+            self.path.parent.rmdir()  # raises if the folder is not empty
 
     def _write(self, checkpoint: Checkpoint) -> None:
         written = io.BytesIO()
@@ -132,7 +133,7 @@ def _header(run: Run) -> dict[str, Any]:
 
 
 def _computed() -> str:
-    """Say what the figures of a run depend on that its identity has not: code, order of sums."""
+    """Describe what affects a run's figures but not its id: threads, CPU, commit."""
     count = torch.get_num_threads()
     capability = torch.backends.cpu.get_cpu_capability()
     commit = environment()["commit"]
@@ -141,7 +142,7 @@ def _computed() -> str:
 
 
 def _differing(content: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """Say in what a checkpoint is not of this version; empty if in nothing."""
+    """Describe how a checkpoint's header differs from the expected one; empty if it does not."""
     for name, value in expected.items():
         if content.get(name) != value:
             return f"is of {name} {content.get(name)}, not {value}"

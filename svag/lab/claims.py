@@ -1,8 +1,9 @@
-"""One launcher a folder: a lock for this machine, a file with a heartbeat for all others.
+"""Lets one process at a time record in a folder: a lock on this machine, a heartbeat for others.
 
-The lock (``flock``) ends with its process, but on some shared folders it is not seen by other
-machines. ``records/.claim`` is: it names host and process, and its holder touches it every few
-seconds. Ages are differences of times that the file server gave, so that clocks need not agree.
+The lock (``flock``) ends with its process, but on some shared folders other machines do not see it.
+They see the file ``records/.claim``, which names host and process; the process that holds the claim
+touches it every few seconds. Its age is the difference of two times of the file server, so that
+the machines' clocks need not agree.
 """
 
 import fcntl
@@ -21,19 +22,19 @@ from typing import IO, Any
 from svag.errors import RecordError
 
 BEAT, STALE = 10.0, 60.0
-"""Seconds between two heartbeats; without one for so long, a claim of another machine is void."""
+"""Seconds between two heartbeats, and seconds after which a claim without heartbeat is void."""
 
 
 @contextmanager
 def claim(directory: Path) -> Iterator[None]:
-    """Make a folder ready to record in, and keep other processes from recording in it meanwhile.
+    """Claim a folder, so that no other process records in it meanwhile; create it if necessary.
 
-    The claim ends with the process, however that ends; on a shared folder a minute later, as seen
-    from other machines. A process that was suspended for so long and has lost its claim is
-    interrupted when it goes on.
+    The claim ends with the process, even if that is killed; for other machines that share the
+    folder it ends a minute after the last heartbeat. A process that was suspended and has lost its
+    claim gets SIGINT when it resumes.
 
     Raises:
-        RecordError: nothing can be written there, or another process has claimed it.
+        RecordError: the folder cannot be written, or another process has claimed it.
     """
     folder = directory / "records"
     with _acquired(folder) as token:
@@ -52,7 +53,7 @@ def claim(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def _acquired(folder: Path) -> Iterator[str]:
-    """Hold the lock and own the file; yield its token."""
+    """Hold the lock and write the claim; yield the claim's token."""
     with ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,7 @@ def _acquired(folder: Path) -> Iterator[str]:
 
 
 def holder(directory: Path) -> str | None:
-    """Say who is recording in a folder; None if nobody is, as far as this machine can see."""
+    """Return the name of the process that has claimed a folder; None if there is no valid claim."""
     folder = directory / "records"
     held = _read(folder / ".claim")
     if not held:
@@ -86,7 +87,7 @@ def holder(directory: Path) -> str | None:
 
 
 def _lock(lock: IO[str], folder: Path) -> None:
-    """Take the lock; where the folder has none to give, the file with the heartbeat decides."""
+    """Take the lock; on file systems without locks the claim file alone decides."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -96,7 +97,7 @@ def _lock(lock: IO[str], folder: Path) -> None:
 
 
 def _take(folder: Path) -> str:
-    """Put our own claim into the folder; return its token."""
+    """Write this process's claim into the folder; return its token."""
     token = uuid.uuid4().hex
     path, host = folder / ".claim", socket.gethostname()
     content = json.dumps({"host": host, "pid": os.getpid(), "token": token})
@@ -104,10 +105,10 @@ def _take(folder: Path) -> str:
     scratch.write_text(content)
     try:
         try:
-            path.hardlink_to(scratch)  # which fails if it is there, on NFS as well
+            path.hardlink_to(scratch)  # fails if the file exists, on NFS as well
         except FileExistsError:
             _succeed(folder, scratch)
-        except OSError:  # a folder without links
+        except OSError:  # a file system without hard links
             with path.open("x") as file:
                 file.write(content)
     finally:
@@ -116,9 +117,9 @@ def _take(folder: Path) -> str:
 
 
 def _succeed(folder: Path, scratch: Path) -> None:
-    """Take the place of a claim whose holder is gone; only one can, since the right is a file."""
+    """Replace a claim that is void; a file ensures that only one process does so."""
     held = _read(folder / ".claim")
-    here = held.get("host") == socket.gethostname()  # then the lock that we have says it is gone
+    here = held.get("host") == socket.gethostname()  # it is void, since this process has the lock
     age = _age(folder)
     if held and not here and age is not None and age < STALE:
         name = f"{_name(held)}, seen {age:.0f} s ago,"
@@ -137,13 +138,13 @@ def _succeed(folder: Path, scratch: Path) -> None:
 
 
 def _beat(folder: Path, token: str, stop: threading.Event) -> None:
-    """Touch the claim until told to stop; interrupt the main thread if another has taken it."""
+    """Touch the claim until ``stop`` is set; interrupt the main thread if the claim is lost."""
     while not stop.wait(BEAT):
         held = _read(folder / ".claim")
         if held and held.get("token") != token:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             return
-        with suppress(OSError):  # a file server that is away for a while
+        with suppress(OSError):  # the file server may be unreachable for a while
             os.utime(folder / ".claim")
 
 
@@ -155,7 +156,7 @@ def _age(folder: Path) -> float | None:
         return probe.stat().st_mtime - (folder / ".claim").stat().st_mtime
     except FileNotFoundError:
         return None
-    except OSError:  # a folder that cannot be written: the clocks have to agree
+    except OSError:  # the folder cannot be written: use this machine's clock
         with suppress(OSError):
             return time.time() - (folder / ".claim").stat().st_mtime
         return None

@@ -6,10 +6,10 @@ from svag.errors import InvalidOption
 
 
 def device_named(name: str) -> str:
-    """Return the name of a device that is there; for ``auto`` that is cuda if it can be.
+    """Return the name of an available device; for ``auto`` it is cuda if available, else cpu.
 
     Raises:
-        InvalidOption: it is none, or this machine has none of its kind.
+        InvalidOption: the name is of no device, or this machine has no such device.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -18,10 +18,10 @@ def device_named(name: str) -> str:
 
 
 def device_of(name: str) -> torch.device:
-    """Return a device that is there.
+    """Return an available device.
 
     Raises:
-        InvalidOption: it is none, or this machine has none of its kind.
+        InvalidOption: the name is of no device, or this machine has no such device.
     """
     try:
         device = torch.device(name)

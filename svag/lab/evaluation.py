@@ -1,4 +1,4 @@
-"""What a model achieves on the splits that it is evaluated on."""
+"""Evaluates a model: its loss and metric on each split."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -25,12 +25,12 @@ class Evaluation:
     """Computes losses and the metric, a batch at a time.
 
     Args:
-        problem: whose loss it is.
-        metric: what methods are judged by.
-        splits: by the names that their figures begin with.
-        batch_size: examples in a batch; None for as many as fit well. A last smaller batch is
-            left out where a size is given, because state is carried from batch to batch.
-        precision: makes the context of the forward pass.
+        problem: the problem, for its loss.
+        metric: the metric by which methods are compared.
+        splits: the splits by name; figures are called ``<split>_loss`` and so on.
+        batch_size: examples in a batch, for problems that carry state from batch to batch; a
+            smaller last batch is left out. None: svag chooses the size, and no example is left out.
+        precision: returns the context of the forward pass, such as autocast.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Evaluation:
 
     @torch.no_grad()
     def figures(self, model: nn.Module) -> Figures:
-        """Return the loss and the metric on every split; where the loss is not finite, NaN.
+        """Return the loss and the metric on every split; both are NaN if the loss is not finite.
 
         Args:
             model: in evaluation mode.
 
         Raises:
-            ProblemError: the metric is out of its bounds, or not finite while the loss is.
+            ProblemError: the metric is out of its bounds, or is not finite although the loss is.
         """
         result: Figures = {}
         for name, split in self._splits.items():
@@ -73,7 +73,7 @@ class Evaluation:
         return result
 
     def nothing(self) -> Figures:
-        """Return NaN for every figure, which a model without finite parameters has."""
+        """Return NaN for every figure, for a model whose parameters are not finite."""
         measured = [LOSS.name] if self._is_loss else [LOSS.name, self._metric.name]
         return {f"{name}_{each}": math.nan for name in self._splits for each in measured}
 
@@ -130,14 +130,18 @@ class Evaluation:
 
 
 def splits_of(data: Data, run: Run, *, in_order: bool = False) -> tuple[Split, dict[str, Split]]:
-    """Return what is trained on, and all that is evaluated on, by the names of the figures.
+    """Return the split to train on, and the splits to evaluate on, by name.
 
     With ``select="validation"`` a tenth of the training data is held out.
 
     Args:
         data: training and test data.
-        run: whose ``select`` says what is held out.
-        in_order: whether parts are to be consecutive rows, the held-out ones last.
+        run: the run; its ``select`` says whether training data are held out.
+        in_order: whether to cut at a row, so that the last rows are held out, instead of drawing
+            the examples at random.
+
+    Raises:
+        ProblemError: there are too few training examples to hold any out.
     """
     training = data.train
     evaluated = {"test": data.test}
@@ -157,12 +161,12 @@ def splits_of(data: Data, run: Run, *, in_order: bool = False) -> tuple[Split, d
 
 
 def subset(split: Split, count: int | None, *, in_order: bool = False) -> Split:
-    """Return ``count`` examples of a split, the same in every run; all of them for None.
+    """Return ``count`` examples of a split, the same in every run.
 
     Args:
         split: the examples.
-        count: how many, at most.
-        in_order: whether they are to be the first rows.
+        count: greatest number of examples; None for all.
+        in_order: whether to take the first rows, instead of drawing examples at random.
     """
     if count is None or count >= len(split):
         return split
@@ -170,7 +174,7 @@ def subset(split: Split, count: int | None, *, in_order: bool = False) -> Split:
 
 
 def held_out(count: int) -> int:
-    """Return how many of the training examples are held out to choose step sizes by."""
+    """Return the number of training examples to hold out for the choice of step sizes."""
     return max(1, round(_HELD_OUT * count))
 
 

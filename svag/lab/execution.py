@@ -1,4 +1,4 @@
-"""Carries out the plans of several methods at once, on any executor; recorded runs are kept."""
+"""Carries out the plans of several methods at once, on any executor; recorded runs are reused."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,16 +17,17 @@ def carry_out(
     directory: Path,
     observe: Callable[[Event, Record | None], None] = lambda event, record: None,
 ) -> list[Record]:
-    """Carry out plans until each has come to its end.
+    """Carry out plans until each has ended.
 
-    What a plan is likely to need next is carried out ahead where a worker would be idle. It changes
-    nothing in what the plan decides.
+    Idle workers carry out runs that a plan will probably need next. This does not change what the
+    plan decides.
 
     Args:
-        plans: one for each method.
-        executor: carries out what is not yet recorded.
-        directory: where records are kept.
-        observe: told of every beginning, progress and end, and the record of what has ended.
+        plans: a plan for each method, by key.
+        executor: carries out runs that are not yet recorded.
+        directory: folder of the records.
+        observe: called with every event (a run's start, progress or end), and with the run's record
+            if it has ended, else None.
 
     Returns:
         The records of all runs that the plans needed.
@@ -35,7 +36,7 @@ def carry_out(
 
 
 class _Conductor:
-    """Which plan waits for which runs."""
+    """Knows which plan waits for which runs, and sends records to the plans."""
 
     def __init__(
         self,
@@ -65,12 +66,12 @@ class _Conductor:
             self._submitted.pop(event.run.id, None)
             self._observe(event, ended)
             self._advance()
-            if not self._requests:  # what still runs was only carried out ahead
+            if not self._requests:  # runs that are not finished were only carried out ahead
                 break
         return list(self._needed.values())
 
     def _advance(self) -> None:
-        """Let every plan go on for which all is there, then keep idle workers busy."""
+        """Continue every plan whose runs have ended, then submit runs ahead to idle workers."""
         for key in list(self._requests):
             while (request := self._requests.get(key)) and self._answered(request):
                 answers = {run.id: self._known[run.id] for run in request.needed}
@@ -85,7 +86,7 @@ class _Conductor:
                 self._submit(run)
 
     def _take(self, key: str, request: Request | None) -> None:
-        """Note what a plan waits for, and have it carried out."""
+        """Store a plan's request and submit the runs that it needs."""
         if request is None:
             return
         self._requests[key] = request
@@ -101,7 +102,7 @@ class _Conductor:
         record = records.find(self._directory, run)
         if record is not None and record.finished:
             self._known[run.id] = record
-            Checkpoints(self._directory, run, None).remove()  # left by a kill just after its end
+            Checkpoints(self._directory, run, None).remove()  # a kill after the end may leave one
             self._observe(Event(run, run.steps, ended=True, reused=True), record)
         else:
             self._submitted[run.id] = run

@@ -1,8 +1,8 @@
-"""What a step of a problem holds: the state of an object, a function, or what these hold.
+"""Saves and restores the state of a problem's own step, for checkpoints.
 
-A step is a function with what is around it, or an object. What it holds and what has a
-``state_dict`` or is a generator is asked for its state; objects are taken apart; the rest has to be
-plain: tensors, numbers, texts and nestings of them.
+A step is a function with a closure, or an object. Among the values that it holds, those with a
+``state_dict`` and generators are asked for their state. Other objects are saved attribute by
+attribute. All other values have to be plain: tensors, numbers, texts and nestings of them.
 """
 
 import random
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 State: TypeAlias = dict[str, Any]
 
-GENERATORS = {  # of the whole process, whose states are taken along in any case
+GENERATORS = {  # global generators, whose states are always saved
     id(getattr(random.random, "__self__", None)): "Python",
     id(getattr(np.random.rand, "__self__", None)): "NumPy",
 }
@@ -29,11 +29,11 @@ _STATELESS = (type, ModuleType)
 
 
 class NotResumable(Exception):
-    """Something has state that cannot be taken along; the message says what."""
+    """Some state cannot be saved in a checkpoint; the message says which."""
 
 
 def demand_plain(value: Any, where: str) -> Any:
-    """Return a value that is plain throughout; raise where it is not."""
+    """Return a value if it is plain throughout, else raise :class:`NotResumable`."""
     if isinstance(value, Tensor) or type(value) in _PLAIN:
         return value
     if type(value) in (dict, OrderedDict):
@@ -49,12 +49,12 @@ def demand_plain(value: Any, where: str) -> Any:
 
 
 def has_state_dict(value: Any) -> bool:
-    """Whether something is asked for its state."""
+    """Whether a value can save and load its own state."""
     return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
 
 
 def modules_in(value: Any, where: str) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that a step holds."""
+    """Yield the modules that a step holds, each after its place."""
     pending, met = [(where, value)], set()
     while pending:
         at, held = pending.pop()
@@ -64,13 +64,13 @@ def modules_in(value: Any, where: str) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(held, nn.Module):
             yield at, held
         elif not has_state_dict(held) and not isinstance(held, torch.Generator):
-            with suppress(NotResumable):  # what it cannot look into, the state_dict refuses
+            with suppress(NotResumable):  # state_dict raises for the same value
                 parts = (_parts(held, at) or {}).items()
                 pending += [(f"{name} of {at}", part) for name, part in parts]
 
 
 def state_of(value: Any, where: str) -> State:
-    """Return the state of a step, or of something that it holds, and what kind of state it is."""
+    """Return the state of a step or of a value in it, as a dictionary of its kind and the state."""
     if isinstance(value, torch.Generator):
         return {"generator": value.get_state()}
     if has_state_dict(value):
@@ -82,17 +82,17 @@ def state_of(value: Any, where: str) -> State:
 
 
 def values(state: State) -> list[Any]:
-    """Return the plain values in the state of a step, no copies of what has a state itself."""
+    """Return the plain values in a step's state, without the states of modules and the like."""
     if "parts" in state:
         return [value for part in state["parts"].values() for value in values(part)]
     return [state["value"]] if "value" in state else []
 
 
 def give_back(value: Any, state: State) -> Any:
-    """Give its state back to a value, and return what is to stand in its place.
+    """Restore the state of a value, and return the value to use in its place.
 
     Raises:
-        NotResumable: the state is of something that was not there when the run began.
+        NotResumable: the state is of an object that the step does not have at its start.
     """
     (kind, its), parts = next(iter(state.items())), None
     if kind == "value":
@@ -111,12 +111,12 @@ def give_back(value: Any, state: State) -> Any:
         for name in parts.keys() - its.keys():
             delattr(value, name)
     else:
-        raise NotResumable("the step holds what was not there when the run began")
+        raise NotResumable("the step holds an object that it did not hold when the run began")
     return value
 
 
 def _parts(value: Any, where: str) -> dict[str, Any] | None:
-    """Return what a function or an object holds; None for what is a value itself."""
+    """Return the values that a function or an object holds; None for plain values."""
     if isinstance(value, _STATELESS):
         return {}
     if isinstance(value, BuiltinFunctionType):
@@ -144,7 +144,7 @@ def _parts(value: Any, where: str) -> dict[str, Any] | None:
 
 
 def _is_its_dict(value: Any) -> bool:
-    """Whether an object holds what its ``__dict__`` does and no more, in slots or in C."""
+    """Whether ``__dict__`` is an object's whole state, without slots or state in C."""
     kind = type(value)
     usual = all(getattr(kind, f) is getattr(object, f) for f in ("__reduce__", "__reduce_ex__"))
     slots = any(set(_slots(base)) - {"__dict__", "__weakref__"} for base in kind.__mro__)

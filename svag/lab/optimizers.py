@@ -1,7 +1,7 @@
 """Builds the optimizer of an entrant, svag's own or one from outside.
 
-An optimizer from outside is whatever its name stands for, called as
-``name(params, lr=lr, **options)``: a class, or a function that makes an optimizer.
+An optimizer from outside is a class, or a function that returns an optimizer; it is called as
+``name(params, lr=lr, **options)``.
 """
 
 import inspect
@@ -30,13 +30,12 @@ def build(entrant: Entrant, params: Params, *, lr: float) -> Optimizer:
     """Build an optimizer.
 
     Args:
-        entrant: what to build.
-        params: tensors, or groups; what a group states takes the place of the entrant's option.
+        entrant: the entrant.
+        params: tensors, or parameter groups; options of a group override the entrant's.
         lr: step size.
 
     Raises:
-        ProblemError: an optimizer from outside cannot be found, raises, or is none that a run
-            can drive.
+        ProblemError: an optimizer from outside cannot be found, raises, or cannot be used in a run.
         UnknownOption: (a TypeError) it does not take one of the options.
 
     Example:
@@ -60,8 +59,8 @@ def check(entrant: Entrant, params: Iterable[Tensor] | None = None) -> None:
     """Build an optimizer from outside and take a step, before anything is trained with it.
 
     Args:
-        entrant: what to check; there is nothing to check in svag's own.
-        params: a model's parameters, which stay as they are; by default one matrix.
+        entrant: the entrant; one of svag's own is not checked.
+        params: a model's parameters, which are not changed; by default one matrix.
 
     Raises:
         ProblemError: it cannot be built, ignores its step size, or cannot take a step.
@@ -88,10 +87,10 @@ def check(entrant: Entrant, params: Iterable[Tensor] | None = None) -> None:
 
 
 def code_version(entrant: Entrant) -> str:
-    """Return what tells versions of an optimizer's code apart; empty for svag's own.
+    """Return the version of an optimizer's code; empty for svag's own.
 
-    One of an installed package has ``package==version``, a user's own a hash of the code that it
-    reaches.
+    It is ``package==version`` for an installed package, and for a user's own optimizer a hash of
+    the code that it reaches.
 
     Raises:
         ProblemError: it cannot be found.
@@ -140,11 +139,11 @@ class _Found:
         return built
 
     def refused(self, why: str) -> ProblemError:
-        """Say why it cannot be compared, and where the user defined it."""
+        """Return the error that says why it cannot be compared, and where the user defined it."""
         return ProblemError(f"the optimizer {self.entrant.key!r} {why}{self._defined()}")
 
     def raised(self, what: str, error: BaseException) -> ProblemError:
-        """Say what it raised, with the user's own line if there is one."""
+        """Return the error that quotes what it raised, with the line of the user's code."""
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if not self.installed:
             text = in_one_line(error)
@@ -165,13 +164,13 @@ def _found(entrant: Entrant) -> _Found:
 
 
 def _check_keywords(found: _Found) -> None:
-    """Refuse what the optimizer does not take, as far as its signature says."""
+    """Raise if the optimizer's signature does not accept ``lr`` or one of the options."""
     options = found.entrant.options
     called = f"{found.name}({', '.join(['params', 'lr=lr', *(f'{name}=...' for name in options)])})"
     try:
         signature = inspect.signature(found.factory)
     except (ValueError, TypeError):
-        return  # what is written in C may have none
+        return  # callables written in C may have no signature
     takes = signature.parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
         if "lr" not in takes:
@@ -192,7 +191,7 @@ def _check_keywords(found: _Found) -> None:
 
 
 def _check_step(found: _Found, built: Optimizer) -> None:
-    """Refuse what evaluates the loss itself, such as LBFGS."""
+    """Raise if ``step()`` needs arguments, such as the closure of LBFGS."""
     parameters = list(inspect.signature(type(built).step).parameters.values())[1:]
     needed = [p.name for p in parameters if p.default is p.empty and p.kind not in _VARIADIC]
     if needed:
@@ -203,7 +202,7 @@ def _check_step(found: _Found, built: Optimizer) -> None:
 
 
 def _check_groups(found: _Found, built: Optimizer, given: list[Any]) -> None:
-    """Refuse groups without a step size, and parameters that would silently not be trained."""
+    """Raise if a group has no step size, or if parameters are missing from the groups."""
     groups = getattr(built, "param_groups", [])
     if not groups or any("lr" not in group for group in groups):
         raise found.refused("has groups without 'lr', which schedules set; give every group one")
@@ -218,7 +217,7 @@ def _check_groups(found: _Found, built: Optimizer, given: list[Any]) -> None:
 
 
 def _check_weight_decay(found: _Found, built: Optimizer, given: list[Any]) -> None:
-    """Refuse a weight decay that would be ignored: torch keeps any key of a group."""
+    """Raise if the optimizer would ignore a group's weight decay; torch accepts unknown keys."""
     decays = [group.get("weight_decay") for group in given if isinstance(group, Mapping)]
     if any(decays) and "weight_decay" not in built.defaults:
         raise found.refused(
@@ -239,11 +238,11 @@ def _lrs(optimizer: Optimizer) -> list[float]:
 
 @cache
 def _package(module: str) -> str:
-    """Return the installed package that a module is of, with its version."""
+    """Return the installed package that contains a module, with its version."""
     try:
         owners = {module: metadata.version(module)}
     except metadata.PackageNotFoundError:
         names = metadata.packages_distributions().get(module, [])
         owners = {name: metadata.version(name) for name in sorted(set(names))}
-    # Builds of one version for several devices differ behind the plus.
+    # Builds of one version for different devices differ in the local version after the plus.
     return ", ".join(f"{name}=={version.partition('+')[0]}" for name, version in owners.items())

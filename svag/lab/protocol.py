@@ -1,17 +1,18 @@
 """A study's protocol as a plan of runs: search, select, repeat.
 
-A method's plan is a generator: it yields the runs it needs next and is sent their records, and
-notes in an :class:`Outcome` what it has found. What carries it out is not its concern: the lab
-sends records as runs end, an analysis sends those that it has read, and ``svag bench verdict``
-sends made-up ones.
+A method's plan is a generator: it yields the runs that it needs next, is sent their records, and
+writes its results to an :class:`Outcome`. It does not depend on who carries it out: the lab sends
+records as runs end, an analysis sends those that it has read, and ``svag bench verdict`` sends
+made-up ones.
 
-``tuned``: one seed walks over the grid (``lab/search.py``). Its best step size and both neighbours
-get a few selection seeds; the best of them is to have both its neighbours tried, and every one
-within two standard errors of it gets n seeds. The best is then run with n fresh seeds. A
-step size with a run that diverged is set aside; if one of the fresh runs diverges, the next smaller
-step size takes its place, with other fresh seeds, twice at most.
+``tuned``: a search with one seed walks over the grid (``lab/search.py``). Its best step size and
+both neighbours are run with a few selection seeds. Neighbours are added until both neighbours of
+the best one have been run; every step size within two standard errors of the best gets n seeds. The
+best is then run with n fresh seeds, the final runs. A step size with a diverged selection run is
+not chosen. If a final run diverges, the next smaller step size is chosen, with other fresh seeds,
+at most twice.
 
-``paper`` (§6.1): the best of the walk is run with n other seeds.
+``paper`` (§6.1): the best step size of the search is run with n other seeds.
 """
 
 import math
@@ -28,7 +29,7 @@ from svag.lab.studies import Study
 Plan: TypeAlias = Generator[Request, Answers, None]
 
 FRESH = 1000
-"""Final seeds are ``FRESH * (moves + 1) + 1, ...``; those below select."""
+"""Final seeds are ``FRESH * (moves + 1) + 1, ...``; lower seeds are for selection."""
 
 _MOVES = 2
 _MOST_CANDIDATES = 12
@@ -38,21 +39,22 @@ _START, _START_SIGN = 0, -4
 
 @dataclass
 class Outcome:
-    """What a method's plan has found so far.
+    """The results of a method's plan so far.
 
     Attributes:
-        key: the method.
-        search: records of the search by number of the step size; empty if none was needed.
-        learnt: whether the search found a step size at which something is learnt.
+        key: key of the method.
+        search: records of the search by number of the step size; empty if there was no search.
+        learnt: whether the search found a step size at which something is learnt, as defined in
+            :mod:`svag.lab.search`.
         selection: records of the selection seeds, by step size.
-        set_aside: step sizes that were not chosen because a run of theirs diverged.
-        lr: the step size that was chosen, NaN as long as there is none.
+        set_aside: step sizes that were not chosen because one of their runs diverged.
+        lr: the chosen step size; NaN if none is chosen yet.
         final: records of the final runs that have finished.
-        lost: final runs at step sizes that a divergence moved the choice away from.
-        moves: how often that was.
-        missing: runs that are not finished.
-        error: what one of them ended with, if it was an error.
-        complete: whether the plan has come to its end.
+        lost: records of final runs at step sizes that were given up after a divergence.
+        moves: number of step sizes that were given up.
+        missing: number of runs that are not finished.
+        error: message of a run that ended in an error; empty if there is none.
+        complete: whether the plan has ended.
     """
 
     key: str
@@ -80,7 +82,16 @@ class Outcome:
 
 
 def plan(study: Study, key: str, outcome: Outcome) -> Plan:
-    """Plan one method's runs; ``outcome`` is filled on the way."""
+    """Yield the runs of one method as the study's protocol needs them.
+
+    Args:
+        study: the study.
+        key: key of the method.
+        outcome: an empty one, which is filled on the way.
+
+    Yields:
+        Requests for runs; the records of ``Request.needed``, by run id, have to be sent in.
+    """
     run = study.run(key)
     if key in study.lrs:
         outcome.lr = study.lrs[key]
@@ -107,7 +118,16 @@ def plan(study: Study, key: str, outcome: Outcome) -> Plan:
 
 
 def replay(study: Study, key: str, find: Callable[[Run], Record | None]) -> Outcome:
-    """Follow a method's plan through records that are there, as far as they go."""
+    """Run a method's plan on existing records, as far as there are any; nothing is trained.
+
+    Args:
+        study: the study.
+        key: key of the method.
+        find: returns the record of a run; None if there is none.
+
+    Returns:
+        The outcome of the plan at its end, or where the first record is missing.
+    """
     outcome = Outcome(key)
     steps = plan(study, key, outcome)
     request, wrong = next(steps, None), list[Record]()
@@ -131,7 +151,7 @@ def replay(study: Study, key: str, find: Callable[[Run], Record | None]) -> Outc
             request = steps.send(ended)
         except StopIteration:
             request = None
-    if outcome.complete:  # whatever ended in an error only ended the walk up
+    if outcome.complete:  # then an error only ended the upward walk of the search
         outcome.error = ""
     else:
         outcome.missing = max(1, len(wrong))
@@ -139,7 +159,7 @@ def replay(study: Study, key: str, find: Callable[[Run], Record | None]) -> Outc
 
 
 def expected_runs(study: Study) -> int:
-    """Guess how many runs a study takes; a search is about seven."""
+    """Return the approximate number of runs of a study; a search takes about seven."""
     searched = len(study.methods) - len(study.lrs)
     each = 7 + 3 * study.selection_seeds + max(0, study.seeds - study.selection_seeds)
     if study.protocol == "paper":
@@ -148,7 +168,7 @@ def expected_runs(study: Study) -> int:
 
 
 def _start(study: Study, key: str) -> int:
-    """Begin where the study says, else where steps are of a usual size for the method."""
+    """Return the number of the step size at which a method's search begins."""
     if key in study.starts:
         return study.starts[key]
     row = entrant(key)
@@ -183,7 +203,7 @@ def _select_and_repeat(
 
 
 class _Selection:
-    """Candidates of a method and their selection runs, by number of the step size."""
+    """The candidate step sizes of a method and their selection runs, by number."""
 
     def __init__(self, study: Study, run: Run, lrs: StepSizes, outcome: Outcome) -> None:
         self._study, self._run, self._outcome = study, run, outcome
@@ -194,7 +214,7 @@ class _Selection:
         self.failed = False
 
     def choose(self, candidates: set[int]) -> Plan:
-        """Try candidates and the neighbours of the best, until those of the best are tried."""
+        """Run candidates, and neighbours of the best, until the best has no untried neighbour."""
         yield from self._ensure(self._allowed(candidates), self._least)
         while not self.failed:
             wanted = self._neighbours()
@@ -214,7 +234,7 @@ class _Selection:
             below -= 1
             if not self._allowed({below}) or len(self._records) >= 2 * _MOST_CANDIDATES:
                 return
-            tried = len(self._records.get(below, ()))  # none of these runs is forgotten
+            tried = len(self._records.get(below, ()))  # ask for these again, to keep their records
             yield from self._ensure({below}, max(self._least, tried))
             if self._stable(below):
                 self.chosen = below
@@ -223,7 +243,7 @@ class _Selection:
         return {index for index in indices if index in self.lrs}
 
     def _neighbours(self) -> set[int]:
-        """Return neighbours of the best that are not tried; those below all if none is stable."""
+        """Return untried neighbours of the best; if none is stable, two below the smallest."""
         best = self._best()
         if best is None:
             wanted = {min(self._records) - 1, min(self._records) - 2}
@@ -232,7 +252,7 @@ class _Selection:
         return self._allowed(wanted - set(self._records))
 
     def _close(self) -> list[int]:
-        """Return the candidates within two standard errors of the best, and the best."""
+        """Return the best candidate and those within two standard errors of it."""
         best = self._best()
         if best is None:
             return []
@@ -260,7 +280,7 @@ class _Selection:
         return [record.merit for record in self._records[index]]
 
     def _ensure(self, indices: set[int], seeds: int) -> Plan:
-        """Have runs of seeds 1, ..., ``seeds`` at each of some step sizes."""
+        """Request runs with seeds 1, ..., ``seeds`` at each of some step sizes."""
         runs: dict[int, list[Run]] = {
             index: [replace(self._run, lr=self.lrs[index], seed=1 + n) for n in range(seeds)]
             for index in sorted(indices)

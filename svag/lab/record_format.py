@@ -1,4 +1,4 @@
-"""What each line of a record has to hold, so that one changed by hand or by a bug is refused."""
+"""Checks the lines of a record, so that one changed by hand or by a bug is refused."""
 
 import codecs
 import json
@@ -19,7 +19,7 @@ Select = Literal["test", "validation"]
 Better = Literal["larger", "smaller"]
 
 FINISHED: Final[tuple[Status, ...]] = ("done", "diverged")
-"""Statuses of runs that are not run again."""
+"""Statuses with which a run is finished and not run again."""
 
 REMEDY = "move it away to have its run repeated"
 
@@ -33,11 +33,11 @@ _COUNTS = {"steps": 1, "batch_size": 1, "eval_every": 1, "seed": 0}
 
 
 class WrongLine(Exception):
-    """A line is not of the format; the message says which field, its value, and what is allowed."""
+    """A line violates the format; the message says which field, its value, and what is allowed."""
 
 
 class Expected(NamedTuple):
-    """What the evaluations of a run hold: figures that are there, and the metric's with bounds."""
+    """The figures that a run's evaluations must have, and which are metrics, with their bounds."""
 
     required: frozenset[str]
     bounded: tuple[str, ...]
@@ -46,10 +46,10 @@ class Expected(NamedTuple):
 
 
 def lines_of(path: Path) -> list[str]:
-    """Return a file's lines; one that is not UTF-8 is spoilt, so that it counts as torn.
+    """Return a file's lines; in a line that is not UTF-8, bad bytes become NUL, so that it is torn.
 
     Raises:
-        RecordError: it cannot be read, or begins with what no run writes.
+        RecordError: the file cannot be read, or begins with a byte order mark.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
@@ -69,7 +69,7 @@ def lines_of(path: Path) -> list[str]:
 
 
 def ends_a_line(path: Path) -> bool:
-    """Whether what is appended begins a line."""
+    """Whether a file is empty or ends with a line feed."""
     with path.open("rb") as file:
         if file.seek(0, os.SEEK_END) == 0:
             return True
@@ -78,19 +78,19 @@ def ends_a_line(path: Path) -> bool:
 
 
 def parse(text: str) -> dict[str, Any] | None:
-    """Read a line; None if it is torn: no JSON, as what stands before a cut never is.
+    """Parse a line; None if it is torn: an incomplete line, which is never valid JSON.
 
     Raises:
-        WrongLine: it is JSON, or would be, but nothing that a run writes.
+        WrongLine: it is JSON, but of a form that no run writes.
     """
     try:
         line, end = _ANY.raw_decode(text)
         if end != len(text) or type(line) is not dict or text.count(":") != len(line):
-            line = _EACH.decode(text)  # blanks, or perhaps a field twice
+            line = _EACH.decode(text)  # has blanks, or perhaps the same field twice
     except json.JSONDecodeError:
         return None
     except (ValueError, RecursionError):  # Python's limits on digits and on nesting
-        raise WrongLine("holds a number or a nesting beyond any that a run writes") from None
+        raise WrongLine("holds a number too long or a nesting too deep for a record") from None
     if not isinstance(line, dict):
         raise WrongLine(f"holds {_shown(line)}; a line is a JSON object")
     return line
@@ -163,7 +163,16 @@ def check_run(line: Mapping[str, Any]) -> None:
 
 
 def check_eval(line: Mapping[str, Any], run: Mapping[str, Any], after: int) -> None:
-    """Check a line of kind ``eval`` that follows one of step ``after``."""
+    """Check a line of kind ``eval``.
+
+    Args:
+        line: the line.
+        run: the ``run`` line of the attempt.
+        after: step of the evaluation before it; -1 if it is the first.
+
+    Raises:
+        WrongLine: a field is missing or has a value outside its set, or steps do not ascend.
+    """
     if type(line.get("step")) is not int:
         _integer(line, "step", 0)
     if not after < line["step"] <= run["steps"]:
@@ -188,7 +197,16 @@ def check_agreement(line: Mapping[str, Any], after: int) -> None:
 def check_end(
     line: Mapping[str, Any], run: Mapping[str, Any], last: Mapping[str, Any] | None
 ) -> None:
-    """Check a line of kind ``end`` after an attempt's last evaluation, if there is one."""
+    """Check a line of kind ``end``.
+
+    Args:
+        line: the line.
+        run: the ``run`` line of the attempt.
+        last: its last ``eval`` line; None if there is none.
+
+    Raises:
+        WrongLine: a field is missing or has a value outside its set, or contradicts ``last``.
+    """
     _choice(line, "status", get_args(Status))
     if line.get("wall_time") is not None and not _number(line, "wall_time") >= 0:
         raise WrongLine(f"wall_time={line['wall_time']!r}; it is a number of at least 0")
@@ -223,14 +241,14 @@ _quantity = lru_cache(maxsize=64)(Quantity)
 
 
 def _complete(line: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-    """Demand that a run which is done has numbers where they are required."""
+    """Raise if a run that is done has null for a figure that is required."""
     for name in sorted(_expected_of(run).required):
         if line[name] is None:
             raise WrongLine(f"{name}=null; a run that is done has a number there")
 
 
 def _as_evaluated(end: Mapping[str, Any], last: Mapping[str, Any]) -> None:
-    """Demand that the final figures are those of the evaluation after the last step."""
+    """Raise if the final figures differ from the evaluation after the last step."""
     for name in end.keys() & last.keys() if end.get("step") == last.get("step") else ():
         if name.startswith(_SPLITS) and end[name] != last[name]:
             raise WrongLine(
@@ -260,7 +278,7 @@ def _figures(line: Mapping[str, Any], run: Mapping[str, Any], *, demanded: bool)
 
 
 def _flat(line: Mapping[str, Any]) -> None:
-    """Demand a figure, a number or null, of every field named like one; no nesting of others."""
+    """Raise if a field named like a figure is no number or null, or another field is nested."""
     for name, value in line.items():
         if type(value) is float and -_MOST <= value <= _MOST:
             continue
@@ -282,7 +300,7 @@ def _expected_of(run: Mapping[str, Any]) -> Expected:
 
 @lru_cache(maxsize=64)
 def _expected(metric: str, select: str, low: float | None, high: float | None) -> Expected:
-    """Say what evaluations hold; the metric of the training data is missing in old ones."""
+    """Return the figures of evaluations; old records lack the metric on the training data."""
     splits = ("test", "validation") if select == "validation" else ("test",)
     names = {"train_loss", "test_loss", *(f"{split}_{metric}" for split in splits)}
     slack = _SLACK * max(1.0, *(abs(bound) for bound in (low, high) if bound is not None), 1.0)

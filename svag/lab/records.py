@@ -1,13 +1,12 @@
-"""What a run leaves behind: append-only JSONL, one file a run, named by what determines the run.
+"""Records of runs: append-only JSONL, one file for each run, named by a hash of its settings.
 
 Every line is a flat JSON object with a ``"kind"``: first ``run``, then ``eval`` (and
-``agreement``, for methods that take their variance from the mini-batch), last ``end``. A
-file can hold several attempts; the last ``run`` line starts the one that counts. A file without
-``end`` is of a run that was interrupted, and so is one whose last line is torn. An attempt that
-goes on from a checkpoint repeats what came before it. Evaluations during a run may be of some
-examples of each split; the ``end`` line has the figures of all. Folders of two
-machines merge by copying: equal names hold runs that differ by rounding at most (the number of
-threads changes the order of sums).
+``agreement``, for within-batch methods), last ``end``. A file can hold several attempts; the last
+``run`` line starts the one that counts. A file without ``end``, or with a torn last line, is of a
+run that was interrupted. An attempt that goes on from a checkpoint repeats the lines before it.
+Evaluations during a run may use some examples of each split; the ``end`` line has the figures on
+all. The folders of two machines can be merged by copying: files of the same name hold the same run,
+with differences by rounding at most, since the number of threads changes the order of sums.
 """
 
 import hashlib
@@ -47,7 +46,7 @@ STUDY = (
     *("problem", "version", "data", "metric", "steps", "batch_size", "weight_decay"),
     *("eval_every", "eval_examples", "select", "device", "autocast", "channels_last"),
 )
-"""Fields of a run that are alike throughout a study."""
+"""Fields of a run that are the same in all runs of a study."""
 
 _DESCRIBED = {"identity": False}
 _OF_THE_ATTEMPT = ("wall_time", "resumed", "checkpoints", "captured")
@@ -55,7 +54,7 @@ _OF_THE_ATTEMPT = ("wall_time", "resumed", "checkpoints", "captured")
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that determines a run, as far as svag does; versions of libraries are noted only.
+    """The settings that identify a run; versions of libraries are recorded but not part of it.
 
     Attributes:
         problem: its name.
@@ -64,25 +63,26 @@ class Run:
         method: key of the method, with its options.
         anatomy: the method's update in symbols; empty for an optimizer from outside svag.
         optimizer: version of the code of an optimizer from outside svag; empty for others.
-        beta: decay of its averages; None where it has none.
-        beta2: decay of its second moment, where that has its own.
+        beta: decay of its moving averages; None if it has none.
+        beta2: decay of its second moment; None if it has no beta2.
         lr: step size.
-        seed: of initialisation and of the order of examples.
-        steps: length of the run, which schedules depend on too.
-        batch_size: examples a step.
+        seed: seed of the initialisation and of the order of examples.
+        steps: number of steps, on which schedules depend too.
+        batch_size: examples in a batch.
         weight_decay: lambda of the L2 term ``lambda/2 |w|^2`` on weights.
         eval_every: steps between two evaluations.
-        eval_examples: examples of each split that are evaluated during the run; None for all. At
-            the end it is all in any case.
-        select: what step sizes are chosen by; ``validation`` is a tenth of the training data.
+        eval_examples: examples of each split to evaluate during the run; None for all. At the end
+            all are evaluated.
+        select: data on which step sizes are chosen: ``test``, or ``validation``, a tenth of the
+            training data.
         device: where it runs, ``cpu`` or ``cuda``.
-        autocast: dtype of autocast, such as ``bfloat16``; None where it is off.
-        channels_last: whether filters are laid out with the channels last.
-        metric: name of the figure that step sizes are chosen by and methods are compared by.
+        autocast: dtype of autocast, such as ``bfloat16``; None if it is off.
+        channels_last: whether 4-dimensional parameters have the channels-last memory format.
+        metric: name of the metric by which step sizes are chosen and methods are compared.
         metric_better: ``larger`` or ``smaller``.
-        metric_unit: ``%`` for fractions shown as percentages; what stands behind values.
-        metric_low: least value of the metric; None where there is none.
-        metric_high: greatest value of the metric; None where there is none.
+        metric_unit: printed after values; ``%`` for fractions, which are printed times 100.
+        metric_low: least possible value of the metric; None if unbounded.
+        metric_high: greatest possible value of the metric; None if unbounded.
     """
 
     problem: str
@@ -112,12 +112,12 @@ class Run:
 
     @cached_property
     def id(self) -> str:
-        """Name of the run: a hash of its fields, those that describe the metric aside."""
+        """Id of the run: a hash of its fields, except those that describe the metric."""
         return _hash({name: getattr(self, name) for name in _IDENTIFYING})
 
     @property
     def quantity(self) -> Quantity:
-        """The metric, as a quantity."""
+        """The metric as a :class:`Quantity`."""
         return Quantity(
             self.metric,
             self.metric_better == "larger",
@@ -140,7 +140,7 @@ def _hash(named: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """One run as read back: its ``run`` line, its evaluations, and how it ended."""
+    """A run as read from its file: the lines of its last attempt, by kind."""
 
     run: Mapping[str, Any]
     evals: list[Mapping[str, Any]] = field(default_factory=list)
@@ -149,25 +149,25 @@ class Record:
 
     @property
     def status(self) -> Status:
-        """How the run ended; interrupted if it does not say."""
+        """How the run ended; interrupted if there is no ``end`` line."""
         return self.end["status"] if self.end else "interrupted"
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether the run is done or has diverged, so that it is not run again."""
         return self.status in FINISHED
 
     @property
     def findings(self) -> list[dict[str, Any]]:
-        """All that it found out, times and attempts aside: alike for two records of one run."""
+        """All lines without times and the like, which are the same for two records of a run."""
         lines = (*self.evals, *self.agreements, self.end or {})
         return [{k: v for k, v in line.items() if k not in _OF_THE_ATTEMPT} for line in lines]
 
     @property
     def merit(self) -> float:
-        """What step sizes are chosen by at the end, turned so that larger is better.
+        """Final value by which step sizes are chosen, with the sign such that larger is better.
 
-        -inf for a run that did not get there.
+        -inf for a run that is not done.
         """
         if self.end is None or self.status != "done":
             return -math.inf
@@ -175,7 +175,7 @@ class Record:
 
     @property
     def merit_at_start(self) -> float:
-        """The same before the first step, on the examples that are evaluated during a run.
+        """Merit before the first step, on the examples that are evaluated during a run.
 
         -inf if it was not evaluated.
         """
@@ -183,9 +183,9 @@ class Record:
 
     @property
     def gain(self) -> float:
-        """How much better it became from the first evaluation to the last, on the same examples.
+        """Increase of the merit from the first evaluation to the last, on the same examples.
 
-        -inf for a run that did not get to its end; inf where the first is not known.
+        -inf for a run that is not done; inf if the first merit is not known.
         """
         if self.status != "done" or not self.evals:
             return -math.inf
@@ -194,7 +194,7 @@ class Record:
         return end - start if math.isfinite(start) else math.inf
 
     def _evaluated(self, line: Mapping[str, Any], step: int) -> float:
-        """Return what an evaluation says of that, if it is the one after a number of steps."""
+        """Return the merit of an evaluation; -inf if it is not the one after ``step`` steps."""
         value = line.get(self._chosen_by) if line.get("step") == step else None
         return -math.inf if value is None else self._turned(float(value))
 
@@ -210,9 +210,9 @@ class RecordWriter:
     """Writes the lines of one attempt at a run, each as soon as it is known.
 
     Args:
-        directory: its folder ``records`` receives the file.
-        run: what is being run.
-        noted: more for the ``run`` line, part of no run's identity.
+        directory: its subfolder ``records`` receives the file.
+        run: the run.
+        noted: further fields of the ``run`` line, which are not part of the run's id.
 
     Raises:
         RecordError: the folder or the file cannot be written.
@@ -239,26 +239,26 @@ class RecordWriter:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """What has been written after the ``run`` line."""
+        """The lines written after the ``run`` line."""
         return list(self._lines)
 
     def repeat(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Write lines of an earlier attempt, which this one goes on from."""
+        """Write the lines of an earlier attempt that this one continues."""
         for line in lines:
             self._write(line["kind"], {name: line[name] for name in line if name != "kind"})
 
     def eval(self, step: int, **figures: float) -> None:
-        """Note the figures after ``step`` steps."""
+        """Write the figures after ``step`` steps."""
         self._write("eval", {"step": step, **figures})
 
     def agreement(self, step: int, correlations: Mapping[str, float]) -> None:
-        """Note how alike two estimates of gamma are after ``step`` steps, by parameter."""
+        """Write the correlations of two estimates of gamma after ``step`` steps, by parameter."""
         for name, correlation in correlations.items():
             fields = {"step": step, "parameter": name, "correlation": correlation}
             self._write("agreement", fields)
 
     def end(self, status: Status, **figures: float | str) -> None:
-        """Note how the run ended, and its final figures."""
+        """Write how the run ended, and its final figures."""
         self._write("end", {"status": status, **figures})
 
     def __enter__(self) -> Self:
@@ -273,7 +273,7 @@ class RecordWriter:
         self._file.close()
 
     def _write(self, kind: str, fields: Mapping[str, Any], torn: bool = False) -> None:
-        """Write a line; after one that is ``torn`` on a line of its own."""
+        """Write a line; if the last one is ``torn``, begin with a line feed."""
         line = {"kind": kind} | {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in fields.items()
@@ -290,7 +290,7 @@ class RecordWriter:
 
 
 def path_of(directory: Path, run: Run) -> Path:
-    """Where a run is recorded."""
+    """Return the path of a run's record."""
     return directory / "records" / f"{run.id}.jsonl"
 
 
@@ -308,7 +308,7 @@ def load(directory: Path) -> list[Record]:
     """Read every record of a folder, in the order of their names.
 
     Raises:
-        RecordError: there are none, or a file is not a record.
+        RecordError: there are no records, or a file is not a record.
     """
     paths = sorted((directory / "records").glob("*.jsonl"))
     records = [record for path in paths if (record := read(path)) is not None]
@@ -321,11 +321,11 @@ def load(directory: Path) -> list[Record]:
 
 
 def read(path: Path) -> Record | None:
-    """Read the last attempt of a file; None if not even its first line is whole.
+    """Read the last attempt in a file; None if there is no complete line.
 
     Raises:
         RecordError: the file cannot be read, is named after another run, or a line inside an
-            attempt is not of this format; the message names file, line and field.
+            attempt violates the format; the message names file, line and field.
     """
     record: Record | None = None
     torn: int | None = None
@@ -334,7 +334,7 @@ def read(path: Path) -> Record | None:
         try:
             line = parse(text)
             if line is None:
-                torn = torn or number  # an attempt ends here: another may begin, be torn as well
+                torn = torn or number  # the attempt ends here; only a run line may follow
                 continue
             if torn is not None and line.get("kind") != "run":
                 raise WrongLine(f"follows line {torn}, which is torn")
@@ -345,7 +345,7 @@ def read(path: Path) -> Record | None:
 
 
 def _taken(record: Record | None, line: dict[str, Any], name: str) -> Record:
-    """Take in the next line of the file of a name."""
+    """Return the record with the next line of its file added; ``name`` is the file's stem."""
     kind = line.get("kind")
     if kind == "run":
         check_run(line)
@@ -374,19 +374,19 @@ def _taken(record: Record | None, line: dict[str, Any], name: str) -> Record:
 
 
 def identity(record: Record) -> str:
-    """Name of the run that a record is of."""
+    """Return the id of a record's run."""
     return _hash({name: record.run[name] for name in _IDENTIFYING})
 
 
 def finder(records: Iterable[Record]) -> Callable[[Run], Record | None]:
-    """Return a function that finds a run's record among those read."""
+    """Return a function that finds a run's record among some; it returns None if there is none."""
     known = {identity(record): record for record in records}
     return lambda run: known.get(run.id)
 
 
 @cache
 def environment() -> Mapping[str, Any]:
-    """Versions, commit and machine: noted with every run, part of no run's identity."""
+    """Versions, commit and machine: recorded with every run, but not part of its id."""
     noted = {name: metadata.version(name) for name in ("svag", "torch", "numpy")}
     return {
         **noted,
@@ -397,7 +397,7 @@ def environment() -> Mapping[str, Any]:
 
 
 def _commit() -> str | None:
-    """Commit of the source tree that svag runs from, if it runs from one."""
+    """Commit of svag's source tree; None if it does not run from one."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

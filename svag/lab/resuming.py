@@ -1,11 +1,11 @@
-"""The state of what a problem brings along, so that a run can be broken off and gone on with.
+"""Saves and restores the state of a model, its optimizers and its step, for checkpoints.
 
-A model, an optimizer or a step can hold more than its ``state_dict`` says: buffers that are not
-persistent, counters, caches, generators. What is plain (tensors, numbers, texts and nestings of
-them) is taken along. What is not (objects, hooks, functions of the problem, tensors that share the
-memory of a parameter) has to be as it was when the run began: where it has changed, there is no
-checkpoint, and the run begins again rather than go on with a part of its state. What is given back
-is taken once more and compared. Out of sight are global variables and attributes of classes.
+They can have state that is not in their ``state_dict``: buffers that are not persistent, counters,
+caches, generators. Plain values (tensors, numbers, texts and nestings of them) are saved. Other
+values (objects, hooks, functions of the problem, tensors that share memory with a parameter) cannot
+be saved; they are hashed, and must be the same as when the run began. If one has changed, no
+checkpoint is written, and an interrupted run begins again. After a state has been restored, it is
+saved again and compared. Global variables and attributes of classes are not covered.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ from svag.optim import Dissected
 from svag.problems.steps import Step
 
 _OF_MODULES = frozenset(vars(nn.Module()))
-_OF_PARAMETERS = frozenset({"grad_var"})  # made anew in every step
+_OF_PARAMETERS = frozenset({"grad_var"})  # recomputed in every step, so not saved
 _HOOKS = (
     *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
     *("_post_accumulate_grad_hooks", "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"),
@@ -47,14 +47,14 @@ _HOOKS = (
 
 
 class Resumable:
-    """The state of a model, its optimizers and its step, to be taken and given back.
+    """Saves and restores the state of a model, its optimizers and its step.
 
     Args:
-        model: it.
-        optimizers: those of the run.
-        step: the problem's own, if it has one; gradients are then part of the state.
-        functions: others that a step calls, such as the loss, by what they are called; their state
-            is not taken along.
+        model: the model.
+        optimizers: the optimizers of the run.
+        step: the problem's own step; None if it has none. With a step, gradients are saved, too.
+        functions: other functions that a step calls, such as the loss, by name; their state cannot
+            be saved and must not change.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class Resumable:
         self._at_start = self.digests()
 
     def digests(self) -> dict[str, str | None]:
-        """Return hashes of what cannot be taken along, None where there is none, with its names."""
+        """Return hashes of the values that cannot be saved, by name; None if not hashable."""
         return {where: self._digest(value) for where, value in self._opaque()}
 
     def state_dict(self) -> State:
         """Return the state.
 
         Raises:
-            NotResumable: something has state that cannot be taken along.
+            NotResumable: a value that cannot be saved has changed since the run began.
         """
         if [id(one) for one in self._parts_held()] != [id(one) for one in self._held]:
             raise NotResumable("a module or a parameter was added, removed or replaced")
@@ -115,10 +115,10 @@ class Resumable:
         return state
 
     def load_state_dict(self, state: State) -> None:
-        """Give the state back to what was built anew.
+        """Restore a state in newly built objects.
 
         Raises:
-            NotResumable: it does not come back as it was.
+            NotResumable: the state afterwards differs from the given one.
         """
         self._model.load_state_dict(state["model"])
         for (_, holder, usual), held in zip(self._holders(), state["attributes"], strict=True):
@@ -146,10 +146,10 @@ class Resumable:
             module.training = training
         given = self.state_dict()
         if differing := _difference({name: state[name] for name in given}, given):
-            raise NotResumable(f"{differing} does not come back as it was")
+            raise NotResumable(f"{differing} is not restored exactly")
 
     def _parts_held(self) -> list[nn.Module | nn.Parameter]:
-        """Return modules and parameters, which are to be the same objects throughout."""
+        """Return modules and parameters, which must stay the same objects during a run."""
         roots = self._roots.values()
         return [
             *(m for r in roots for m in r.modules()),
@@ -160,7 +160,7 @@ class Resumable:
         return [p for root in self._roots.values() for p in root.parameters()]
 
     def _holders(self) -> Iterator[tuple[str, Any, frozenset[str]]]:
-        """Yield all that may hold more than torch knows of, and the attributes that torch makes."""
+        """Yield objects that may have attributes of the user's, and torch's own attributes."""
         for at, root in self._roots.items():
             of = "" if root is self._model else f" of {at}"
             for name, module in root.named_modules():
@@ -171,7 +171,7 @@ class Resumable:
             yield f"{type(optimizer).__name__} {number or ''}".strip(), optimizer, _of_optimizers()
 
     def _opaque(self) -> Iterator[tuple[str, Any]]:
-        """Yield what is held and not plain, with a name for each."""
+        """Yield all values that cannot be saved, each after its name."""
         for of, holder, usual in self._holders():
             for name, value in _attributes(holder, usual):
                 if not self._plain(value):
@@ -186,7 +186,7 @@ class Resumable:
             yield f"what {name} holds", function
 
     def _plain(self, value: Any) -> bool:
-        """Whether it can be taken along: plain, and no parameter, of which a copy would be made."""
+        """Whether a value can be saved: it is plain and shares no memory with the model."""
         try:
             demand_plain(value, "")
         except NotResumable:
@@ -194,7 +194,7 @@ class Resumable:
         return not self._shares_memory(value)
 
     def _shares_memory(self, value: Any) -> bool:
-        """Whether there are parameters or buffers in it, or tensors that are made of them."""
+        """Whether a tensor in a value shares memory with a parameter or a buffer."""
         ends = [part for part in _ends(value) if isinstance(part, Tensor)]
         if not ends:
             return False
@@ -202,17 +202,17 @@ class Resumable:
         return bool({_memory(t) for t in ends} & {_memory(t) for t in held} - {0})
 
     def _digest(self, value: Any) -> str | None:
-        """Hash a value, the model's own parts by their names; None for what cannot be pickled."""
+        """Hash a value, in which parts of the model are numbers; None if it cannot be pickled."""
         written = io.BytesIO()
         try:
             _Pickler(written, self._known).dump(value)
-        except Exception:  # whatever a __reduce__ raises
+        except Exception:  # a user's __reduce__ may raise anything
             return None
         return hashlib.sha256(written.getvalue()).hexdigest()
 
 
 class _Pickler(pickle.Pickler):
-    """Writes what is to be compared: functions with what they hold, tensors by their values."""
+    """Pickles values for hashing: functions with their closures, tensors by their values."""
 
     def __init__(self, file: io.BytesIO, known: Mapping[int, int]) -> None:
         super().__init__(file)
@@ -245,11 +245,11 @@ class _Pickler(pickle.Pickler):
 
 
 def _written(*parts: Any) -> None:
-    """Stand for what a pickle that is never read would call."""
+    """A name for pickles to call; they are only hashed, so it is never called."""
 
 
 def generators(device: torch.device) -> State:
-    """Return the states of all generators that a user's code may draw from without saying so."""
+    """Return the states of the global generators of Python, NumPy and torch."""
     name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global one is meant
     return {
         "python": random.getstate(),
@@ -260,7 +260,7 @@ def generators(device: torch.device) -> State:
 
 
 def set_generators(state: State, device: torch.device) -> None:
-    """Set all these generators to where they were."""
+    """Restore the states of the global generators."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
@@ -271,12 +271,12 @@ def set_generators(state: State, device: torch.device) -> None:
 
 @cache
 def _of_optimizers() -> frozenset[str]:
-    """Return what every optimizer holds; the first one that is built takes torch two seconds."""
+    """Return the attributes of every optimizer; cached, since torch's first takes two seconds."""
     return frozenset(vars(torch.optim.SGD([torch.zeros(1)], lr=1.0))) - {"defaults"}
 
 
 def plain_attributes(module: nn.Module) -> list[tuple[str, Any]]:
-    """Return what a module holds beside parameters, buffers and modules, and is no object."""
+    """Return a module's plain attributes, without parameters, buffers and modules."""
     found = []
     for name, value in _attributes(module, _OF_MODULES):
         with suppress(NotResumable):
@@ -300,7 +300,7 @@ def _ends(value: Any) -> Iterator[Any]:
 
 
 def _memory(tensor: Tensor) -> int:
-    """Return where a tensor's memory begins; 0 if it has none."""
+    """Return the address of a tensor's storage; 0 if it has none."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError, ValueError):  # sparse, or without a shape yet
@@ -308,7 +308,7 @@ def _memory(tensor: Tensor) -> int:
 
 
 def _set_buffers(root: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    """Give buffers back, in place where they are of the same kind."""
+    """Restore buffers, in place if shape, dtype and device are the same."""
     for at, module in root.named_modules():
         for name, buffer in module._buffers.items():
             value = buffers.get(f"{at}.{name}".lstrip("."))
@@ -319,7 +319,7 @@ def _set_buffers(root: nn.Module, buffers: Mapping[str, Tensor]) -> None:
 
 
 def _set_exactly(optimizer: Optimizer, state: Mapping[int, Any]) -> None:
-    """Give the state of parameters back as it was: torch casts it to the parameters' dtypes."""
+    """Restore the state of parameters without torch's cast to the parameters' dtypes."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for index, entry in state.items():
         optimizer.state[params[index]] = entry

@@ -1,4 +1,4 @@
-"""What each record of a folder is to its study: a trial of the search, a final run, or none."""
+"""The role of each record in its study, such as a trial of the search or a final run."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ from svag.lab.records import Record, finder, identity
 from svag.lab.studies import Study
 
 Role: TypeAlias = Literal["search", "selection", "abandoned", "final"]
-"""``abandoned``: a final run at a step size that a divergence moved the choice away from."""
+"""``abandoned``: a final run at a step size that was given up after a final run diverged."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """The part that a record has in a study."""
+    """The study that uses a record, and the record's role in it."""
 
     study: str
     role: Role
 
 
 def parts(studies: Sequence[Study], records: Sequence[Record]) -> dict[str, Part]:
-    """Return what records are, by name of the run; those that no study uses are left out.
+    """Return study and role of records, by the run's id; unused records are left out.
 
     Args:
-        studies: the studies of a folder; of two that use a record, the first is named.
-        records: what the folder holds.
+        studies: the studies of a folder; if two use a record, the first one counts.
+        records: the records of the folder.
     """
     find = finder(records)
     found: dict[str, Part] = {}
@@ -37,7 +37,7 @@ def parts(studies: Sequence[Study], records: Sequence[Record]) -> dict[str, Part
 
 
 def _of_one(outcome: Outcome) -> dict[str, Role]:
-    """Return the roles of a method's records; the last that one has counts."""
+    """Return the roles of a method's records; if a record has two, the later one counts."""
     groups: Mapping[Role, Iterable[Record]] = {
         "search": outcome.search.values(),
         "selection": (one for several in outcome.selection.values() for one in several),

@@ -1,12 +1,12 @@
-"""Where searches begin: at steps of a usual size, measured on the model and its first gradient.
+"""Step sizes at which searches begin, from the norms of the parameters and the first gradient.
 
-A step of the usual size changes the parameters by a hundredth of their norm:
+The first step of a search changes the parameters by a hundredth of their norm:
 
     lr = 0.01 |theta| / |g|           for methods that keep the magnitude
     lr = 0.01 |theta| / sqrt(d)       for those that keep the sign only
 
-It shortens the walk where a loss is scaled or a model is wide. What is chosen does not rest on it:
-the walk ends by what it finds.
+This shortens the search if a loss is scaled or a model is wide. The chosen step size does not
+depend on it, since the search ends by what it finds.
 """
 
 import math
@@ -26,18 +26,23 @@ _TINY = 1e-30
 
 
 def starts(problem: Problem, data: Data, base: Run, methods: Iterable[str]) -> dict[str, int]:
-    """Return the numbers of the step sizes that the methods' searches begin at.
+    """Return the numbers of the step sizes at which the methods' searches begin, by method.
 
-    Methods are left out where nothing can be measured: the model raises (its runs will say so),
-    its parameters are all zero, its gradient is zero or not finite, or the optimizer is no row of
-    the table.
+    A method is left out if nothing can be measured: the model raises, its parameters are all zero,
+    its gradient is zero or not finite, or the optimizer is from outside svag.
+
+    Args:
+        problem: the problem.
+        data: its data.
+        base: the run that all runs of the study are variations of.
+        methods: keys.
     """
     methods = list(methods)
     if not methods:
         return {}
     try:
         theta, gradient, count = _norms(problem, data, base)
-    except Exception:  # what is wrong with the problem is for its runs to report
+    except Exception:  # the problem's runs will record the error
         return {}
     found = {}
     for key in methods:

@@ -1,20 +1,20 @@
-"""The search for a step size: one run a point of the grid 1, 3 x 10^k, upwards, then downwards.
+"""The search for a step size: one run at each point of the grid 1, 3 x 10^k, up, then down.
 
-The paper looks for the largest stable step size and goes down from there. Networks with BatchNorm
-never diverge and some losses need a step size of a million, so that a walk ends by what it has
-found, not at a bound:
+The paper looks for the largest stable step size and goes down from there. But networks with
+BatchNorm never diverge, and some losses need a step size of a million. So a walk ends by its
+results, not at a bound:
 
-* upwards when a run diverges;
-* either way when two runs in a row are clearly worse than the best (by more than a fiftieth of
-  what the best has gained since its start) or four in a row are no better, both only after
-  something was learnt, and only if the training loss says the same: of a metric on few examples
-  a single run is noise;
-* at a bound only where nothing was learnt. Both walks are then carried on once, further out.
+* upwards, when a run diverges;
+* in both directions, when two runs in a row are clearly worse than the best (by more than a
+  fiftieth of the gain of the best over its start), or four in a row are no better. Both count only
+  after something was learnt, and only if the training loss agrees, since the metric of a single run
+  on few examples is noisy;
+* at a bound, if nothing was learnt. Both walks then continue once, to a bound further out.
 
-Learnt is what gains over the metric's value before the first step: a tenth of the way to the best
-value that the metric can have, or anything where that has no bound, so that a loss may be scaled
-or shifted without another choice. A run in error above a step size that went well ends a walk as
-divergence does. Nothing here depends on how many runs go on at once.
+A run has learnt something if it gains enough over the metric before the first step: a tenth of the
+way to the metric's best possible value, or any gain if the metric is unbounded. So scaling or
+shifting a loss does not change the choice. A run that ends in error above a step size that worked
+ends a walk as divergence does. The result does not depend on the number of runs at a time.
 """
 
 import math
@@ -28,17 +28,17 @@ from svag.lab.records import Record, Run
 
 @dataclass(frozen=True)
 class Request:
-    """Runs that a plan needs before it can go on, and runs that it is likely to need next."""
+    """Runs that a plan needs before it can go on, and runs that it will probably need next."""
 
     needed: list[Run]
     ahead: list[Run] = field(default_factory=list)
 
 
 Answers: TypeAlias = Mapping[str, Record]
-"""Records by the id of their run."""
+"""Records, by the id of their run."""
 
 SEARCH_SEED = 0
-"""Seed of the runs that search for a step size."""
+"""Seed of the runs of a search."""
 
 _CLEARLY = 0.02
 _LEARNT = 0.1
@@ -49,9 +49,11 @@ _OUTERMOST = 600
 
 
 class StepSizes:
-    """The step sizes that can be tried, numbered in ascending order.
+    """The step sizes of a search, numbered in ascending order.
 
-    Without ``given`` ones they are the grid ..., 0.01, 0.03, 0.1, 0.3, 1, 3, ...; 1 is number 0.
+    Args:
+        given: the step sizes; empty for the grid ..., 0.01, 0.03, 0.1, 0.3, 1, 3, ..., in which
+            1 is number 0.
     """
 
     def __init__(self, given: tuple[float, ...] = ()) -> None:
@@ -76,12 +78,12 @@ class StepSizes:
 
 
 class Search:
-    """A walk over the grid and what it has found so far.
+    """A search over the grid, and its results so far.
 
     Attributes:
         lrs: the step sizes by number.
         trials: records by number of the step size.
-        failed: whether a run ended in error where no smaller step size went well.
+        failed: whether a run ended in error and no run at a smaller step size was done.
     """
 
     def __init__(self, run: Run, start: int, given: tuple[float, ...] = ()) -> None:
@@ -92,7 +94,7 @@ class Search:
         self.failed = False
 
     def walk(self) -> Generator[Request, Answers, None]:
-        """Yield the runs that are needed and take their records, until the walk is over."""
+        """Yield requests for runs and receive their records, until the search has ended."""
         if self._given:
             yield from self._try(*range(len(self._given)))
             return
@@ -107,16 +109,16 @@ class Search:
 
     @property
     def best(self) -> int | None:
-        """Number of the best step size; None where no run was stable.
+        """Number of the best step size; None if no run is done.
 
-        Of equals the one with the least training loss, of equals again the largest.
+        Ties are broken by the smaller training loss, then by the larger step size.
         """
         stable = [index for index, record in self.trials.items() if record.merit > -math.inf]
         return max(stable, key=lambda i: (*standing([self.trials[i]]), i), default=None)
 
     @property
     def learnt(self) -> bool:
-        """Whether any run learnt something."""
+        """Whether the best run learnt something."""
         best = self.best
         if best is None:
             return False
@@ -133,7 +135,7 @@ class Search:
         while not (self.failed or worse >= _WORSE or no_better >= _NO_BETTER):
             if position < len(indices):
                 index = indices[position]
-            elif self.learnt:  # the bounds hold only where nothing was learnt
+            elif self.learnt:  # the bounds apply only if nothing was learnt
                 index = indices[0] + position * indices.step
             else:
                 return
@@ -150,7 +152,7 @@ class Search:
             no_better = 0 if better or not self.learnt else no_better + 1
 
     def _below_best(self) -> tuple[int, int]:
-        """Count what the walk down has seen already: points below the best, and the last worse."""
+        """Count tried points below the best: clearly worse ones from the lowest on, and all."""
         best = self.best
         if best is None or not self.learnt:
             return 0, 0
@@ -198,15 +200,15 @@ class Search:
 
 
 def standing(records: Sequence[Record]) -> tuple[float, float]:
-    """Rank a step size's runs: by their mean merit, and of equals by the training loss.
+    """Return a key to rank a step size: its runs' mean merit, and minus their mean training loss.
 
-    A metric on few held-out examples has the same value over decades of step sizes.
+    The loss breaks ties, since a metric on few examples is often equal over decades of step sizes.
     """
     merit = statistics.fmean(record.merit for record in records)
     return merit, -statistics.fmean(_loss(record) for record in records)
 
 
 def _loss(record: Record) -> float:
-    """Return the training loss at the end; infinite where there is none."""
+    """Return the final training loss; infinite if there is none."""
     value = (record.end or {}).get("train_loss")
     return math.inf if value is None else float(value)

@@ -1,4 +1,4 @@
-"""A model in training: the model, its optimizers, its batches, and how far it has come."""
+"""A run in progress: the model, its optimizers, its batches, and the number of steps taken."""
 
 import contextlib
 import math
@@ -29,20 +29,20 @@ from svag.problems.steps import Context, Step, afresh, micro_batched
 from svag.variance.per_example import CHECK_EVERY, within_batch_variance
 
 _LOOK_EVERY = 50
-"""Steps between two looks whether losses on a GPU are finite: each makes the host wait."""
+"""Steps between two checks that losses on a GPU are finite; each check makes the host wait."""
 
 
 class Session:
-    """A model in training: iterate to train, a step count at a time, to the next evaluation.
+    """A run in progress. Iterating trains it, and stops at every evaluation with the step count.
 
     Attributes:
         step: steps taken so far.
-        diverged: whether a loss, or a parameter, is no longer a finite number.
-        evaluates_all: whether evaluations are of all examples in any case.
+        diverged: whether a loss or a parameter is no longer finite.
+        evaluates_all: whether evaluations during the run already use all examples.
     """
 
     def __init__(self, problem: Problem, data: Data, run: Run, *, captured: bool = False) -> None:
-        """Build it; ``captured``: with the usual step as a CUDA graph, see :func:`captures`."""
+        """Build it; with ``captured`` the step is a CUDA graph, see :func:`captures`."""
         seed_everything(run.seed)
         self.problem, self.run = problem, run
         self.device = device_of(run.device)
@@ -85,11 +85,11 @@ class Session:
             self._capture()
 
     def __iter__(self) -> Iterator[int]:
-        """Train, and stop before the first step and at each evaluation with the step count."""
+        """Train; yield the step count before the first step and at each evaluation."""
         return self.stops()
 
     def stops(self, due: Callable[[], None] = lambda: None) -> Iterator[int]:
-        """Do the same; ``due`` is called before every step, when the state can be taken."""
+        """Iterate in the same way; ``due`` is called before every step, and may save the state."""
         if not self._resumed:
             yield 0
         every = self.run.eval_every
@@ -100,13 +100,13 @@ class Session:
                 yield self.step
 
     def advance(self, stop: int, due: Callable[[], None] = lambda: None) -> bool:
-        """Take steps until ``stop`` have been taken; False as soon as a loss is not finite.
+        """Take steps until ``stop`` have been taken; return False once a loss is not finite.
 
         Args:
-            stop: number of steps to have taken.
+            stop: step count to reach.
             due: called before every step.
         """
-        if not self._as_left:  # else modules are in the modes that a checkpoint gave back
+        if not self._as_left:  # a checkpoint has restored the modules' modes
             self.model.train()
         self._as_left = False
         schedule, steps = self.problem.schedule, self.run.steps
@@ -124,7 +124,7 @@ class Session:
         return True
 
     def _is_finite(self, loss: Tensor | float, *, look: bool) -> bool:
-        """Whether the loss is, and those before; on a GPU that is looked up now and then only."""
+        """Whether this and earlier losses are finite; on a GPU only checked with ``look``."""
         if not isinstance(loss, Tensor) or self.device.type == "cpu":
             return math.isfinite(self._number(loss))
         self._finite_losses.observe(loss)
@@ -134,10 +134,10 @@ class Session:
         return False
 
     def evaluate(self, *, full: bool = False) -> Figures:
-        """Return the figures of the evaluated splits; the state that is carried stays as it is.
+        """Return the figures of the evaluated splits; ``carried_state`` is not changed.
 
         Args:
-            full: whether on all examples, instead of as many as are evaluated during the run.
+            full: whether to evaluate all examples, instead of ``run.eval_examples``.
         """
         evaluation = self._evaluation_in_full if full else self._evaluation
         if not self._finite():
@@ -145,7 +145,7 @@ class Session:
             return evaluation.nothing()
         carried = getattr(self.model, "carried_state", None)
         self.model.eval()
-        # What is drawn at random in an evaluation is the same each time, and leaves no trace.
+        # Every evaluation draws the same random numbers and leaves the generators unchanged.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
             figures = evaluation.figures(self.model)
@@ -155,10 +155,10 @@ class Session:
         return figures
 
     def state_dict(self) -> State:
-        """Return all that the run goes on from.
+        """Return the state from which the run can continue.
 
         Raises:
-            NotResumable: the model, an optimizer or the step has state that cannot be taken along.
+            NotResumable: the model, an optimizer or the step has state that cannot be saved.
         """
         if not self._finite_losses:
             raise NotResumable("a loss was not finite")
@@ -172,9 +172,9 @@ class Session:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Go on from there, in a session of the same run."""
+        """Restore a state of a session of the same run."""
         self._resumable.load_state_dict(state)
-        if self._captured:  # the state may be of an attempt that was not
+        if self._captured:  # the state may be of an attempt without a CUDA graph
             self._on_the_device()
         self.step, self._factor, self._resumed = state["taken"], state["factor"], True
         self._as_left = True
@@ -199,7 +199,7 @@ class Session:
         return all(p.isfinite().all().item() for p in params)
 
     def _optimizers(self) -> list[Optimizer]:
-        """Build the problem's optimizers, or the usual one."""
+        """Build the problem's optimizers, or one for all parameters."""
         if self.problem.optimizers is None:
             return [self._make(self.model.parameters())]
         built = list(self.problem.optimizers(self.model, self._make))
@@ -214,10 +214,10 @@ class Session:
         return build(self._entrant, self._groups(params), lr=self.run.lr * lr_factor)
 
     def _groups(self, params: Any) -> Any:
-        """Return parameters, or groups of them; with weight decay, weights apart from others.
+        """Return parameters or groups; with weight decay, weights and others in separate groups.
 
-        A method's own ``weight_decay`` takes the place of the problem's, on the same parameters.
-        A group that states one keeps it.
+        A method's own ``weight_decay`` replaces the problem's, on the same parameters. A group that
+        states its own keeps it.
         """
         given = self._entrant.options.get("weight_decay")
         decay = self.run.weight_decay if given is None else float(given)  # type: ignore[arg-type]
@@ -239,30 +239,30 @@ class Session:
                     group["lr"] = lr * factor
 
     def _watch(self) -> Agreement | None:
-        """Return what compares the estimates of the variance, where the method keeps its own."""
+        """Return an :class:`Agreement` if the method averages within-batch variances, else None."""
         optimizer = self.optimizers[0]
         if isinstance(optimizer, Dissected) and "exp_avg_var" in optimizer.anatomy.buffers:
             return Agreement(self.model, optimizer)
         return None
 
     def _step_function(self) -> Step:
-        """Return the problem's own step, or the usual one in the form that the method needs."""
+        """Return the problem's own step, or the default step that the method needs."""
         if self._own_step is not None:
             return self._with_precision(self._own_step)
         if not self._entrant.within_batch:
             return supervised(self.problem.loss, self._precision)
-        self.model.train()  # a frozen BatchNorm stays in evaluation mode
+        self.model.train()  # a model may override train() to keep BatchNorm in evaluation mode
         if any(isinstance(m, _BatchNorm) and m.training for m in self.model.modules()):
             return micro_batched(self.problem.loss, self._precision)
         return supervised(self.problem.loss, self._precision, self._recording)
 
     def _capture(self) -> None:
-        """Have the step replayed: what changes from step to step goes to the device."""
+        """Replace the step by a CUDA graph; move values that change at every step to the device."""
         self._on_the_device()
         self._take_step = Captured(self._take_step, self.device, self._resumable.digests)
 
     def _on_the_device(self) -> None:
-        """Keep step sizes and numbers of steps where a graph reads them."""
+        """Move step sizes and step counts to the device, where a graph reads them."""
         if self.device.type != "cuda":
             return
         for optimizer in self.optimizers:
@@ -276,7 +276,7 @@ class Session:
     def _with_precision(self, own: Step) -> Step:
         def step(model: nn.Module, batches: Any, optimizers: Sequence[Optimizer]) -> Tensor | float:
             with self._precision():
-                # The cache of weights in low precision would outlast an update of the weights.
+                # autocast's cache of cast weights would be stale after an update of the weights.
                 torch.set_autocast_cache_enabled(False)
                 return own(model, batches, optimizers)
 
@@ -312,9 +312,15 @@ class Session:
 
 
 def captures(problem: Problem, data: Data, run: Run) -> bool:
-    """Whether the step of a run can be replayed as a CUDA graph, by trying it on the device.
+    """Whether the step of a run can be a CUDA graph; it is tried on the device.
 
-    It can where it is the usual one, without state that is carried on, and the optimizer is svag's.
+    It must be the default step, with one optimizer of svag's and without carried state or
+    within-batch variance.
+
+    Args:
+        problem: the problem.
+        data: its data.
+        run: a run on a CUDA device.
     """
     one = entrant(run.method)
     own = problem.step or problem.optimizers or problem.carry_state
@@ -322,13 +328,13 @@ def captures(problem: Problem, data: Data, run: Run) -> bool:
         return False
     try:
         Session(problem, data, run, captured=True).advance(min(WARM_UP + 2, run.steps))
-    except Exception:  # what is wrong with the problem itself is for its run to report
+    except Exception:  # if the problem itself raises, its run will record the error
         return False
     return True
 
 
 def _parted(group: dict[str, Any], decay: float) -> list[dict[str, Any]]:
-    """Part a group of parameters into weights, which decay, and others."""
+    """Split a group of parameters into weights, which decay, and others."""
     if "weight_decay" in group:
         return [group]
     params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])

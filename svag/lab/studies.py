@@ -1,7 +1,7 @@
-"""A study: what is compared, how often and by which protocol. Kept as a file beside its records.
+"""A study: the methods to compare, the number of runs and the protocol, in a file by its records.
 
-``DIR/studies/<id>.json`` has all that a plan follows from, so that the report can follow it again
-through the records, and so that a study that is continued begins its searches where it did.
+``DIR/studies/<id>.json`` has all settings of the plan. With it the report can replay the plan on
+the records, and a study that is continued begins its searches at the same step sizes.
 """
 
 import hashlib
@@ -30,17 +30,17 @@ class Study:
 
     Attributes:
         base: the run that all its runs are variations of.
-        methods: keys.
-        seeds: final runs of every method, n.
-        protocol: ``tuned``: several seeds decide among the best neighbours of the search, n fresh
-            ones give the figures; ``paper``: the search of one seed decides (§6.1).
-        selection_seeds: seeds that decide, at first, among the neighbours.
-        lrs: step sizes that are settled and not searched for, by method.
-        grids: step sizes to search among, by method, instead of a walk.
-        starts: numbers of the step sizes that the walks begin at, by method.
+        methods: keys of the methods.
+        seeds: number of final runs of every method, n.
+        protocol: ``tuned``: several seeds choose among the best step sizes of the search, and n
+            fresh seeds give the figures; ``paper``: the search with one seed chooses (§6.1).
+        selection_seeds: number of seeds with which candidates are first run.
+        lrs: fixed step sizes, without a search, by method.
+        grids: step sizes to search among, by method, instead of the default grid.
+        starts: numbers of the step sizes at which searches begin, by method.
         code: versions of the code of optimizers from outside svag, by method.
-        smallest_effect: difference of the metric that matters; None for the default.
-        source: what the problem was asked for by.
+        smallest_effect: smallest difference of the metric that matters; None for the default.
+        source: the text by which the user named the problem.
     """
 
     base: Run
@@ -90,13 +90,13 @@ class Study:
 
     @property
     def id(self) -> str:
-        """Name of the study: a hash of all but the places where searches begin and its source."""
+        """Id of the study: a hash of its fields except ``starts`` and ``source``."""
         canonical = json.dumps(self._settled(), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What all its runs share."""
+        """The settings that all its runs share."""
         return {key: getattr(self.base, key) for key in STUDY}
 
     def run(self, key: str) -> Run:
@@ -119,17 +119,17 @@ class Study:
 
 @dataclass(frozen=True)
 class Filed:
-    """A study as it lies in a folder, and when it was last begun or gone on with."""
+    """A study that is stored in a folder, and when it was last started or continued."""
 
     study: Study
     when: str
 
 
 def keep(directory: Path, study: Study) -> Study:
-    """Write a study's file, or note in it that the study goes on.
+    """Write a study's file, or update its time if it exists.
 
     Returns:
-        The study, its searches beginning where they began the first time.
+        The study, with the ``starts`` of the first time.
 
     Raises:
         RecordError: the file cannot be read or written.
@@ -185,9 +185,9 @@ def _read(path: Path) -> Filed:
 
 
 def _check(study: Study) -> None:
-    """Raise where a value has the wrong type, which dataclasses do not notice."""
+    """Raise if a value has the wrong type, which dataclasses do not check."""
     if not all(type(number) is int and number in StepSizes() for number in study.starts.values()):
         raise ValueError(f"starts={study.starts}: they are numbers of step sizes of the grid")
     if not all(isinstance(key, str) for key in (*study.starts, *study.grids, *study.lrs)):
         raise ValueError("methods are named by their keys")
-    study.base.quantity  # noqa: B018 - raises where the metric is none
+    study.base.quantity  # noqa: B018 - raises if the metric is invalid

@@ -8,7 +8,7 @@ from svag.problems import Data, Problem
 
 _EVALUATIONS = 20
 EVAL_EXAMPLES = 1000
-"""Examples of each split that are evaluated during a run, unless another number is asked for."""
+"""Default number of examples of each split to evaluate during a run."""
 
 
 def template(
@@ -24,11 +24,23 @@ def template(
     autocast: str | None = None,
     channels_last: bool | None = None,
 ) -> Run:
-    """Return it; what is None is the problem's own.
+    """Return the run that all runs of a study are variations of; its method and seed are open.
+
+    Args:
+        problem: the problem.
+        data: its data.
+        steps: steps of a run.
+        select: ``"test"`` or ``"validation"``; None for the problem's own.
+        batch_size: examples in a batch; None for the problem's own.
+        weight_decay: lambda of the L2 term; None for the problem's own.
+        eval_examples: examples of each split to evaluate during a run; None for all.
+        device: ``"cpu"`` or ``"cuda"``.
+        autocast: dtype of the forward pass, such as ``"bfloat16"``; None for no autocast.
+        channels_last: whether to use that memory format; None for the problem's own.
 
     Raises:
-        InvalidOption: there are fewer examples to train on than a batch has, or the batch size of
-            a problem that carries state is another than its rows are laid out for.
+        InvalidOption: there are fewer training examples than a batch needs, or the problem carries
+            state and its rows are laid out for another batch size.
     """
     size = problem.batch_size if batch_size is None else batch_size
     if problem.carry_state and size != problem.batch_size:

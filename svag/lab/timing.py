@@ -1,4 +1,4 @@
-"""How long a run takes, from a few of its steps; evaluating costs a third of training."""
+"""Estimates the time of a run from a few steps; an evaluated example costs a third of training."""
 
 import time
 from dataclasses import replace
@@ -10,7 +10,7 @@ from svag.lab.studies import Study
 from svag.problems import Data, Problem
 
 SEED = 2**31 - 1
-"""Seed of the steps that are timed, which no run has."""
+"""Seed of the timed steps; no run of a study has it."""
 
 _STEPS, _SECONDS = 6, 5.0
 _LR = 1e-6
@@ -18,9 +18,16 @@ _EVALUATING = 1 / 3
 
 
 def seconds_a_run(problem: Problem, data: Data, study: Study, threads: int) -> float:
-    """Time a few steps of the first method, of which the fastest counts: the first ones compile.
+    """Return the estimated seconds of a run, from the fastest of a few steps of the first method.
 
-    Whatever the problem's own code raises is passed on.
+    The fastest counts, since the first steps may compile. Exceptions of the problem's own code are
+    passed on.
+
+    Args:
+        problem: the problem.
+        data: its data.
+        study: the study.
+        threads: number of torch's threads.
     """
     run = study.run(study.methods[0])
     before = torch.get_num_threads()

@@ -1,8 +1,8 @@
 """One run: a problem, a method, a step size, a seed -> a record.
 
-Numerical failure is a status, not an exception: a run has diverged when a loss, an evaluated loss
-or a parameter is no longer a finite number. Nothing else is divergence: losses may be negative, may
-rise and fall again, and may end above where they began; the metric judges that.
+Numerical failure is a status, not an exception: a run has diverged if a training loss, an evaluated
+loss or a parameter is not finite. Nothing else counts as divergence: losses may be negative, may
+rise and fall again, and may end above their first value, which shows in the metric.
 """
 
 import time
@@ -22,11 +22,11 @@ from svag.lab.session import Session, captures
 from svag.problems import Data, Problem
 
 _BROADCAST = "Using a target size .* that is different to the input size"
-"""What torch warns of where a loss compares (n, 1) with (n,), that is each with every other."""
+"""torch's warning if a loss broadcasts (n, 1) against (n,), and so compares all pairs."""
 
 
 class TimedOut(SvagError):
-    """A run took longer than it may."""
+    """A run took longer than its time limit."""
 
 
 def train(
@@ -39,20 +39,20 @@ def train(
     timeout: float | None = None,
     checkpoint_every: float | None = checkpoints.EVERY,
 ) -> None:
-    """Train once and record it; whatever ends the run is in the record as its status.
+    """Train once and write the record; its status says how the run ended.
 
-    A run that was broken off goes on from its checkpoint. On a CPU it ends as one that was not, to
-    the bit, where processor and number of threads are the same; on a GPU within the determinism
-    that torch offers there, which does not restore the dropout inside cuDNN's recurrent layers.
+    A run that was interrupted continues from its checkpoint. On a CPU the result is the same, bit
+    for bit, as without the interruption, if processor and number of threads are the same. On a GPU
+    it is as reproducible as torch is there; the dropout inside cuDNN's recurrent layers is not.
 
     Args:
-        problem: the task.
+        problem: the problem.
         data: its data, as ``problem.load`` returned them.
         run: method, step size, seed and length.
-        directory: its folder ``records`` receives the record, ``checkpoints`` the checkpoints.
-        progress: called with the number of steps taken after each evaluation.
-        timeout: seconds after which the run ends in error; None for as long as it takes.
-        checkpoint_every: seconds between two checkpoints; None for none.
+        directory: its subfolder ``records`` receives the record, ``checkpoints`` the checkpoints.
+        progress: called after each evaluation with the number of steps taken.
+        timeout: seconds after which the run ends in error; None for no limit.
+        checkpoint_every: seconds between two checkpoints; None for no checkpoints.
 
     Raises:
         KeyboardInterrupt: passed on after the record has been closed as interrupted.
@@ -115,7 +115,7 @@ class _Attempt:
         return "diverged" if session.diverged else "done", {"step": session.step, **figures}
 
     def noted(self) -> dict[str, float | str]:
-        """Return what is noted about the attempt itself when it ends."""
+        """Return the fields of the ``end`` line about the attempt itself, such as its wall time."""
         noted: dict[str, float | str] = {"wall_time": self._seconds}
         if self._resumed is not None:
             noted["resumed"] = self._resumed
@@ -126,7 +126,7 @@ class _Attempt:
         return noted
 
     def _session(self) -> Session:
-        """Return the session where its checkpoint left it, or a new one."""
+        """Return a session that continues from the checkpoint, or a new one."""
         found = self._kept.read()
         task = (self._problem, self._data, self._run)
         self._captured = self._run.device == "cuda" and captures(*task)
@@ -135,7 +135,7 @@ class _Attempt:
             return session
         try:
             session.load_state_dict(found.state)
-        except Exception as error:  # whatever the load_state_dict of a user's model raises
+        except Exception as error:  # a user's load_state_dict may raise anything
             self._kept.set_aside(f"does not fit ({in_one_line(error)[:200]})")
             return Session(*task, captured=self._captured)
         self._recorder.repeat(found.lines)

@@ -1,4 +1,4 @@
-"""Learning tasks: the contract, the built-in ones, and the way to a user's own."""
+"""Learning tasks: the class :class:`Problem`, the built-in problems, and loading a user's own."""
 
 from svag.problems.metric import (
     Metric,

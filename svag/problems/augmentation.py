@@ -1,10 +1,10 @@
 """Random changes of a batch of images ``(n, c, h, w)``, drawn from one generator, on any device.
 
-Each ``random_*`` draws one number an image and calls the function of the same name, which does the
-rest and draws nothing. Crops and flips take any type, the colours floats in [0, 1]. Brightness,
-saturation and contrast are those of TensorFlow's ``tf.image``; like there, results are not clipped
-to [0, 1]. Nothing waits for the device, so that a CUDA graph can hold all of it; the generator has
-to be on the device of the images.
+Each ``random_*`` draws one number per image and passes them to the function of the same name, which
+is deterministic. Crops and flips take any dtype, changes of colour take floats in [0, 1].
+Brightness, saturation and contrast are those of TensorFlow's ``tf.image``; as there, results are
+not clipped to [0, 1]. No function synchronises with the device, so a CUDA graph can capture them;
+the generator has to be on the device of the images.
 
 Example:
     >>> import torch
@@ -22,7 +22,7 @@ from svag.errors import InvalidOption
 
 
 def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Pad with zeros and cut the original size out again, anywhere; see :func:`crop`.
+    """Pad with zeros and cut out the original size at a random offset; see :func:`crop`.
 
     Args:
         images: ``(n, c, h, w)``, of any type.
@@ -57,8 +57,9 @@ def crop(images: Tensor, padding: int, tops: Tensor, lefts: Tensor) -> Tensor:
         New images of the same shape and type.
     """
     count, channels, height, width = images.shape
-    # A crop is one run of values in the padded batch, some between the rows to be left out: runs
-    # are copied much faster than single values. The last row more leaves room for the last run.
+    # Each crop is copied as one contiguous run of the padded batch, which is faster than copying
+    # single values; as_strided then drops the values between its rows. One more row of padding
+    # at the bottom makes room for the last run.
     padded = functional.pad(images.contiguous(), (padding, padding, padding, padding + 1))
     rows, row = padded.shape[2:]
     length = ((channels - 1) * rows + height) * row
@@ -92,7 +93,7 @@ def flip(images: Tensor, flipped: Tensor) -> Tensor:
 
     Args:
         images: ``(n, c, h, w)``, of any type.
-        flipped: ``(n,)`` booleans, whether to do so.
+        flipped: ``(n,)`` booleans: which images to mirror.
 
     Returns:
         New images of the same shape and type.
@@ -100,7 +101,7 @@ def flip(images: Tensor, flipped: Tensor) -> Tensor:
     mirrored, chosen = images.flip(3), flipped.view(-1, 1, 1, 1)
     if images.dtype != torch.uint8:
         return torch.where(chosen, mirrored, images)
-    # The same for bytes, in operations that torch vectorises: b ^ ((a ^ b) & mask) is a or b.
+    # torch vectorises these for bytes, unlike where(): b ^ ((a ^ b) & mask) is a or b.
     mask = chosen.to(torch.uint8) * 255
     return mirrored.bitwise_xor_(images).bitwise_and_(mask).bitwise_xor_(images)
 
@@ -157,11 +158,11 @@ def random_saturation(
 
 
 def saturation(images: Tensor, factors: Tensor) -> Tensor:
-    """Multiply the saturation S of HSV by a factor, hue H and value V kept.
+    """Multiply the saturation S of HSV by a factor; hue H and value V stay as they are.
 
     With V the largest of a pixel's channels x and S = (V - min x) / V, every channel becomes
-    ``V - f' (V - x)``, where ``f' = min(f, 1 / S)`` keeps the new S at most 1. As in TensorFlow, S
-    counts as 0 where V <= 0, which brightness can cause.
+    ``V - f' (V - x)``, where ``f' = min(f, 1 / S)`` keeps the new S at most 1. As in TensorFlow,
+    S is taken as 0 where V <= 0; a change of brightness can make V negative.
 
     Args:
         images: ``(n, 3, h, w)``, floats.
@@ -197,19 +198,19 @@ def random_contrast(images: Tensor, low: float, high: float, generator: torch.Ge
 
 
 def contrast(images: Tensor, factors: Tensor) -> Tensor:
-    """Turn x into ``mean + factors[i] (x - mean)``, the mean that of a channel of image ``i``."""
+    """Return ``mean + factors[i] (x - mean)``, with the mean of each channel of image ``i``."""
     mean = images.mean((2, 3), keepdim=True)
     return (images - mean).mul_(factors.view(-1, 1, 1, 1)).add_(mean)
 
 
 def _uniform(images: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """Draw one number an image, of the images' type."""
+    """Draw one number per image, of the images' dtype."""
     drawn = torch.rand(len(images), generator=generator, device=images.device)
     return drawn.mul_(high - low).add_(low).to(images.dtype)
 
 
 def _check_images(images: Tensor) -> None:
-    """Refuse what is no batch of images."""
+    """Raise if this is no batch of images."""
     if images.ndim != 4 or not images.numel():
         raise InvalidOption(
             f"images of shape {tuple(images.shape)}: give a batch (n, c, h, w) without a zero"
@@ -217,7 +218,7 @@ def _check_images(images: Tensor) -> None:
 
 
 def _check_floats(images: Tensor) -> None:
-    """Refuse what is no batch of images with floats, bytes above all."""
+    """Raise if this is no batch of images of a floating-point dtype."""
     _check_images(images)
     if not images.is_floating_point():
         raise InvalidOption(

@@ -1,10 +1,11 @@
 """Problems on CIFAR: the paper's P2 and P3, and a small relative of P3 that fits a CPU.
 
-Images stay bytes in memory and on the device; a batch becomes floats when it is trained on. DeepOBS
-gives the networks, batch sizes, regularisation, augmentation and P3's schedule. Settled here, since
-the paper does not say: inputs are standardised by the mean and standard deviation of each channel
-of the training images, as in DeepOBS' torch form; colours change after crop and flip, in the order
-brightness, saturation, contrast, before the standardisation.
+Images stay bytes in memory and on the device; a batch becomes floats when it is trained on. The
+networks, batch sizes, regularisation, augmentation and P3's schedule are those of DeepOBS. The
+paper does not specify the following, which is our choice: inputs are standardised by the mean and
+standard deviation of each channel of the training images, as in DeepOBS' PyTorch version; colours
+change after crop and flip, in the order brightness, saturation, contrast, before the
+standardisation.
 
 References:
     L. Balles, P. Hennig, "Dissecting Adam", ICML 2018, section 6.
@@ -47,7 +48,7 @@ SMALL_TRAIN_A_CLASS = 50
 def cifar10_3c3d() -> Problem:
     """Classify CIFAR-10 with the 3c3d network: P2 of the paper.
 
-    The length of 40,000 steps is believed; the paper does not give it.
+    The length of 40,000 steps is a guess; the paper does not give it.
     """
     return Problem(
         name="cifar10-3c3d",
@@ -109,12 +110,12 @@ def cifar100_wrn102_5k() -> Problem:
 
 
 def standardised(images: Nested, channels: tuple[tuple[float, ...], tuple[float, ...]]) -> Tensor:
-    """Turn images into floats of mean 0 and standard deviation 1 a channel.
+    """Turn images into floats with mean 0 and standard deviation 1 in each channel.
 
     Args:
-        images: ``(n, c, h, w)``: bytes, which are divided by 255, or floats in [0, 1], which the
-            augmentation returns and which are taken as they are.
-        channels: mean and standard deviation of each channel, of floats in [0, 1].
+        images: ``(n, c, h, w)``: bytes, which are divided by 255, or floats in [0, 1], as the
+            augmentation returns them.
+        channels: the means and the standard deviations of the channels, of floats in [0, 1].
 
     Returns:
         New images of the same shape, floats.
@@ -125,20 +126,20 @@ def standardised(images: Nested, channels: tuple[tuple[float, ...], tuple[float,
     return (floats - mean).div_(deviation)
 
 
-@cache  # a CUDA graph must not hold the copy to the device
+@cache  # so that the copy to the device is not part of a CUDA graph
 def _a_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Hold a number a channel on a device, in the shape of images."""
-    with torch.inference_mode(False):  # else what evaluation made could not be trained with later
+    """Return one number per channel as a tensor ``(1, c, 1, 1)`` on a device."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be trained with
         return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def _cropped(images: Nested, generator: torch.Generator) -> Tensor:
-    """Augment as P3 does, bytes to bytes."""
+    """Augment as in P3: crop and flip, bytes to bytes."""
     return random_flip(random_crop(cast(Tensor, images), 4, generator), generator)
 
 
 def _cropped_and_coloured(images: Nested, generator: torch.Generator) -> Tensor:
-    """Augment as P2 does, bytes to floats that are in [0, 1] but for the colours' changes."""
+    """Augment as in P2: bytes to floats, which changes of colour may move out of [0, 1]."""
     moved = random_flip(random_crop(cast(Tensor, images), 2, generator), generator)
     brighter = random_brightness(moved / 255, 63 / 255, generator)
     saturated = random_saturation(brighter, 0.5, 1.5, generator)
@@ -161,7 +162,7 @@ def _load_small(data_dir: Path | None) -> Data:
     """Read CIFAR-100 and keep the first 50 training images of each class, in a random order."""
     data = _load("cifar-100", data_dir)
     labels = cast(Tensor, data.train.targets).numpy()
-    # numpy promises the stream of RandomState for every version, of default_rng it does not.
+    # NumPy guarantees the same stream in every version for RandomState, not for default_rng.
     order = np.random.RandomState(0).permutation(len(labels))
     of_class = [np.flatnonzero(labels[order] == label) for label in range(100)]
     places = np.sort(np.concatenate([found[:SMALL_TRAIN_A_CLASS] for found in of_class]))

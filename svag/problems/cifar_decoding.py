@@ -1,7 +1,7 @@
-"""The re-encoded form of CIFAR: decoded once by the program that comes with it, then kept.
+"""The re-encoded form of CIFAR: decoded once by the program that comes with it, then cached.
 
-``<data>/cifar-10`` holds ``labels.npz`` and ``images.rans``, ``<data>`` the decoder. The decoded
-images, ``cifar-10.npy``, lie in one of the two or in the cache folder.
+The folder ``<data>/cifar-10`` holds ``labels.npz`` and ``images.rans``, and ``<data>`` the decoder.
+The decoded images, ``cifar-10.npy``, are in one of these two folders or in the cache folder.
 """
 
 import fcntl
@@ -30,11 +30,11 @@ _REMEDY = "copy it again from where the re-encoded data came from"
 
 
 def read_encoded(known: CifarSet, home: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read all images and labels, training examples first; decode the images if need be.
+    """Read all images and labels, training examples first; decode the images if necessary.
 
     Args:
         known: the data set.
-        home: the folder of ``labels.npz``.
+        home: the folder that holds ``labels.npz``.
 
     Returns:
         Images ``(n, 32, 32, 3)`` and labels ``(n,)``.
@@ -69,7 +69,7 @@ def _read_pixels(known: CifarSet, path: Path) -> NDArray[np.uint8]:
 
 
 def _check_pixels(known: CifarSet, pixels: NDArray[np.uint8], source: str, remedy: str) -> None:
-    """Compare images with those of the data set."""
+    """Compare the images' checksum with the data set's."""
     digest = hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
     if digest == known.pixels:
         return
@@ -84,7 +84,7 @@ def _check_pixels(known: CifarSet, pixels: NDArray[np.uint8], source: str, remed
 
 
 def _decoded(known: CifarSet, home: Path) -> Path:
-    """Return the file of decoded images, written now if there is none."""
+    """Return the path of the decoded images; decode them if there is no such file."""
     for folder in (home.parent, home):
         if (path := folder / known.decoded_name).is_file():
             return path
@@ -98,7 +98,7 @@ def _decoded(known: CifarSet, home: Path) -> Path:
 
 @contextmanager
 def _one_process_at_a_time(path: Path) -> Iterator[None]:
-    """Wait while another process decodes to the same path."""
+    """Hold a lock, so that only one process decodes to a path at a time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f"{path.name}.lock").open("w")
@@ -110,7 +110,7 @@ def _one_process_at_a_time(path: Path) -> Iterator[None]:
 
 
 def _decode(known: CifarSet, home: Path, path: Path) -> None:
-    """Run the decoder that lies beside the data, if it is the known one, and keep the images."""
+    """Run the decoder that comes with the data, after a check of its hash; write the images."""
     stream = home / known.stream.name
     program, model = (home.parent / file.name for file in (DECODER, DECODER_MODEL))
     wanted = ((stream, known.stream), (program, DECODER), (model, DECODER_MODEL))
@@ -139,7 +139,7 @@ def _decode(known: CifarSet, home: Path, path: Path) -> None:
 
 
 def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write images so that a reader finds all of them or no file."""
+    """Write images to a scratch file and rename it, so that no partial file is ever read."""
     part = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as opened:
@@ -154,7 +154,7 @@ def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> DataError:
-    """Say that the cache cannot be written."""
+    """Return the error for a cache that cannot be written."""
     return DataError(
         f"decoded images cannot be kept as {str(path)!r} ({error.strerror or error}); name another "
         "folder as $SVAG_CACHE"

@@ -33,13 +33,13 @@ class Cifar(NamedTuple):
 
 
 def load_cifar(name: str, data_dir: Path | None = None) -> Cifar:
-    """Read a CIFAR data set in whichever form is there; the result is the same, bit for bit.
+    """Read a CIFAR data set from any of its forms; the result is the same, bit for bit.
 
-    Below the data directory are looked for, in this order: the extracted folder
+    The data directory is searched for, in this order: the extracted folder
     (``cifar-10-batches-py``, ``cifar-100-python``), the archive (``cifar-10-python.tar.gz``,
     ``cifar-100-python.tar.gz``), each also in a subfolder ``cifar-10`` or ``cifar-100``; then the
-    re-encoded form of :mod:`svag.problems.cifar_decoding`. The archives are pickles; no code of
-    theirs is run.
+    re-encoded form of :mod:`svag.problems.cifar_decoding`. The archives contain pickles; they are
+    read without running code from them.
 
     Args:
         name: ``"cifar-10"`` or ``"cifar-100"``.
@@ -57,7 +57,7 @@ def load_cifar(name: str, data_dir: Path | None = None) -> Cifar:
 
 
 def read_cifar(known: CifarSet, data_dir: Path | None = None) -> Cifar:
-    """Do so for a data set of which the checksums are given; see :func:`load_cifar`."""
+    """Read a data set with given checksums; see :func:`load_cifar`."""
     named = named_folder(known.title, data_dir)
     if named is None:
         pixels, labels = _from_archive(known, download(known.published, known.archive))
@@ -73,7 +73,7 @@ def read_cifar(known: CifarSet, data_dir: Path | None = None) -> Cifar:
 def _from_folder(
     known: CifarSet, root: Path, origin: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read the first form that is there."""
+    """Read the first of the forms that exists below a folder."""
     homes = (root, root / known.name)
     extracted = [home / known.folder for home in homes]
     extracted += [root] * (root.name == known.folder)
@@ -91,7 +91,7 @@ def _from_folder(
 
 
 def _lacking(known: CifarSet, root: Path, origin: str, extracted: list[Path]) -> str:
-    """Say what was looked for, and what is there that may have been taken for it."""
+    """Return the message that names the missing files, and similar files that were found."""
     there = ""
     for folder in filter(Path.is_dir, extracted):
         lost = [file.name for file in known.batches if not (folder / file.name).is_file()]
@@ -140,7 +140,7 @@ def _from_archive(known: CifarSet, path: Path) -> tuple[NDArray[np.uint8], NDArr
 def _joined(
     known: CifarSet, contents: Mapping[str, bytes], source: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read the batches, and put them one after the other."""
+    """Read the batches and concatenate them."""
     pixels, labels = zip(
         *(
             _read_batch(known, contents[file.name], f"{file.name} of {source!r}")
@@ -168,7 +168,7 @@ def _read_batch(
 
 
 def _check_content(known: CifarSet, pixels: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
-    """Make sure that every form gives the same images and labels."""
+    """Check the hashes of images and labels, which are the same for every form."""
     for what, values, expected in (
         ("images", pixels, known.pixels),
         ("labels", labels, known.labels),

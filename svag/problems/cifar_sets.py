@@ -1,4 +1,4 @@
-"""What is known of CIFAR-10 and CIFAR-100: names, sizes and checksums of their files."""
+"""Names, sizes and checksums of the files of CIFAR-10 and CIFAR-100."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ ADDRESS = "https://www.cs.toronto.edu/~kriz/"
 
 @dataclass(frozen=True)
 class CifarSet:
-    """One of the two data sets, in each form that it is read in.
+    """One of the two data sets, with the files of each form in which it can be read.
 
     Attributes:
-        name: as its folder and its decoded file are called.
+        name: name of its folder and of the file of decoded images.
         archive: the file that the authors publish.
         folder: the folder in the archive.
         batches: the files in that folder, in order, the test images last.
-        label_key: what a batch calls its labels.
+        label_key: key of the labels in a batch file.
         pixels: SHA-256 of all images, ``(n, 32, 32, 3)``, training images first.
         labels: SHA-256 of all labels as bytes, in the same order.
         stream: the compressed images of the re-encoded form.
@@ -40,7 +40,7 @@ class CifarSet:
 
     @property
     def title(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return self.name.upper()
 
     @property
@@ -106,7 +106,7 @@ CIFAR_100 = CifarSet(
 )
 CIFAR_SETS = {known.name: known for known in (CIFAR_10, CIFAR_100)}
 
-# The program that decodes the re-encoded form, which lies beside the data, and its table.
+# The program that decodes the re-encoded form, and its table; both come with the data.
 DECODER = DataFile(
     "decode_cifar.py", "sha256:00d182431448d43078eb4a80720f18a09f6b2fd965d3abef6adc26e17bbe69e4"
 )
@@ -116,7 +116,7 @@ DECODER_MODEL = DataFile(
 
 
 def cifar_set(name: str) -> CifarSet:
-    """Return what is known of the data set of a name.
+    """Return the data set with a name.
 
     Raises:
         UnknownName: it is neither ``cifar-10`` nor ``cifar-100``.
@@ -130,7 +130,7 @@ def cifar_set(name: str) -> CifarSet:
 
 
 def files_known_by_checksum() -> dict[str, str]:
-    """Return what each published file is, by its checksum: to name what was given for another."""
+    """Return the name of each published file by its checksum, to say which file was mixed up."""
     return {
         file.checksum: f"{file.name} of {known.title}"
         for known in CIFAR_SETS.values()

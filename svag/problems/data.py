@@ -1,4 +1,4 @@
-"""Original data files: where they are looked for, how they are checked, how they are read."""
+"""Finds, downloads, checks and reads original data files."""
 
 import gzip
 import hashlib
@@ -20,7 +20,7 @@ class DataFile:
     Attributes:
         name: without folders.
         checksum: ``sha256:`` or ``md5:`` and the hexadecimal digits.
-        size: in bytes; None where the authors give none.
+        size: in bytes; None if the authors do not give it.
     """
 
     name: str
@@ -33,12 +33,12 @@ class DataSet:
     """The files of one data set.
 
     Attributes:
-        title: what messages call it.
-        address: URL of the folder that the files are published in, ending in a slash; empty where
-            no address publishes them.
-        folders: where the files may lie below a data directory.
-        files: all of them, whether or not each is needed.
-        origin: how to get files that no address publishes.
+        title: its name in messages.
+        address: URL of the folder that the files are published in, ending in a slash; empty if
+            they cannot be downloaded.
+        folders: subfolders of a data directory in which the files are searched for.
+        files: all files of the data set, even those that svag does not read.
+        origin: how to get files that cannot be downloaded.
     """
 
     title: str
@@ -48,7 +48,7 @@ class DataSet:
     origin: str = ""
 
     def remedy(self, name: str = "") -> str:
-        """Say where a file, or all of them, can be had."""
+        """Return a text that says where to get a file, or all files."""
         return f"from {self.address}{name}" if self.address else self.origin
 
 
@@ -100,10 +100,10 @@ TOLSTOY = DataSet(
 
 
 def locate(data_set: DataSet, data_dir: Path | None = None) -> dict[str, Path]:
-    """Find the files of a data set, download them if no folder was named, and check them.
+    """Find and check the files of a data set; download them if no folder is named.
 
     Args:
-        data_set: what to look for.
+        data_set: the data set.
         data_dir: folder that holds the files or one of ``data_set.folders``; if None,
             ``$SVAG_DATA``; if that is unset or empty too, the files are downloaded once to
             ``cache_folder()``.
@@ -131,11 +131,14 @@ def locate(data_set: DataSet, data_dir: Path | None = None) -> dict[str, Path]:
 
 
 def named_folder(title: str, data_dir: Path | None) -> tuple[Path, str] | None:
-    """Return the folder that the user names for data, and what messages call it, if any.
+    """Return the user's data folder, with words that say where its name comes from.
 
     Args:
-        title: what messages call the data set.
+        title: name of the data set in messages.
         data_dir: the folder given as an argument; if None, ``$SVAG_DATA``.
+
+    Returns:
+        The folder and the words; None if the user names no folder.
 
     Raises:
         DataError: there is no such folder.
@@ -155,13 +158,13 @@ def named_folder(title: str, data_dir: Path | None) -> tuple[Path, str] | None:
 
 
 def cache_folder() -> Path:
-    """Return where downloaded and decoded files are kept.
+    """Return the folder for downloaded and decoded files.
 
-    ``$SVAG_CACHE``; if that is unset or empty, ``svag`` in the cache folder of the operating
-    system.
+    It is ``$SVAG_CACHE``; if that is unset or empty, the folder ``svag`` in the cache folder of the
+    operating system.
 
     Raises:
-        DataError: the folder of the operating system is asked for, and pooch is not installed.
+        DataError: ``$SVAG_CACHE`` is not set, and pooch is not installed.
     """
     if os.environ.get("SVAG_CACHE"):
         return Path(os.environ["SVAG_CACHE"])
@@ -176,10 +179,10 @@ def cache_folder() -> Path:
 
 
 def download(data_set: DataSet, file: DataFile) -> Path:
-    """Return the path of a published file, fetched if it is not in the cache folder yet.
+    """Return the path of a published file; download it if it is not in the cache folder yet.
 
     Raises:
-        DataError: it cannot be fetched, or is another file than was published.
+        DataError: it cannot be downloaded, or its checksum is wrong.
     """
     try:
         import pooch
@@ -203,16 +206,16 @@ def download(data_set: DataSet, file: DataFile) -> Path:
 
 
 def check(path: Path, file: DataFile, remedy: str, known: Mapping[str, str] = {}) -> None:
-    """Compare a file with what its authors published.
+    """Check that a file has the size and the checksum that its authors published.
 
     Args:
-        path: where it is.
-        file: what it should be.
-        remedy: what to do if it is not, the end of the message.
-        known: what it may be instead, by checksum.
+        path: path of the file.
+        file: name, checksum and size that it should have.
+        remedy: what the user can do if it differs; the end of the message.
+        known: names of other files by checksum, to say which file it is instead.
 
     Raises:
-        DataError: it cannot be read, is too short, or has another hash.
+        DataError: it cannot be read, is too short, or has another checksum.
     """
     algorithm, expected = file.checksum.split(":")
     try:
@@ -236,7 +239,7 @@ def _search(data_set: DataSet, root: Path, origin: str) -> dict[str, Path]:
     found = {
         file.name: path
         for file in data_set.files
-        for folder in reversed(data_set.folders)  # so that the first one wins
+        for folder in reversed(data_set.folders)  # so that files in the first one are used
         if (path := root / folder / file.name).is_file()
     }
     missing = [file.name for file in data_set.files if file.name not in found]

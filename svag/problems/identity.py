@@ -1,8 +1,8 @@
-"""What tells the versions of a user's code apart: a hash of all that it consists of.
+"""The version of a user's code: a hash of its source and of the files that it declares.
 
-It covers the user's own modules, see :mod:`svag.problems.reach`, and files that are declared. It
-cannot see modules imported inside a function by a name put together there, files that are read
-without being declared, or packages that are installed.
+The hash covers the user's own modules that the code reaches, see :mod:`svag.problems.reach`, and
+the files in ``depends_on``. It does not cover modules that a function imports under a name computed
+at run time, files that are read but not declared, or installed packages.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ _DIGITS = 12
 def version(
     module: ModuleType, name: str, *, salt: str = "", depends_on: Sequence[str | Path] = ()
 ) -> str:
-    """Hash a function with the code that it reaches and the files that it reads.
+    """Hash a function with the code that it reaches and the files that it declares.
 
     Args:
-        module: what the function is in, as :func:`svag.problems.user_code.resolve` returns it.
-        name: what it is called there.
-        salt: what else tells versions apart.
+        module: the function's module, as :func:`svag.problems.user_code.resolve` returns it.
+        name: name of the function in the module.
+        salt: a further text to hash, such as ``Problem.version``.
         depends_on: files and folders, relative to the file that defines the function.
 
     Returns:
-        12 hexadecimal digits. Comments, docstrings, formatting and the folder that everything lies
-        in do not change them.
+        12 hexadecimal digits. Comments, docstrings, formatting and the location of the files do not
+        change them.
 
     Raises:
         ProblemError: a source or a declared file is missing, cannot be read, or is not Python.
@@ -48,7 +48,7 @@ def version(
 
 
 def _folder_of(module: ModuleType, name: str) -> Path:
-    """Return the folder of the file that defines a function; ``module`` may have imported it."""
+    """Return the folder of the file that defines a function, which ``module`` may only import."""
     maker = sys.modules.get(str(getattr(getattr(module, name), "__module__", None)))
     defining = module if maker is None or installed(maker) else maker
     return Path(str(defining.__file__)).resolve().parent
@@ -70,7 +70,7 @@ def _declared(folder: Path, depends_on: Sequence[str | Path]) -> Iterator[tuple[
 
 
 def _files(name: str, place: Path) -> list[tuple[str, Path]]:
-    """Return a declared file, or all in a declared folder, by names without the folder above."""
+    """Return a declared file, or all files of a declared folder, with names relative to it."""
     if place.is_dir():
         return [(f"{name}/{file.relative_to(place).as_posix()}", file) for file in _inside(place)]
     if place.is_file():
@@ -82,7 +82,7 @@ def _files(name: str, place: Path) -> list[tuple[str, Path]]:
 
 
 def _inside(folder: Path) -> Iterator[Path]:
-    """Yield all files in a folder, through links as well."""
+    """Yield all files in a folder and its subfolders; links are followed."""
     entered: set[str] = set()
     for place, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         entered.add(os.path.realpath(place))
@@ -91,7 +91,7 @@ def _inside(folder: Path) -> Iterator[Path]:
             for name in folders
             if name != "__pycache__" and os.path.realpath(Path(place, name)) not in entered
         ]
-        # A pipe would keep its reader waiting.
+        # is_file() leaves out pipes, which would block when read.
         yield from (path for path in (Path(place, name) for name in files) if path.is_file())
 
 

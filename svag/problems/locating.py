@@ -1,4 +1,4 @@
-"""Where modules come from, looked up as the import system does but without importing any."""
+"""Finds the specs of modules as the import system does, but without importing them."""
 
 import inspect
 import sys
@@ -10,12 +10,12 @@ from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-_MOST = 10_000  # members of a container that are looked at: no table of numbers is longer for us
+_MOST = 10_000  # larger containers, such as tables of numbers, are not searched
 _PLAIN = {int, float, complex, str, bytes, bool, type(None)}
 
 
 def spec_of(module: object) -> ModuleSpec | None:
-    """Return where a loaded module came from; a lazy one is not made to load by that."""
+    """Return the spec of a loaded module, without triggering the load of a lazy module."""
     if not issubclass(type(module), ModuleType):
         return None
     spec = object.__getattribute__(module, "__dict__").get("__spec__")
@@ -23,9 +23,9 @@ def spec_of(module: object) -> ModuleSpec | None:
 
 
 def find(name: str) -> ModuleSpec | None:
-    """Return where an import of ``name`` would come from: what is loaded, else what is found."""
+    """Return the spec that ``import name`` would use: a loaded module's, else the finders'."""
     if name in sys.modules and sys.modules[name] is None:
-        return None  # blocked
+        return None  # None in sys.modules blocks the import
     loaded = spec_of(sys.modules.get(name))
     if loaded is not None:
         return loaded
@@ -37,7 +37,7 @@ def find(name: str) -> ModuleSpec | None:
 
 
 def absolute(name: str, spec: ModuleSpec) -> str | None:
-    """Turn a name as imported in a module into a full one; None if there is no such package."""
+    """Resolve a relative import of a module to a full name; None if it leaves the top package."""
     try:
         return resolve_name(name, spec.parent or "")
     except ImportError:
@@ -45,12 +45,12 @@ def absolute(name: str, spec: ModuleSpec) -> str | None:
 
 
 def held(module: ModuleType, *, submodules: bool) -> Iterator[str | ModuleType]:
-    """Yield the modules in a module's namespace, and the names of those that made what is there.
+    """Yield the modules in a module's namespace, and the names of the modules that define the rest.
 
     Args:
-        module: a loaded one.
-        submodules: also those of its own that carry the names they are bound to. The import
-            system binds them, whoever has imported them.
+        module: a loaded module.
+        submodules: whether to include its own submodules under their own names. The import system
+            binds those, no matter which module imported them.
     """
     own = spec_of(module)
     for bound, value in list(object.__getattribute__(module, "__dict__").items()):
@@ -64,7 +64,7 @@ def held(module: ModuleType, *, submodules: bool) -> Iterator[str | ModuleType]:
 
 
 def _search(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
-    # The finders of a few packages import things when asked for Python's own modules.
+    # Finders of some packages import modules as a side effect; the standard library needs none.
     own = name.partition(".")[0] in sys.stdlib_module_names
     finders: Sequence[Any] = (
         (BuiltinImporter, FrozenImporter, PathFinder) if own else list(sys.meta_path)
@@ -73,7 +73,7 @@ def _search(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
         try:
             find_spec = getattr(finder, "find_spec", None)
             found: ModuleSpec | None = find_spec(name, path, None) if find_spec else None
-        except KeyError:  # a folder in a folder, none with __init__.py, of which none is loaded
+        except KeyError:  # a namespace package in a namespace package that is not loaded
             found = _namespace(name, path or ())
         if found is not None:
             return found
@@ -88,7 +88,7 @@ def _namespace(name: str, path: Sequence[str]) -> ModuleSpec | None:
 
 
 def _items(value: Any) -> list[Any]:
-    """Return a value, or what a container of Python's or a ``partial`` holds."""
+    """Return the members of a built-in container or a ``partial``, else the value itself."""
     kind = type(value)
     if kind is partial:
         return [value.func, *value.args, *value.keywords.values()]
@@ -100,7 +100,7 @@ def _items(value: Any) -> list[Any]:
 
 
 def _maker(value: Any) -> Any:
-    """Return the name of the module that a function, a class or an object's class is from."""
+    """Return the name of the module that defines a function, a class or an object's class."""
     kind = type(value)
     if kind in _PLAIN:
         return None

@@ -1,4 +1,4 @@
-"""What a problem's methods are judged by: a quantity and the function that computes it."""
+"""Metrics, by which methods are compared: a quantity and the function that computes it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class Metric:
         name: one word in lower case; records call the figure ``test_<name>``.
         function: computes it from the model's outputs and the targets; a number or a tensor of
             one element.
-        larger_is_better: its direction.
-        unit: what stands behind its values; ``"%"`` for fractions, shown times 100.
-        low: least value that it can have; None where there is none.
-        high: greatest value that it can have; None where there is none.
+        larger_is_better: whether larger values are better.
+        unit: printed after values; ``"%"`` for fractions, which are printed times 100.
+        low: least possible value; None if unbounded.
+        high: greatest possible value; None if unbounded.
         over: ``"examples"``: a mean over examples, so that batches can be averaged;
             ``"split"``: a function of all outputs of a split at once, such as F1 or R^2.
 
@@ -55,11 +55,11 @@ class Metric:
             )
         if self.over not in ("examples", "split"):
             raise InvalidOption(f"over={self.over!r}: choose 'examples' or 'split'")
-        self.quantity  # noqa: B018 - raises where name or bounds are none
+        self.quantity  # noqa: B018 - raises if name or bounds are invalid
 
     @property
     def quantity(self) -> Quantity:
-        """What it is, apart from how it is computed."""
+        """The metric's name, unit, direction and bounds, without its function."""
         return Quantity(self.name, self.larger_is_better, self.unit, self.low, self.high)
 
 
@@ -69,7 +69,7 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 IGNORED = -100
-"""The target that torch's cross-entropy leaves out."""
+"""The target that torch's cross-entropy ignores by default."""
 
 
 def accuracy(outputs: Tensor, targets: Tensor, dim: int = -1, ignored: int = IGNORED) -> Tensor:
@@ -78,8 +78,11 @@ def accuracy(outputs: Tensor, targets: Tensor, dim: int = -1, ignored: int = IGN
     Args:
         outputs: scores, with the classes along ``dim``.
         targets: class indices, of the same shape without ``dim``.
-        dim: where the classes are.
-        ignored: a target that does not count, as in torch's cross-entropy.
+        dim: dimension of the classes in ``outputs``.
+        ignored: target of examples that do not count, as in torch's cross-entropy.
+
+    Raises:
+        InvalidOption: the shapes do not fit.
     """
     found = outputs.argmax(dim)
     if found.shape != targets.shape:
@@ -93,8 +96,8 @@ def accuracy(outputs: Tensor, targets: Tensor, dim: int = -1, ignored: int = IGN
 def r_squared(outputs: Tensor, targets: Tensor) -> Tensor:
     """Share of the targets' variance that the outputs explain; both (n,) or (n, k).
 
-    1 is perfect, 0 as good as the targets' mean; there is no least value. It is a function of a
-    whole split.
+    1 is perfect, 0 is as good as predicting the mean of the targets; it is unbounded below. It has
+    to be computed on a whole split.
     """
     outputs, targets = outputs.double().reshape(targets.shape), targets.double()
     unexplained = (targets - outputs).square().sum()
@@ -114,15 +117,15 @@ def _of(quantity: Quantity, function: Callable[[Any, Any], Tensor | float], over
 
 
 def accuracy_metric(dim: int = -1, ignored: int = IGNORED) -> Metric:
-    """Judge by the fraction of right classes, which lie along ``dim`` of the outputs."""
+    """Return the metric of :func:`accuracy`, with the classes along ``dim`` of the outputs."""
     return _of(ACCURACY, partial(accuracy, dim=dim, ignored=ignored), "examples")
 
 
 def r_squared_metric() -> Metric:
-    """Judge by the share of variance that is explained."""
+    """Return the metric of :func:`r_squared`."""
     return _of(Quantity("r2", larger_is_better=True, high=1.0), r_squared, "split")
 
 
 def loss_metric(loss: Callable[[Any, Any], Tensor]) -> Metric:
-    """Judge by the loss itself."""
+    """Return the loss as a metric, of which smaller values are better."""
     return _of(LOSS, loss, "examples")

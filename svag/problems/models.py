@@ -83,7 +83,7 @@ def conv_3c3d(classes: int = 10) -> nn.Sequential:
 class ResidualBlock(nn.Module):
     """Pre-activation block ``x + conv(relu(bn(conv(relu(bn(x))))))`` with two 3x3 convolutions.
 
-    Where the number of channels changes, a 1x1 convolution of ``relu(bn(x))`` stands for ``x``.
+    If the number of channels changes, a 1x1 convolution of ``relu(bn(x))`` replaces ``x``.
     """
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
@@ -110,13 +110,16 @@ def wide_resnet(depth: int = 40, widen: int = 4, classes: int = 100) -> nn.Seque
     """Build P3's wide residual network, WRN-40-4 without dropout; 8,972,340 parameters.
 
     Convolutions (no bias) and the dense layer (bias 0) are Xavier-uniform. Strided convolutions
-    pad both sides, as in the original; TensorFlow pads right and bottom only. Takes
+    pad both sides, as in the original paper; TensorFlow pads right and bottom only. Takes
     ``(B, 3, 32, 32)``, returns logits ``(B, classes)``.
 
     Args:
         depth: number of layers with weights, 4 more than a multiple of 6.
         widen: factor on the 16, 32 and 64 channels of the three groups.
         classes: number of logits.
+
+    Raises:
+        InvalidOption: ``depth`` is not 4 more than a multiple of 6.
     """
     if depth < 10 or (depth - 4) % 6:
         raise InvalidOption(f"depth={depth}: give 10, 16, 22, 28, 34, 40 or 6 more and so on")
@@ -146,20 +149,21 @@ def wide_resnet(depth: int = 40, widen: int = 4, classes: int = 100) -> nn.Seque
 class CharLSTM(nn.Module):
     """P4's network: embedding, LSTM layers, dense layer; 285,266 parameters for 82 characters.
 
-    Weights are Glorot-uniform, an LSTM layer's as the one kernel ``(input + hidden, 4 hidden)``
-    that TensorFlow draws; biases are 0, of the forget gates 1 in total. Each input and each output
-    of a layer is dropped with probability ``dropout`` in training, so ``1 - (1 - dropout)^2``
-    between two layers. With ``carry`` a call starts from the state that the last one ended in
-    (``carried_state``, not detached: the lab does that, and sets it to None at the start of every
-    epoch), as in DeepOBS; otherwise from zero.
+    Weights are Glorot-uniform; both weights of an LSTM layer are drawn as one matrix
+    ``(input + hidden, 4 hidden)``, as in TensorFlow. Biases are 0, those of the forget gates sum to
+    1. In training, inputs and outputs of every layer have dropout, so that between two layers a
+    value is dropped with probability ``1 - (1 - dropout)^2``. With ``carry`` a call starts from the
+    final state of the last call, as in DeepOBS, otherwise from zero. The state is in
+    ``carried_state``; the lab detaches it after every step and sets it to None at the start of
+    every epoch.
 
     Args:
         vocabulary: number of characters, indices 0 to ``vocabulary - 1``.
         embedding: size of a character's vector.
         hidden: size of each layer's state.
         layers: number of LSTM layers.
-        dropout: probability above.
-        carry: whether the state goes from call to call.
+        dropout: probability of dropout, as above.
+        carry: whether the state is carried from call to call.
     """
 
     def __init__(

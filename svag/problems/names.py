@@ -1,4 +1,4 @@
-"""Names of problems: folders are called by them, and terminals and pages show them."""
+"""Which names a problem may have: they become names of folders and are printed."""
 
 import re
 
@@ -6,11 +6,11 @@ from svag.errors import InvalidOption
 
 _ALLOWED = re.compile(r"\w([\w .+-]*[\w+-])?")
 _CHARACTERS = 80
-_BYTES = 200  # folder names of most file systems end at 255, and what tells studies apart is added
+_BYTES = 200  # most file systems allow 255, and svag may append to the name
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that no folder can safely have.
+    """Raise if a problem's name is not safe as the name of a folder.
 
     Raises:
         InvalidOption: it is empty, too long, or has other than letters, digits and ``_ . + -``.

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 Nested: TypeAlias = Any
-"""A tensor, or a tuple, list or dictionary of such."""
+"""A tensor, or a tuple, list or dictionary of nested tensors."""
 
 
 def mapped(function: Callable[[Tensor], Any], value: Nested) -> Nested:
-    """Apply a function to every tensor; what is neither tensor nor nesting stays as it is."""
+    """Apply a function to every tensor in a nesting; other values stay as they are."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):
@@ -24,7 +24,7 @@ def mapped(function: Callable[[Tensor], Any], value: Nested) -> Nested:
 
 
 def tensors(value: Nested, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield what is at the ends of a nesting, with where that is, such as ``['mask'][0]``."""
+    """Yield the leaves of a nesting, each after its path, such as ``['mask'][0]``."""
     if isinstance(value, dict):
         for key, part in value.items():
             yield from tensors(part, f"{name}[{key!r}]")
@@ -36,7 +36,7 @@ def tensors(value: Nested, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def joined(parts: Sequence[Nested]) -> Nested:
-    """Concatenate nestings of one form along their first dimension."""
+    """Concatenate nestings of the same structure along the tensors' first dimension."""
     first = parts[0]
     if isinstance(first, Tensor):
         return torch.cat(list(parts))

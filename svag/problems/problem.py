@@ -1,7 +1,7 @@
-"""The contract of a problem: everything of a training run that is not the optimizer.
+"""The class of problems: everything about a training run except the optimizer.
 
-A problem is a small frozen object. The lab knows nothing else about a task, so a user's own
-problem gets everything that the built-in ones get.
+A problem is a small frozen object. The lab uses only its fields, so a user's own problem works in
+the same way as the built-in ones.
 """
 
 import hashlib
@@ -65,16 +65,16 @@ class Split:
 
     @property
     def device(self) -> torch.device:
-        """Where the inputs are."""
+        """The device of the inputs."""
         return next(tensors(self.inputs))[1].device  # type: ignore[no-any-return]
 
     @classmethod
     def from_dataset(cls, dataset: "Dataset[Any]") -> "Split":
-        """Hold a map-style data set of (input, target) pairs in memory, collated.
+        """Read a map-style data set of (input, target) pairs into memory, collated.
 
         Raises:
-            InvalidOption: it has no length, no examples or no pairs; or it answers differently
-                when asked again: random transforms of a batch belong into ``Problem.augment``.
+            InvalidOption: it has no length, no examples or no pairs, or returns different values
+                for the same example; random transforms belong in ``Problem.augment``.
         """
         if not isinstance(dataset, Sized):
             raise InvalidOption(
@@ -85,7 +85,7 @@ class Split:
             raise InvalidOption("the data set is empty; give at least one example")
         if _bits(dataset[0]) != _bits(dataset[0]):
             raise InvalidOption(
-                "the data set answers differently when asked for its first example again; leave "
+                "the data set returns different values for its first example each time; leave "
                 "random transforms to Problem.augment, which changes a batch at a time"
             )
         examples = default_collate([dataset[index] for index in range(len(dataset))])
@@ -118,12 +118,12 @@ class Data:
     test: Split
 
     def to(self, device: torch.device) -> "Data":
-        """Return both on a device."""
+        """Return both splits on a device."""
         return Data(self.train.to(device), self.test.to(device))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of every value in both splits: two data sets are the same where it is."""
+        """Hash of every value in both splits; equal data sets have equal hashes."""
         digest = hashlib.sha256()
         for split in (self.train, self.test):
             for part in (split.inputs, split.targets):
@@ -137,16 +137,16 @@ class Data:
 
 
 def _bits(example: Any) -> list[tuple[str, Any]]:
-    """Return an example's values in a form in which NaN equals NaN."""
+    """Return an example's values as bytes, in which NaN equals NaN."""
     collated = tensors(default_collate([example]))
     return [(at, t.numpy().tobytes() if isinstance(t, Tensor) else t) for at, t in collated]
 
 
 class Make(Protocol):
-    """Builds an optimizer of the method that is being tried."""
+    """Builds an optimizer of the run's method."""
 
     def __call__(self, params: Any, *, lr_factor: float = 1.0) -> Optimizer:
-        """Build it for some parameters, with ``lr_factor`` times the run's step size."""
+        """Build the optimizer for some parameters, with ``lr_factor`` times the run's step size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,40 +154,41 @@ class Problem:
     """A learning task with its model, data and length of training.
 
     Attributes:
-        name: what reports call it, and its folder.
+        name: its name in reports, and the name of its folder.
         description: one line for ``svag problems``.
         model: builds a freshly initialised model; all generators are seeded before each call.
         load: reads the data; its argument is the folder given by ``--data-dir``, or None.
-        batch_size: examples a step.
-        steps: steps of one run (``--budget full``).
-        quick_steps: steps of one run where time is short (``--budget quick``).
+        batch_size: examples in a batch.
+        steps: steps of a run with ``--budget full``.
+        quick_steps: steps of a run with ``--budget quick``.
         loss: mean loss of a batch, from the model's outputs and the targets.
-        metric: what methods are judged by; None: the accuracy where the loss is the cross-entropy
-            against class indices, else the loss.
-        select: what step sizes are chosen by: a tenth of the training data held out, or, as in the
-            paper, the test data.
+        metric: the metric by which methods are compared. None: the accuracy if the loss is the
+            cross-entropy against class indices, else the loss.
+        select: which data step sizes are chosen on: ``"validation"``, a tenth of the training data
+            that is held out, or ``"test"``, the test data, as in the paper.
         schedule: factor on the step size, from the step (0-based) and the number of steps.
         weight_decay: lambda of the L2 term ``lambda/2 |w|^2`` on parameters of two or more
             dimensions (weights, not biases or normalisation).
-        augment: changes the inputs of a training batch, given a generator of the run's own, on the
-            device of the inputs.
-        prepare: turns the inputs of every batch into what the model takes, after ``augment``: bytes
-            into standardised floats, for instance, so that data lie on the device as bytes.
-        channels_last: whether the model's 4-dimensional parameters are laid out with the channels
-            last, and with them what convolutions return: faster on most processors.
-        step: a training step of one's own, see :mod:`svag.problems.steps`. One with state (a
-            scaler) is copied for every run.
-        optimizers: builds the optimizers from the model and ``make``, where one is not enough:
-            ``lambda model, make: [make(model.g.parameters()), make(model.d.parameters())]``. What
-            ``make`` is given has the problem's weight decay; groups may state their own.
-        carry_state: whether ``model.carried_state`` goes from batch to batch (truncated BPTT).
-            Batches are then consecutive rows of the split, so that row ``i + batch_size`` continues
-            row ``i``, and it is None at the start of every epoch and of every evaluation.
+        augment: changes the inputs of a training batch, given the run's generator on the device of
+            the inputs.
+        prepare: converts the inputs of every batch, after ``augment``, to the model's inputs; for
+            instance bytes to standardised floats, so that the data on the device are bytes.
+        channels_last: whether the model's 4-dimensional parameters, and so the outputs of its
+            convolutions, have the channels-last memory format, which is faster on most processors.
+        step: the problem's own training step, see :mod:`svag.problems.steps`. A step with state,
+            such as a scaler, is copied for every run.
+        optimizers: builds several optimizers from the model and ``make``, for instance
+            ``lambda model, make: [make(model.g.parameters()), make(model.d.parameters())]``.
+            ``make`` applies the problem's weight decay; parameter groups may state their own.
+        carry_state: whether ``model.carried_state`` is carried from batch to batch (truncated
+            BPTT). Batches are then consecutive rows of the split, so that row ``i + batch_size``
+            continues row ``i``. The state is None at the start of every epoch and evaluation.
         autocast: dtype of the forward pass, ``"bfloat16"``; None for the model's own.
-        depends_on: files and folders that it reads, relative to its own file; a change of theirs
-            makes another version of it.
-        version: raise it when a change that nothing else shows makes earlier records incomparable.
-        source: what it was asked for by; filled in by :func:`svag.problems.get`.
+        depends_on: files and folders that the problem reads, relative to its own file; when they
+            change, the problem has another version.
+        version: any text. Change it when earlier records become incomparable for a reason that
+            the hash of code and files does not show.
+        source: the text by which the user named the problem; set by :func:`svag.problems.get`.
 
     Raises:
         InvalidOption: a value is outside its set.
@@ -250,12 +251,12 @@ class Problem:
             raise InvalidOption(f"depends_on={self.depends_on!r}: give a tuple of paths")
 
     def judged_by(self, data: Data) -> Metric:
-        """Return the metric, the default one where the problem names none."""
+        """Return the problem's metric, or the default if it has none."""
         if self.metric is not None:
             return self.metric
         targets = data.train.targets
         indices = isinstance(targets, Tensor) and not targets.is_floating_point()
-        whole = partial(self.loss)  # a partial of a partial is one
+        whole = partial(self.loss)  # Python flattens a partial of a partial
         if indices and whole.func is cross_entropy:
             return accuracy_metric()
         if indices and whole.func is functional.cross_entropy:
@@ -265,10 +266,10 @@ class Problem:
         return loss_metric(self.loss)
 
     def check(self, data: Data) -> None:
-        """Refuse data that cannot be trained on.
+        """Check that all values of the data are finite.
 
         Raises:
-            InvalidOption: there are values that are not finite.
+            InvalidOption: some value is NaN or infinite.
         """
         for split_name in ("train", "test"):
             split: Split = getattr(data, split_name)

@@ -1,6 +1,6 @@
 """Problems from the theory: a stochastic quadratic (§2), and the data of Wilson et al. (§5).
 
-Both wrap :mod:`svag.theory`, so that its statements can be seen on the page of a comparison.
+Both wrap :mod:`svag.theory`, so that ``svag compare`` can check its statements by training.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ Spectrum: TypeAlias = Literal["well-conditioned", "ill-conditioned"]
 
 DIMENSION = 100
 SCALE = 10.0
-"""Half the width of the distribution of each entry of x*."""
+"""Entries of x* are uniform in [-SCALE, SCALE]."""
 BATCH = 8
 
 WILSON_EXAMPLES, WILSON_TESTED = 100, 1000
@@ -53,10 +53,10 @@ def quadratic_problem(
 
     The parameters are theta, which starts at 0; x* ~ U[-10, 10]^d. Every example of a batch of
     B is drawn afresh as x ~ N(x*, B nu^2 I) for B = 8, so that the gradient of a batch is
-    g ~ N(Q (theta - x*), nu^2 Q Q) as in the paper, and the examples of a batch tell its variance.
-    Another batch size b has B/b times that variance. Both splits hold x* alone: every loss that is
-    recorded is the exact suboptimality 1/2 (theta - x*)^T Q (theta - x*), that is the loss without
-    its constant nu^2/2 tr(Q), which no method can lower.
+    g ~ N(Q (theta - x*), nu^2 Q Q) as in the paper, and its variance can be estimated from the
+    examples of the batch. Another batch size b has B/b times that variance. Both splits hold only
+    x*, so that recorded losses are the exact suboptimality 1/2 (theta - x*)^T Q (theta - x*),
+    without the constant nu^2/2 tr(Q) that no method can lower.
 
     Args:
         spectrum: ``"well-conditioned"``, eigenvalues from U[0.1, 1.1], or ``"ill-conditioned"``,
@@ -95,7 +95,7 @@ def quadratic_problem(
 
 
 class Quadratic(nn.Module):
-    """The losses ``1/2 (theta - x)^T Q (theta - x)`` of examples x, (B, d) to (B,)."""
+    """Maps examples x, (B, d), to losses ``1/2 (theta - x)^T Q (theta - x)``, (B,)."""
 
     def __init__(self, matrix: Tensor) -> None:
         super().__init__()
@@ -110,14 +110,14 @@ class Quadratic(nn.Module):
 
 
 def wilson() -> Problem:
-    """Classify what gradients separate by the margin and signs by the majority (§5).
+    """Classify data on which sign-based methods fit but do not generalise (§5).
 
-    The data of Wilson et al. (2017): 100 training examples of 503 features, least squares on the
-    full batch from theta = 0, as Lemmas 2 and 3 have it. There sign(X^T y) is an eigendirection,
-    X sign(X^T y) = 4 y: sign descent and Adam never leave it, fit the training data, and call every
-    fresh example by the label of the majority, 70 % of them. Gradient descent and M-SVAG do leave
-    it. A fresh example's own features are none that theta was trained on, so the test split has
-    features 1 to 3 alone. All batches are the same, so a run does not depend on its seed.
+    The data of Wilson et al. (2017): 100 training examples with 503 features, least squares on the
+    full batch from theta = 0, as in Lemmas 2 and 3. Since X sign(X^T y) = 4 y, sign descent and
+    Adam stay on the line spanned by sign(X^T y). They fit the training data, and predict the label
+    of the majority, 70 %, for every test example. Gradient descent and M-SVAG leave the line. The
+    features that belong to one test example only are not in the training data, so the test split
+    has features 1 to 3 alone. All batches are the same, so a run does not depend on its seed.
     """
     return Problem(
         name="wilson",
@@ -143,7 +143,7 @@ def wilson() -> Problem:
 def _drawn(
     spectrum: str, rotated: bool, noise: float, dimension: int, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Draw Q and x*; the theory checks them and the noise."""
+    """Draw Q and x*; :mod:`svag.theory` validates them and the noise."""
     try:
         from svag.theory import quadratic, spectra
     except ImportError as error:
@@ -169,7 +169,7 @@ def _drawn(
 
 
 def _load_quadratic(x_star: Tensor, data_dir: Path | None) -> Data:
-    """Return x* in both splits; nothing is looked for in ``data_dir``."""
+    """Return x* in both splits; ``data_dir`` is not used."""
 
     def split(rows: int) -> Split:
         return Split(x_star.float().repeat(rows, 1), torch.zeros(rows))
@@ -183,18 +183,18 @@ def _with_noise(spread: float, inputs: Tensor, generator: torch.Generator) -> Te
 
 
 def _mean(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Average the losses that the model returns; there is nothing to compare them with."""
+    """Average the losses that the model returns; the targets are not used."""
     return outputs.mean()
 
 
 def _version(matrix: NDArray[np.float64], spread: float) -> str:
-    """Hash what the data does not show; a rotation is computed alike to rounding only."""
+    """Hash Q and the noise, rounded, since a rotation differs by rounding between machines."""
     text = f"1 {spread:.9g} {BATCH} {np.round(matrix, 6).tolist()}"
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
 
 
 def _load_wilson(data_dir: Path | None) -> Data:
-    """Draw the data; nothing is looked for in ``data_dir``."""
+    """Draw the data; ``data_dir`` is not used."""
     try:
         from svag.theory.wilson import wilson_data
     except ImportError as error:

@@ -1,8 +1,7 @@
-"""The user's own modules that a module reaches, each with a hash of what it says.
+"""Finds the user's own modules that a module reaches, each with a hash of its code.
 
-Reached are modules that are imported anywhere in the source, and those that are held in the
-namespace of a module whose code has run by the time that the first one is imported. Nothing is
-executed to find them.
+A module reaches those that its source imports anywhere, and those in the namespace of a module
+whose code has run once the first one is imported. No code is executed to find them.
 """
 
 import hashlib
@@ -16,18 +15,18 @@ from svag.problems import locating
 from svag.problems.sources import SourceFile, parse
 from svag.problems.user_code import PREFIX
 
-_seen: dict[str, tuple[ModuleSpec, str]] = {}  # hashes of files when their module was first met
+_seen: dict[str, tuple[ModuleSpec, str]] = {}  # hashes of files when they were first hashed
 
 
 def reached(root: ModuleType) -> set[tuple[str, str]]:
     """Return name and hash of every module of the user's own that ``root`` reaches.
 
-    The hash does not change with comments, docstrings and formatting. ``root`` itself, whose name
-    differs with how it was asked for, is called "", and modules without code are left out.
+    The hash does not depend on comments, docstrings and formatting. The name of ``root`` itself is
+    given as "", since it depends on how the user names it. Modules without code are left out.
 
     Raises:
-        ProblemError: a file cannot be read, has changed since this process imported it, or is not
-            the one that lies beside ``root``.
+        ProblemError: a file cannot be read, has changed since this process imported it, or would
+            be another file if ``root`` was run as a script.
     """
     walk = _Walk(root)
     walk.run()
@@ -35,11 +34,11 @@ def reached(root: ModuleType) -> set[tuple[str, str]]:
 
 
 class _Walk:
-    """Visits modules from one on: first those whose code has run, then those that may run."""
+    """Visits all modules that ``root`` reaches: first those that have run, then those that may."""
 
     def __init__(self, root: ModuleType) -> None:
         spec = locating.spec_of(root)
-        assert spec is not None  # the import system gives one
+        assert spec is not None  # every imported module has one
         self.found: set[tuple[str, str]] = set()
         self._root = root
         self._file = Path(str(spec.origin)).resolve()
@@ -61,7 +60,7 @@ class _Walk:
                 self._visit(locating.spec_of(target), target)
 
     def _walk_down(self, name: str, ran: bool) -> None:
-        """Visit a module and the packages that it is in, as far as they are the user's own."""
+        """Visit the packages that contain a module, then the module, while they are the user's."""
         parts = name.split(".")
         for count in range(1, len(parts) + 1):
             part = ".".join(parts[:count])
@@ -100,13 +99,13 @@ class _Walk:
         return Path(str(spec.origin)).resolve() == self._file
 
     def _label(self, spec: ModuleSpec) -> str:
-        """Name a module by what does not change when its folder moves."""
+        """Return a name for a module that does not depend on the location of its folder."""
         if self._is_root(spec):
             return ""
         return Path(str(spec.origin)).stem if _is_from_file(spec) else spec.name
 
     def _refuse_namesake(self, spec: ModuleSpec) -> None:
-        """Refuse a module in whose place ``python file.py`` would import one beside the file."""
+        """Raise if ``python file.py`` would import another module of this name, beside the file."""
         script = str(getattr(self._root, "__name__", "")).startswith(PREFIX)
         if not script or "." in spec.name or self._is_root(spec) or _is_from_file(spec):
             return
@@ -134,7 +133,7 @@ def _is_from_file(spec: ModuleSpec) -> bool:
 
 
 def _installed_package(spec: ModuleSpec) -> str | None:
-    """Return the installed package that is all the user's: the one that was asked for."""
+    """Return the top package of the root if it is installed; its modules count as the user's."""
     top = spec.name.partition(".")[0]
     return top if is_installed(Path(str(spec.origin))) and top != "svag" else None
 
@@ -153,7 +152,7 @@ def _read(spec: ModuleSpec) -> SourceFile:
 
 
 def _refuse_change(spec: ModuleSpec, source: SourceFile) -> None:
-    """Refuse a loaded module whose file says something else by now."""
+    """Raise if a loaded module's file has changed since it was loaded."""
     if locating.spec_of(sys.modules.get(spec.name)) is not spec:
         return  # not loaded
     first, digest = _seen.get(str(spec.origin), (None, ""))

@@ -1,4 +1,4 @@
-"""Problems by name, by file and by module: one way in for built-in ones and a user's own."""
+"""Finds and loads problems: built-in ones by name, a user's own by file or module."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,13 +27,13 @@ def get(spec: str) -> Problem:
 
     Args:
         spec: a name in ``PROBLEMS``, ``path/to/file.py:function`` or ``package.module:function``;
-            the function takes no arguments and returns a ``Problem``. Modules are also looked
-            for in the current directory, what a file imports also beside it.
+            the function takes no arguments and returns a ``Problem``. Modules are also searched for
+            in the current directory, and imports of a file also in its folder.
 
     Returns:
-        The problem. One that is not built in has as ``version`` a hash of its own and of the code
-        that its function reaches (``problems/identity.py``), so that records of an edited problem
-        stay apart from older ones.
+        The problem. For a user's own, ``version`` is a hash of the version that it states and of
+        the code that its function reaches (``problems/identity.py``), so that records of an edited
+        problem are kept apart from older ones.
 
     Raises:
         UnknownName: no such name.
@@ -50,9 +50,9 @@ def get(spec: str) -> Problem:
             f"{', '.join(PROBLEMS)}; your own is path/to/file.py:function or "
             "package.module:function"
         )
-    seed_everything(0)  # what is drawn at import is to be the same at every call ...
+    seed_everything(0)  # random numbers drawn at import are the same at every call ...
     module, function = user_code.resolve(target)
-    seed_everything(0)  # ... and so is what the function draws, whatever was imported before
+    seed_everything(0)  # ... and so are those of the function, even if the module was loaded
     problem = _call(module, function, spec)
     if target in PROBLEMS.values():
         return replace(problem, source=spec)
@@ -66,17 +66,17 @@ def get(spec: str) -> Problem:
 
 
 def load(problem: Problem, data_dir: Path | None = None) -> Data:
-    """Load a problem's data; an error that its function raises is told apart from svag's own.
+    """Load a problem's data; errors of the problem's own function become a ``ProblemError``.
 
     Raises:
         DataError: a data set is missing or damaged.
-        ProblemError: the problem's own function failed.
+        ProblemError: the problem's ``load`` function raised or returned something else.
     """
     if data_dir is not None and not data_dir.is_dir():
         raise DataError(
             f"data directory {str(data_dir)!r} does not exist; name one that does, or none"
         )
-    seed_everything(0)  # a split drawn at random is to be the same at every call
+    seed_everything(0)  # so that a random split is the same at every call
     try:
         data = problem.load(data_dir)
     except SvagError:

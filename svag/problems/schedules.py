@@ -9,7 +9,7 @@ def constant(step: int, steps: int) -> float:
 
 
 def fifths(step: int, steps: int) -> float:
-    """Take a fifth after 30, 60 and 80 % of the steps: after 60, 120 and 160 of 200 epochs.
+    """Divide by 5 after 30, 60 and 80 % of the steps: after 60, 120 and 160 of 200 epochs.
 
     References:
         S. Zagoruyko, N. Komodakis, "Wide Residual Networks", BMVC 2016; DeepOBS uses it for P3.

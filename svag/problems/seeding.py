@@ -1,4 +1,4 @@
-"""Every generator of random numbers that a user's code may draw from without saying so."""
+"""Seeds the global generators of random numbers that a user's code may draw from."""
 
 import random
 
@@ -9,7 +9,7 @@ import torch
 def seed_everything(seed: int) -> None:
     """Seed ``random``, ``numpy.random`` and torch (all devices) for the whole process.
 
-    A ``numpy.random.default_rng()`` of the user's own is out of reach: it has to be given a seed.
+    It cannot seed a user's own ``numpy.random.default_rng()``, which needs a seed of its own.
 
     Args:
         seed: any integer from -2^63 to 2^64 - 1; NumPy gets its lowest 32 bits.

@@ -1,4 +1,4 @@
-"""A Python source: what counts of it, apart from how it is written, and what it imports."""
+"""Parses a Python source: a hash of its code without formatting, and its imports."""
 
 import ast
 import hashlib
@@ -11,16 +11,16 @@ from importlib.util import resolve_name
 from svag.errors import ProblemError
 
 _IMPORTERS = {"import_module", "__import__", "exec_module"}
-_UNRELATED = {"kind", "type_comment", "type_ignores", "ctx"}  # fields that change nothing
+_UNRELATED = {"kind", "type_comment", "type_ignores", "ctx"}  # fields without effect on the code
 
 
 @dataclass(frozen=True)
 class Import:
-    """A name that is imported, dotted; it may be a module or something in one.
+    """A dotted name that is imported: a module, or a name in one.
 
     Attributes:
-        name: as in the source, with leading dots where it is relative.
-        late: whether this happens inside a function.
+        name: as in the source, with leading dots if it is relative.
+        late: whether the import is inside a function.
     """
 
     name: str
@@ -29,13 +29,13 @@ class Import:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """What a file says.
+    """The content of a source file.
 
     Attributes:
         digest: hash of its code without comments, docstrings and formatting; empty if there is no
             code.
-        imports: all names that it imports, anywhere.
-        dynamic: whether it imports modules by names put together at run time.
+        imports: all names that it imports, also inside functions.
+        dynamic: whether it imports modules under names computed at run time.
     """
 
     digest: str
@@ -44,18 +44,18 @@ class SourceFile:
 
 
 def parse(content: bytes, file: str) -> SourceFile:
-    """Read a source.
+    """Parse a source file.
 
     Args:
-        content: of the file.
+        content: bytes of the file.
         file: its name, for messages.
 
     Raises:
-        ProblemError: it is not Python.
+        ProblemError: it is not valid Python.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what the compiler has warned of already
+            warnings.simplefilter("ignore")  # Python gave these warnings at import
             tree = ast.parse(content)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None)
@@ -73,9 +73,9 @@ def parse(content: bytes, file: str) -> SourceFile:
 
 
 def _canonical(tree: ast.AST) -> Iterator[str]:
-    """Yield a tree as words, the same for every way to write it and in every Python.
+    """Yield a syntax tree as tokens that depend neither on formatting nor on Python's version.
 
-    A loop rather than a recursion, which long chains of operators would exhaust.
+    It loops, since long chains of operators would exceed the limit on recursion.
     """
     waiting: list[object] = [tree]
     while waiting:
@@ -99,13 +99,13 @@ def _canonical(tree: ast.AST) -> Iterator[str]:
 
 
 class _Field(str):
-    """The name of a field, told apart from a string in the source."""
+    """The name of a field; the type tells it from a string in the source."""
 
     __slots__ = ()
 
 
 def _statements(body: list[ast.stmt]) -> list[ast.stmt]:
-    """Leave out what does nothing: strings (docstrings) and ``pass``."""
+    """Leave out statements without effect: strings (docstrings) and ``pass``."""
     return [node for node in body if not (isinstance(node, ast.Pass) or _is_string(node))]
 
 
@@ -118,7 +118,7 @@ def _is_string(node: ast.AST) -> bool:
 
 
 def _imports(tree: ast.AST) -> Iterator[Import]:
-    """Yield what is imported anywhere, apart from what only type checkers import."""
+    """Yield all imports, except those under ``if TYPE_CHECKING``."""
     waiting = [(tree, False)]
     while waiting:
         node, late = waiting.pop()
@@ -144,7 +144,7 @@ def _names(node: ast.AST) -> Iterator[str]:
         texts = [part.value for part in given if isinstance(part, ast.Constant)]
         name, package = [*(text for text in texts if isinstance(text, str)), "", ""][:2]
         if name.strip("."):
-            with suppress(ImportError):  # more dots than the package has parts
+            with suppress(ImportError):  # a relative import beyond the top package
                 yield resolve_name(name, package) if package and name[0] == "." else name
 
 
@@ -153,7 +153,7 @@ def _is_importer(node: ast.AST) -> bool:
 
 
 def _last_name(node: ast.AST) -> str | None:
-    """Return ``c`` of the expression ``a.b.c`` and of ``c``, and what ``import c as d`` imports."""
+    """Return ``c`` for the expressions ``a.b.c`` and ``c``, and for ``import c as d``."""
     if isinstance(node, ast.Attribute):
         return node.attr
     if isinstance(node, ast.Name):

@@ -1,7 +1,7 @@
-"""Training steps: the one that a problem has unless it brings its own, and its variants.
+"""Training steps: the default step of a problem, and its variants.
 
-A step draws as many batches as it wants, does all that a loop would do between two of them, and
-returns the loss:
+A step draws one or more batches, does forward and backward passes and updates, and returns the
+loss:
 
     step(model, batches, optimizers) -> loss
 
@@ -40,9 +40,10 @@ def supervised(loss: Loss, precision: Context = plain, variance: Context = plain
     """Return the usual step: one batch, one backward pass, one step of one optimizer.
 
     Args:
-        loss: of the model's outputs and the targets.
-        precision: makes the context of the forward pass, such as autocast.
-        variance: makes the context of the forward and the backward pass, which may observe them.
+        loss: function of the model's outputs and the targets.
+        precision: returns a context for the forward pass, such as autocast.
+        variance: returns a context for the forward and the backward pass, such as
+            ``within_batch_variance``.
     """
 
     def step(model: nn.Module, batches: Batches, optimizers: Sequence[Optimizer]) -> Tensor:
@@ -62,8 +63,12 @@ def supervised(loss: Loss, precision: Context = plain, variance: Context = plain
 def micro_batched(loss: Loss, precision: Context = plain) -> Step:
     """Return the usual step with the variance of the gradient estimated from micro-batches.
 
-    It is for models whose examples have no gradients of their own, as with BatchNorm in training
-    mode: a batch is cut into :data:`MICRO_BATCHES` parts, or fewer of two examples each.
+    It is for models without per-example gradients, as with BatchNorm in training mode. A batch is
+    cut into :data:`MICRO_BATCHES` parts, or fewer if they would have less than two examples.
+
+    Args:
+        loss: function of the model's outputs and the targets.
+        precision: returns a context for the forward pass, such as autocast.
     """
 
     def step(model: nn.Module, batches: Batches, optimizers: Sequence[Optimizer]) -> Tensor:
@@ -88,16 +93,17 @@ def micro_batched(loss: Loss, precision: Context = plain) -> Step:
 
 
 def afresh(step: Step) -> Step:
-    """Return a step with a copy of all its state, so that nothing goes from run to run.
+    """Return a copy of a step and all its state, so that runs do not share state.
 
-    State is what an object or a bound method holds, and what a function has from around it.
+    State is the attributes of an object or of a bound method's object, and the closure and defaults
+    of a function.
 
     Raises:
-        ProblemError: something of it cannot be copied.
+        ProblemError: some of its state cannot be copied.
     """
     try:
         return _afresh(step, {})  # type: ignore[no-any-return]
-    except Exception as error:  # whatever a __deepcopy__ raises
+    except Exception as error:  # a user's __deepcopy__ may raise anything
         raise ProblemError(
             f"the state of the step {getattr(step, '__name__', step)!r} cannot be copied for a run "
             f"({type(error).__name__}: {error}); keep in it what copy.deepcopy can copy"
@@ -105,7 +111,7 @@ def afresh(step: Step) -> Step:
 
 
 def _afresh(value: Any, memo: dict[int, Any]) -> Any:
-    """Copy a value; of nested functions what they have around them too, once where it is shared."""
+    """Copy a value and the closures of functions in it; what they share is copied once."""
     if not (isinstance(value, FunctionType) and (value.__closure__ or value.__defaults__)):
         return copy.deepcopy(value, memo)
     if id(value) in memo:
@@ -128,7 +134,7 @@ def _afresh(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _cut(size: int) -> list[slice]:
-    """Cut a batch into parts that differ by one example at most."""
+    """Cut a batch into parts whose sizes differ by at most one example."""
     count = max(2, min(MICRO_BATCHES, size // 2))
     bounds = [round(size * n / count) for n in range(count + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(bounds)]

@@ -32,10 +32,10 @@ MODULES = (
 def stdlib_chars() -> Problem:
     """Predict the next character of the standard library's source text.
 
-    Windows of 50 characters are examples of their own, drawn in any order: no LSTM state is
-    carried from one to the next. The test windows are the last tenth of the text, the
-    training windows the rest. The text is that of the running Python; the data's fingerprint tells
-    two versions apart. The layers are half as wide as P4's, for a quarter of its time.
+    Examples are windows of 50 characters in random order; the LSTM state is not carried from one to
+    the next. The test windows are the last tenth of the text, the training windows the rest. The
+    text is that of the running Python, so that data of two versions have different fingerprints.
+    The layers are half as wide as P4's, for a quarter of its time.
     """
     return Problem(
         name="stdlib-chars",
@@ -50,12 +50,12 @@ def stdlib_chars() -> Problem:
 
 
 def tolstoi_char_lstm() -> Problem:
-    """Predict the next character of *War and Peace*: P4 of the paper, as DeepOBS has it.
+    """Predict the next character of *War and Peace*: P4 of the paper, as in DeepOBS.
 
-    The first four fifths of the text are cut into 50 streams, of which a batch takes the next 50
-    characters each: the LSTM state goes from batch to batch and starts from zero in every epoch
-    (1,022 batches). The last fifth is for testing, likewise. The paper decreases the step size by a
-    schedule that it does not give; here it is P3's.
+    The first four fifths of the text are cut into 50 streams. A batch holds the next 50 characters
+    of each, and the LSTM state is carried from batch to batch; it starts from zero in every epoch
+    (1,022 batches). The last fifth is the test split, cut likewise. The paper decreases the step
+    size by a schedule that it does not give; here it is P3's.
     """
     return Problem(
         name="tolstoi-char-lstm",
@@ -80,7 +80,7 @@ def _carrying_lstm() -> nn.Module:
 
 
 def _load(data_dir: Path | None) -> Data:
-    """Read the modules' text; nothing is looked for in ``data_dir``."""
+    """Read the modules' text; ``data_dir`` is not used."""
     indices = _encode(_text(Path(sysconfig.get_path("stdlib"))))
     split = round(len(indices) * (1 - TEST_FRACTION))
     return Data(_windows(indices[:split]), _windows(indices[split:]))
@@ -95,7 +95,7 @@ def _load_tolstoy(data_dir: Path | None) -> Data:
 
 
 def _streams(indices: NDArray[np.int64]) -> Split:
-    """Cut into streams that run side by side: row ``i + STREAMS`` continues row ``i``."""
+    """Cut into rows of streams: row ``i + STREAMS`` continues row ``i``."""
     windows = (len(indices) - 1) // (STREAMS * WINDOW)
     length = STREAMS * windows * WINDOW
 
@@ -118,7 +118,7 @@ def _text(folder: Path) -> str:
 
 
 def _encode(text: str) -> NDArray[np.int64]:
-    """Turn characters into their places in ``CHARACTERS``; others than these are dropped."""
+    """Turn characters into their indices in ``CHARACTERS``; other characters are dropped."""
     codes = np.frombuffer(text.encode("ascii", errors="ignore"), np.uint8)
     place = np.full(256, -1, np.int64)
     place[[ord(character) for character in CHARACTERS]] = np.arange(len(CHARACTERS))
@@ -127,7 +127,7 @@ def _encode(text: str) -> NDArray[np.int64]:
 
 
 def _windows(indices: NDArray[np.int64]) -> Split:
-    """Cut into ``(n, WINDOW)`` inputs, each with the characters one further on as targets."""
+    """Cut into inputs ``(n, WINDOW)`` and targets, the inputs shifted by one character."""
     count = (len(indices) - 1) // WINDOW
     inputs = indices[: count * WINDOW].reshape(count, WINDOW)
     targets = indices[1 : count * WINDOW + 1].reshape(count, WINDOW)

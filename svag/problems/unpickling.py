@@ -1,7 +1,7 @@
-"""Reading pickles of plain values and arrays of bytes without running code from them.
+"""Reads pickles of plain values and arrays of bytes without running code from them.
 
-A pickle may name any function for the reader to call. Here the names of NumPy's array stand for
-classes of this module that only keep bytes, and every other name is refused.
+A pickle may name any function for the reader to call. Here the names that NumPy's arrays need are
+replaced by classes of this module that only keep bytes, and every other name is refused.
 
 References:
     Python's documentation of ``pickle``, "Restricting Globals".
@@ -19,23 +19,23 @@ from svag.errors import DataError
 
 
 class _Type:
-    """Stands for ``numpy.dtype``."""
+    """Replaces ``numpy.dtype``."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         self.code = code
 
     def __setstate__(self, state: Any) -> None:
-        """Take the byte order and the like, which bytes have no use for."""
+        """Ignore the byte order and other fields, which bytes do not need."""
 
 
 class _Bytes:
-    """Stands for an array until its state is read: NumPy makes an empty one first."""
+    """Replaces a NumPy array, which a pickle creates empty before it sets its state."""
 
     def __init__(self, *_: Any) -> None:
         self.values: NDArray[np.uint8] | None = None
 
     def __setstate__(self, state: Any) -> None:
-        """Take version, shape, type, order and content."""
+        """Read a state of version, shape, type, order and content."""
         _, shape, kind, by_columns, content = state
         if not (isinstance(kind, _Type) and kind.code in ("u1", b"u1", "|u1", b"|u1")):
             raise pickle.UnpicklingError("an array of something else than unsigned bytes")
@@ -47,20 +47,20 @@ class _Bytes:
 
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Type,
-    ("numpy", "ndarray"): "ndarray",  # the first argument of the next, not looked at
+    ("numpy", "ndarray"): "ndarray",  # first argument of the next function, which ignores it
     ("numpy.core.multiarray", "_reconstruct"): _Bytes,
     ("numpy._core.multiarray", "_reconstruct"): _Bytes,
 }
 
 
 class _Reader(pickle.Unpickler):
-    """Knows the names that an array of bytes needs."""
+    """An unpickler that accepts only the names that an array of bytes needs."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a name.
+        """Return the replacement for a name.
 
         Raises:
-            pickle.UnpicklingError: any other name.
+            pickle.UnpicklingError: the name has no replacement.
         """
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is not read")
@@ -72,13 +72,13 @@ def read_plain(content: bytes, source: str) -> dict[bytes, Any]:
 
     Args:
         content: the pickle, as Python 2 or 3 wrote it.
-        source: what messages call it.
+        source: name of the pickle in messages.
 
     Returns:
         The dictionary; strings that Python 2 wrote are bytes, arrays are arrays of ``uint8``.
 
     Raises:
-        DataError: it is damaged, no dictionary, or holds anything else, code to run among it.
+        DataError: it is damaged, is no dictionary, or holds other objects or calls of functions.
 
     Example:
         >>> read_plain(pickle.dumps({b"labels": [3, 1]}), "an example")
@@ -86,7 +86,7 @@ def read_plain(content: bytes, source: str) -> dict[bytes, Any]:
     """
     try:
         found = _Reader(BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle may raise nearly anything
+    except Exception as error:  # a damaged pickle may raise any exception
         reason = " ".join(str(error).split())
         raise DataError(
             f"{source} is no pickle of plain values and arrays of bytes "

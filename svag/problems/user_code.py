@@ -1,4 +1,4 @@
-"""Code from outside svag: a user's file or module, found by what it is called."""
+"""Imports code from outside svag: a user's file or module, by its name."""
 
 import hashlib
 import importlib
@@ -10,23 +10,23 @@ from types import CodeType, ModuleType
 
 from svag.errors import ProblemError, UnknownName, in_one_line, is_installed, nearest
 
-PREFIX = "svag_user_"  # of the last part of the name that a file's module gets
+PREFIX = "svag_user_"  # begins the last part of the module name that a user's file gets
 
 
 def resolve(spec: str) -> tuple[ModuleType, str]:
-    """Import what ``path/to/file.py:name`` or ``package.module:name`` is in.
+    """Import the module of ``path/to/file.py:name`` or ``package.module:name``.
 
-    Modules are also looked for in the current directory, what a file imports also beside it. A
-    file in a package (a folder with ``__init__.py``) can import relatively.
+    Modules are also searched for in the current directory, and imports of a file also in its
+    folder. A file in a package (a folder with ``__init__.py``) can import relatively.
 
     Args:
         spec: a function or a class, by its file or module.
 
     Returns:
-        The module, and the name in it, which is there and can be called.
+        The module, and the name of a callable in it.
 
     Raises:
-        UnknownName: the text names no place or nothing in it.
+        UnknownName: the text is not of one of these two forms.
         ProblemError: the file, the module or the name is missing, or its import raises.
 
     Example:
@@ -41,7 +41,7 @@ def resolve(spec: str) -> tuple[ModuleType, str]:
                 f"{spec!r} names a file; name the function in it too: {spec}:function"
             )
         raise UnknownName(f"{spec!r}: write path/to/file.py:function or package.module:function")
-    importlib.invalidate_caches()  # files may have been written a moment ago
+    importlib.invalidate_caches()  # so that files written since the last import are found
     module = _from_file(Path(place), spec) if place.endswith(".py") else _from_module(place, spec)
     if not callable(getattr(module, name, None)):
         own = _functions(module)
@@ -54,17 +54,17 @@ def resolve(spec: str) -> tuple[ModuleType, str]:
 
 
 def installed(module: ModuleType) -> bool:
-    """Whether a module is of the standard library, of svag or of an installed package."""
+    """Whether a module belongs to the standard library, svag or an installed package."""
     return not module.__file__ or is_installed(Path(module.__file__))
 
 
 def raised(error: BaseException, what: str) -> ProblemError:
-    """Say that a user's code raised, and at which line of theirs."""
+    """Return the error for an exception in a user's code, with the line of that code."""
     return ProblemError(f"{what}: {in_one_line(error)}")
 
 
 class _Source(SourceFileLoader):
-    """Compiles the file each time: to a .pyc, two edits within a second look alike."""
+    """Compiles the file each time, since a cached .pyc misses a second edit within a second."""
 
     def get_code(self, fullname: str) -> CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)
@@ -78,9 +78,9 @@ def _from_file(path: Path, spec: str) -> ModuleType:
     name = _name_of(path)
     loader = _Source(name, str(path))
     module_spec = spec_from_loader(name, loader)
-    assert module_spec is not None  # it is None for loaders without a file only
+    assert module_spec is not None  # it is None only for loaders without a file
     module = module_from_spec(module_spec)
-    sys.modules[name] = module  # pickle and dataclasses look classes up there
+    sys.modules[name] = module  # pickle and dataclasses look up classes there
     try:
         loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -90,7 +90,7 @@ def _from_file(path: Path, spec: str) -> ModuleType:
 
 
 def _name_of(path: Path) -> str:
-    """Name a file's module apart from all others, inside the package that the file is in."""
+    """Return a unique module name for a file, inside the package that contains it."""
     packages: list[str] = []
     folder = path.parent
     while (folder / "__init__.py").is_file() and folder.name.isidentifier():
@@ -129,13 +129,13 @@ def _from_module(name: str, spec: str) -> ModuleType:
 
 
 def _also_import_from(folder: Path) -> None:
-    """Let imports find what lies in ``folder``, after everything that they find already."""
+    """Append ``folder`` to the paths that imports search, if it is not there yet."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 
 
 def _functions(module: ModuleType) -> list[str]:
-    """Public functions and classes that the module itself defines, or lists in ``__all__``."""
+    """Return public functions and classes that the module defines or lists in ``__all__``."""
     listed = getattr(module, "__all__", ())
     return [
         name

@@ -73,7 +73,7 @@ def _load_digits(data_dir: Path | None) -> Data:
         raise DataError("the digits come with scikit-learn; pip install 'svag[lab]'") from error
     bunch = load_digits()
     inputs = (bunch.images / 16).astype(np.float32)[:, None]
-    # numpy promises the stream of RandomState for every version, of default_rng it does not.
+    # NumPy guarantees the same stream in every version for RandomState, not for default_rng.
     order = np.random.RandomState(0).permutation(len(inputs))
     train, test = order[:DIGITS_TRAIN], order[DIGITS_TRAIN:]
     targets = bunch.target.astype(np.int64)

@@ -1,4 +1,4 @@
-"""The report on studies: Figure 5 and a page, from analyses alone; nothing is recomputed."""
+"""Writes the report on studies, Figure 5 and an HTML page, from analyses; recomputes nothing."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,14 +19,13 @@ def write(
     """Write ``figure5.png``, ``figure5.svg`` and ``report.html`` on one problem into a folder.
 
     Args:
-        analysis: what is reported.
-        directory: the folder.
-        records: the folder of the records, for the commands on the page and its links to them; the
-            same by default.
-        target: value of the metric that speed is measured by; None for what the worst method has.
+        analysis: the analysis to report.
+        directory: the folder to write to.
+        records: folder of the records, for links and for commands on the page; by default the same.
+        target: value of the metric for the table of speed; None for the mean of the worst method.
 
     Returns:
-        Where the page is.
+        Path of the page.
 
     Raises:
         RecordError: the folder or a file in it cannot be written.
@@ -40,12 +39,12 @@ def write_several(several: Several, directory: Path, records: Sequence[Path]) ->
     """Write the same files on several problems into a folder.
 
     Args:
-        several: what is reported.
-        directory: the folder.
+        several: the studies to report.
+        directory: the folder to write to.
         records: each study's folder of records, in the order of ``several.analyses``.
 
     Returns:
-        Where the page is.
+        Path of the page.
 
     Raises:
         RecordError: the folder or a file in it cannot be written.

@@ -1,4 +1,4 @@
-"""What part of a curve an axis shows, so that late differences can be seen."""
+"""Chooses the limits of an axis of curves, so that differences late in training can be seen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ class Axis:
 
 
 def axis(curves: Sequence[Curve], figure: Figure) -> Axis:
-    """Choose limits: what falls tenfold after its start is logarithmic and shown whole.
+    """Choose an axis: logarithmic for a loss that falls tenfold after its start, else linear.
 
-    Otherwise the beginning may leave the axis: all before a quarter of the run where larger is
-    better, the first twentieth where smaller is.
+    A logarithmic axis shows all values. A linear one may cut off the beginning: the first quarter
+    of the run if larger is better, the first twentieth if smaller is better.
     """
     quantity = figure.quantity
     means = _finite(np.concatenate([curve.mean.ravel() for curve in curves] or [np.empty(0)]))
@@ -53,13 +53,13 @@ def axis(curves: Sequence[Curve], figure: Figure) -> Axis:
 
 
 def band(curve: Curve, axis: Axis) -> tuple[Array, Array]:
-    """One standard deviation around the mean, kept on a logarithmic axis."""
+    """Return mean minus and plus a standard deviation, kept positive on a logarithmic axis."""
     low, high = curve.mean - curve.sd, curve.mean + curve.sd
     return (np.maximum(low, axis.low / 2) if axis.log else low), high
 
 
 def drawn(analysis: Analysis, figure: Figure) -> dict[str, Curve]:
-    """Curves by method, of those with a finished run."""
+    """Return the curves by method, of methods with a finished run."""
     return {
         key: result.curves[figure.name] for key, result in analysis.methods.items() if result.runs
     }

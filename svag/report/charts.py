@@ -1,6 +1,6 @@
-"""The page's interactive charts, as what Plotly.js draws: lists and dictionaries, ready for JSON.
+"""The page's interactive charts, as Plotly.js's data: lists and dictionaries, ready for JSON.
 
-Colours of text and grid are left to the page, which has a light and a dark look.
+The page itself sets the colours of text and grid, since it has a light and a dark theme.
 """
 
 import math
@@ -16,9 +16,9 @@ from svag.report.style import BAND_OPACITY, Style, headed, step_size, styles
 Chart: TypeAlias = dict[str, Any]
 
 _SIGNIFICANT = 6
-_SHOWN = 4.0  # times the spread of the methods below the best are shown
-_LEAST_SHOWN = 0.1  # of the way down to the worst, at least
-_CHOSEN = {False: 18, True: 12}  # of two methods' marks in one place, both are seen
+_SHOWN = 4.0  # the axis reaches below the best by this multiple of the methods' spread
+_LEAST_SHOWN = 0.1  # and at least by this share of the distance from the best to the worst
+_CHOSEN = {False: 18, True: 12}  # sizes of marks, so that of two in one place both are visible
 
 
 def curves(analysis: Analysis, figure: Figure) -> Chart:
@@ -71,8 +71,8 @@ def curves(analysis: Analysis, figure: Figure) -> Chart:
 def sensitivity(analysis: Analysis) -> Chart | None:
     """Draw the metric against the step size; None if no step size was searched for.
 
-    The axis shows the neighbourhood of the best, where it is decided: what lies further below than
-    the best run's distance to its start would squeeze it together, and is at the lower edge.
+    The axis shows the best values and some below them, among which the choice is made. Values far
+    below would compress the rest, and are drawn at the edge.
     """
     if not any(result.trials for result in analysis.methods.values()):
         return None
@@ -117,7 +117,7 @@ def sensitivity(analysis: Analysis) -> Chart | None:
 
 
 def _decisive(analysis: Analysis, reached: list[float]) -> tuple[float, float]:
-    """Choose what part of the reached values is shown: from the best to well below the chosen."""
+    """Choose the limits of the axis: from the best value to well below the chosen step sizes'."""
     if not reached:
         return 0.0, 1.0
     turn = analysis.quantity.merit
@@ -182,7 +182,7 @@ def _survivors(trial: Trial) -> str:
 
 
 def search_table(analysis: Analysis) -> tuple[list[str], Mapping[str, list[str]]]:
-    """List the search in words: step sizes, and by method what each of them gave."""
+    """Return the search as a table: step sizes, and the result of each by method, as text."""
     lrs = sorted({trial.lr for r in analysis.methods.values() for trial in r.trials})
     rows = {}
     for key, result in analysis.methods.items():
@@ -194,7 +194,7 @@ def search_table(analysis: Analysis) -> tuple[list[str], Mapping[str, list[str]]
 
 
 def _tried(trial: Trial | None, figure: Figure) -> str:
-    """Write the mean of a step size's runs, and how many there were and diverged."""
+    """Write the mean of a step size's runs, their number, and the number that diverged."""
     if trial is None:
         return ""
     if trial.diverged == trial.runs:
@@ -207,7 +207,7 @@ def _tried(trial: Trial | None, figure: Figure) -> str:
 
 
 def unit(figure: Figure) -> tuple[float, str]:
-    """Return what values are multiplied by, and how Plotly writes them."""
+    """Return the factor on a figure's values, and Plotly's format for them."""
     if figure.quantity.percent:
         return 100.0, "{y:.2f} %"
     own = figure.quantity.unit
@@ -227,7 +227,7 @@ def _named(entrant: Entrant) -> Chart:
 
 
 def plain(values: Iterable[float], scale: float = 1.0) -> list[float | None]:
-    """Scale to JSON's numbers, of as many digits as a screen can show; None where not finite."""
+    """Scale values and round them to the digits that a screen can show; None if not finite."""
     return [
         float(f"{scale * float(value):.{_SIGNIFICANT}g}") if math.isfinite(value) else None
         for value in values
@@ -235,6 +235,6 @@ def plain(values: Iterable[float], scale: float = 1.0) -> list[float | None]:
 
 
 def translucent(color: str) -> str:
-    """Give a colour the opacity of a band."""
+    """Return a colour with the opacity of a band."""
     red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
     return f"rgba({red},{green},{blue},{BAND_OPACITY})"

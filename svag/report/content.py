@@ -1,4 +1,4 @@
-"""What a problem's section of the page is filled with: text and charts, from its analysis."""
+"""The content of a problem's section of the page: text and charts, from its analysis."""
 
 import re
 import shlex
@@ -20,14 +20,14 @@ _DASHES = {"solid": "", "dash": "7 3", "dot": "2 2.5", "dashdot": "7 2.5 1.5 2.5
 
 @dataclass(frozen=True)
 class PagePlace:
-    """Where a problem's section is: on which page, alone or not, and where its records are.
+    """The page of a problem's section, and the folder of its records.
 
     Attributes:
         directory: the page's folder.
-        records: the folder that has the folder ``records``.
-        prefix: what ids on the page begin with.
-        alone: whether the page has no other problem.
-        target: value of the metric that speed is measured by; None for the default.
+        records: the folder whose subfolder ``records`` has the records.
+        prefix: prefix of the section's ids on the page.
+        alone: whether the page has only this problem.
+        target: value of the metric for the table of speed; None for the default.
     """
 
     directory: Path
@@ -43,7 +43,7 @@ def sentences(analysis: Analysis) -> list[str]:
 
 
 def command(analysis: Analysis, records: Path) -> str:
-    """Write the command that makes these runs, or goes on from those there are."""
+    """Write the command that carries out the study, or continues it."""
     study, base = analysis.study, analysis.study.base
     words = ["svag", "compare", study.source or base.problem, "--methods", ",".join(study.methods)]
     for key, lr in study.lrs.items():
@@ -63,7 +63,7 @@ def command(analysis: Analysis, records: Path) -> str:
 
 
 def content(analysis: Analysis, place: PagePlace) -> dict[str, Any]:
-    """Fill a problem's section."""
+    """Return the values for the template of a problem's section, by name."""
     claims, study = analysis.claims, analysis.study
     lines = style.styles(result.entrant for result in analysis.methods.values())
     intervals = claims is not None and claims.finding != "one seed"
@@ -126,7 +126,7 @@ def draw(analysis: Analysis) -> dict[str, charts.Chart]:
 
 
 def summary(analysis: Analysis) -> str:
-    """Say in a line what was run."""
+    """Write in one line what was run."""
     base = analysis.study.base
     counts = sorted({result.many for result in analysis.methods.values()} - {0}) or [0]
     many = style.count(counts[-1], "seed")

@@ -1,4 +1,4 @@
-"""What a problem's section holds beside its main tables, as text: gap, speed, cost, records."""
+"""Further tables of a problem's section, as text: gap, speed, cost, records."""
 
 import math
 import os
@@ -18,7 +18,7 @@ from svag.report import style
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """A target in words, and what reaching it took, by method: steps and seconds."""
+    """A target in words, and the steps and seconds to reach it, by method."""
 
     title: str
     rows: Mapping[str, tuple[str, str]]
@@ -26,7 +26,7 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class RecordLinks:
-    """The records behind a method's numbers: what they are for, and (name, link) of each."""
+    """Records from which a method's numbers are computed: their role, and (name, link) of each."""
 
     what: str
     files: list[tuple[str, str]]
@@ -67,7 +67,7 @@ def costs(analysis: Analysis) -> dict[str, tuple[str, str]]:
 
 
 def beside_the_choice(analysis: Analysis) -> dict[str, list[str]]:
-    """Write what a neighbouring step size costs, and which ones are as good; of those searched."""
+    """Write by method what a neighbouring step size costs and which ones are as good."""
     rows = {}
     for key, result in analysis.methods.items():
         found = sensitivity(analysis, key)
@@ -86,7 +86,7 @@ def beside_the_choice(analysis: Analysis) -> dict[str, list[str]]:
 
 
 def turns(analysis: Analysis) -> list[str]:
-    """Say where the sign's effect changed sides during training."""
+    """Write when the effect of the sign changed its direction during training."""
     sentences = []
     for figure in (TRAIN_LOSS, analysis.judged):
         found = turn(analysis, figure) if analysis.cells else None
@@ -101,13 +101,19 @@ def turns(analysis: Analysis) -> list[str]:
 
 
 def sources(analysis: Analysis, directory: Path, records: Path) -> dict[str, list[RecordLinks]]:
-    """Name and link the records behind each method's numbers, from where the page is."""
+    """Return names and links of the records from which each method's numbers are computed.
+
+    Args:
+        analysis: the analysis of a study.
+        directory: folder of the page, to which links are relative.
+        records: the folder whose subfolder ``records`` has the records.
+    """
     folder = os.path.relpath(records / "records", directory)
     return {key: _sources(result, folder) for key, result in analysis.methods.items()}
 
 
 def duration(seconds: float) -> str:
-    """Write a time in the unit that suits it."""
+    """Write a time in seconds, minutes or hours."""
     for size, unit in ((3600.0, "h"), (60.0, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
@@ -135,11 +141,11 @@ def _when(one: Reached) -> tuple[str, str]:
 
 
 def _change(value: float, analysis: Analysis) -> str:
-    """Write how much better (positive) or worse a step size is; diverged ones have no value."""
+    """Write how much better (positive) or worse a step size is; NaN if all its runs diverged."""
     quantity = analysis.quantity
     if not math.isfinite(value):
         return style.NONE
-    shown = quantity.merit(value)  # back in the metric's own direction
+    shown = quantity.merit(value)  # from merit to the metric's own sign
     scale, unit = (100.0, " pp") if quantity.percent else (1.0, "")
     text = f"{scale * shown:+.2f}" if quantity.percent else f"{shown:+.3g}"
     return text.replace("-", style.MINUS) + unit

@@ -1,4 +1,4 @@
-"""Charts of effects: over the steps of one problem, and side by side over several."""
+"""Charts of effects: over the steps of one problem, and as a forest plot over several."""
 
 import html
 import math
@@ -33,9 +33,9 @@ NAMES: Mapping[str, str] = {
 _SETTLED = 0.1
 _ROOM = 0.08
 _SPREAD = 0.22
-_WIDEST = 2.5  # times the median interval is shown
-_LINE = 14  # characters of a row's name
-_ROW = 46  # pixels of a problem's row
+_WIDEST = 2.5  # intervals wider than this multiple of the median are cut
+_LINE = 14  # characters per line of a row's name
+_ROW = 46  # height of a problem's row in pixels
 
 
 def over_steps(analysis: Analysis, figure: Figure) -> Chart | None:
@@ -60,7 +60,7 @@ def over_steps(analysis: Analysis, figure: Figure) -> Chart | None:
 
 
 def side_by_side(forest: Forest) -> Chart:
-    """Draw a row a problem with its effects, and a row of means where there are some."""
+    """Draw one row for each problem with its effects, and a row of means if there are any."""
     scale = 100.0 if forest.unit == "%" else 1.0
     problems = [*forest.effects]
     names = [*next(iter(forest.effects.values()))]
@@ -95,7 +95,7 @@ def side_by_side(forest: Forest) -> Chart:
 
 
 def _shown(forest: Forest) -> tuple[float, float]:
-    """Choose limits that hold every effect and the usual interval; a very wide one is cut."""
+    """Choose limits that contain every effect and most intervals; very wide ones are cut."""
     effects = [effect for by in forest.effects.values() for effect in by.values()]
     bounds = [bound for effect in effects for bound in (*(effect.interval or ()), effect.estimate)]
     reaches = [max(map(abs, (*(effect.interval or ()), effect.estimate))) for effect in effects]
@@ -136,7 +136,7 @@ def _course(name: str, course: Course, scale: float) -> list[Chart]:
 
 
 def _range(found: Mapping[str, Course]) -> tuple[float, float]:
-    """Choose limits: what lies after the first tenth, and 0."""
+    """Choose limits that contain 0 and all values after the first tenth of the run."""
     bounds = [0.0]
     for course in found.values():
         late = course.steps >= _SETTLED * course.steps[-1]
@@ -181,14 +181,14 @@ def _row_of(
 
 
 def _reach(effects: Sequence[Effect]) -> tuple[list[float], list[float]]:
-    """Return how far the intervals reach down and up; not at all where there is none."""
+    """Return the lengths of the intervals below and above the effects; 0 without interval."""
     low = [e.estimate - e.interval[0] if e.interval else 0.0 for e in effects]
     high = [e.interval[1] - e.estimate if e.interval else 0.0 for e in effects]
     return low, high
 
 
 def _wrapped(name: str) -> str:
-    """Break a long name into two lines, so that rows have room on a phone, and cut the rest."""
+    """Break a long name into two lines, to fit on a phone, and cut the rest."""
     lines = textwrap.wrap(name, _LINE) or [""]
     shown = [*lines[:2]] if len(lines) <= 2 else [lines[0], f"{lines[1][: _LINE - 3]}..."]
     return "<br>".join(html.escape(line, quote=False) for line in shown)

@@ -1,7 +1,7 @@
 """The paper's Figure 5: training loss and the metric on test data over the steps, by problem.
 
-One problem has its two panels side by side. Several have a column each, with the paper's two rows,
-six columns at most; more problems go on below.
+One problem has its two panels side by side. Several problems have a column each, with two rows as
+in the paper; after six columns the next ones begin below.
 """
 
 import warnings
@@ -23,19 +23,19 @@ _KEY = "Warm colours: with the sign; cool: without. Solid: variance-adapted; bro
 _KEY_OF_VARIANTS = " Dash-dotted: a variant in the colour of its method."
 _KEY_OF_OTHERS = " Dotted, thin: others."
 
-_LEFT, _TICKS = 0.065, 0.048  # of the width: beside the left panel, and for the right one's ticks
+_LEFT, _TICKS = 0.065, 0.048  # shares of the width: left of the left panel, ticks of the right one
 _SIZE = (10.0, 4.3)
 _DPI = 200
 _MOST_COLUMNS = 6
 _COLUMN, _BAND, _HEAD, _LINE = 3.3, 4.9, 0.68, 0.15  # inches
 _MARGIN, _GAP, _PANEL = 0.62, 0.62, 1.655
-_WIDE = 9.0  # inches above which the notes stand in one line
+_WIDE = 9.0  # width in inches from which the notes are on one line
 
 
 def figure5(analyses: Sequence[Analysis], directory: Path) -> None:
     """Draw ``figure5.png`` and ``figure5.svg``, the same bytes for the same analyses."""
     with matplotlib.rc_context(), warnings.catch_warnings():
-        # a name in letters that the font lacks is drawn as boxes; the page has it right
+        # letters that the font lacks are drawn as boxes here; the page shows them
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.rc("svg", hashsalt="svag")
@@ -46,7 +46,7 @@ def figure5(analyses: Sequence[Analysis], directory: Path) -> None:
 
 
 def caption(analysis: Analysis) -> str:
-    """Say what the lines are: of how many seeds, and which methods have none."""
+    """Write the caption: the number of seeds, and which methods have no line."""
     seeds = sorted({len(r.runs) for r in analysis.methods.values() if r.runs})
     if not seeds:
         return "There is no final run that did not diverge."
@@ -60,7 +60,7 @@ def caption(analysis: Analysis) -> str:
 
 
 def legend(analyses: Sequence[Analysis]) -> str:
-    """Say what colours and dashes mean."""
+    """Write the meaning of colours and dashes."""
     entrants = [result.entrant for one in analyses for result in one.methods.values()]
     variants = any(one.row and one.key != one.row for one in entrants)
     others = any(not one.row for one in entrants)
@@ -68,7 +68,7 @@ def legend(analyses: Sequence[Analysis]) -> str:
 
 
 def _one(analysis: Analysis) -> Canvas:
-    """Draw one problem's two panels side by side, every line named at its end."""
+    """Draw one problem's two panels side by side, with the methods' names at the lines' ends."""
     canvas = _canvas(_SIZE)
     left, right = canvas.subplots(1, 2)
     longest = max((len(r.entrant.name) for r in analysis.methods.values()), default=0)
@@ -91,7 +91,7 @@ def _one(analysis: Analysis) -> Canvas:
 
 
 def _several(analyses: Sequence[Analysis]) -> Canvas:
-    """Draw a column a problem, with one legend for all."""
+    """Draw one column for each problem, with a common legend."""
     columns = min(len(analyses), _MOST_COLUMNS)
     bands = -(-len(analyses) // columns)
     head = _HEAD + (_LINE if columns < 3 else 0)
@@ -132,7 +132,7 @@ def _legend(
     results: Sequence[MethodResult],
     lines: Mapping[str, Style],
 ) -> None:
-    """Name every method once above the columns, and say what the lines mean."""
+    """Draw the legend above the columns, and a note on the meaning of the lines."""
     width, height = canvas.get_size_inches()
     handles = [_sample_of(result, lines[result.entrant.key]) for result in results]
     canvas.legend(
@@ -164,7 +164,7 @@ def _sample_of(result: MethodResult, style: Style) -> Line2D:
 
 
 def _methods(analyses: Sequence[Analysis]) -> list[MethodResult]:
-    """Return a result of every method that has a line somewhere, in the order of the table."""
+    """Return one result for each method that has a line in any panel, in the table's order."""
     found: dict[str, MethodResult] = {}
     for analysis in analyses:
         for key, result in analysis.methods.items():
@@ -174,7 +174,7 @@ def _methods(analyses: Sequence[Analysis]) -> list[MethodResult]:
 
 
 def _seeds(analysis: Analysis) -> str:
-    """Say how many seeds the means are of, and whether more are to come."""
+    """Write the number of seeds of the means, and whether runs are missing."""
     seeds = sorted({len(r.runs) for r in analysis.methods.values() if r.runs})
     going_on = any(not r.outcome.complete for r in analysis.methods.values())
     if not seeds:
@@ -192,7 +192,7 @@ def _canvas(size: tuple[float, float]) -> Canvas:
 def _written(
     canvas: Canvas, place: tuple[float, float], text: str, size: float, *, bold: bool = False
 ) -> None:
-    """Write a name as it is, or a note in grey, at inches from the left and the top."""
+    """Draw a name (bold, black) or a note (grey) at inches from the left and the top edge."""
     width, height = canvas.get_size_inches()
     weight, color = ("bold", INK) if bold else ("normal", MUTED)
     canvas.text(

@@ -1,4 +1,4 @@
-"""What the overview of several problems holds, as text: which half helps where, checks, ranks."""
+"""The tables of the overview of several problems, as text: halves, observations, ranks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _MARKS = {HELPS: "▲", HURTS: "▼", EQUAL: "≈", OPEN: "?"}
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A method in its cell: its name, its figure, and how strongly it is tinted, 0 to 1."""
+    """A cell of Figure 1: a method's name, its figure, and the strength of the tint, 0 to 1."""
 
     name: str
     value: str
@@ -28,7 +28,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Half:
-    """What a half does: a mark, a word, and the effect with its interval."""
+    """The effect of a half of Adam: a mark, a word, and the number with its interval."""
 
     mark: str
     word: str
@@ -38,7 +38,7 @@ class Half:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A problem as Figure 1's table: its four cells, and what each half does."""
+    """A problem's results in the layout of Figure 1: four cells, and the effect of each half."""
 
     name: str
     what: str
@@ -49,7 +49,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """An observation on one problem: what is found here, with its numbers, and in the paper."""
+    """An observation on one problem: the study's result with its numbers, and the paper's."""
 
     problem: str
     outcome: str
@@ -68,12 +68,12 @@ class Ranked:
 
 
 def tiles(several: Several) -> list[Tile]:
-    """Write every problem as Figure 1's table."""
+    """Return every problem's results in the layout of Figure 1."""
     return [_tile(one, several.not_judged) for one in several.analyses]
 
 
 def lines(several: Several, number: int) -> list[Line]:
-    """Write what one observation is on each problem, beside what the paper says of it."""
+    """Return one observation's result on each problem, with the paper's statement."""
     readings = several.checks[number].readings
     found = []
     for one in several.analyses:
@@ -92,7 +92,7 @@ def lines(several: Several, number: int) -> list[Line]:
 
 
 def ranked(several: Several) -> tuple[list[str], list[Ranked]]:
-    """Write ranks by method, the best in the mean first, and the problems they are on."""
+    """Return the problems, and the ranks by method, in the order of mean rank."""
     found = several.ranks
     if found is None or len(found.problems) < 2:
         return [], []
@@ -110,7 +110,7 @@ def ranked(several: Several) -> tuple[list[str], list[Ranked]]:
 
 
 def departures(analysis: Analysis) -> str:
-    """Say in what a study departs from the paper's runs of its problem; nothing for others."""
+    """Write how a study differs from the paper's runs; empty for problems not in the paper."""
     found = PAPER.get(analysis.study.base.problem)
     return "" if found is None else listed(_departures(analysis, found))
 
@@ -129,7 +129,7 @@ def _departures(analysis: Analysis, paper: OfThePaper) -> list[str]:
 
 
 def protocol(analysis: Analysis) -> str:
-    """Say how the step sizes were found."""
+    """Write how the step sizes were chosen."""
     study = analysis.study
     if all(key in study.lrs for key in study.methods):
         return "step sizes given, not searched for"
@@ -177,13 +177,13 @@ def _labelled(problem: str, paper: OfThePaper | None) -> str:
 
 
 def _rank(rank: Rank) -> str:
-    """Write a rank with its range, ``2 (1 to 3)``; without where nothing else is possible."""
+    """Write a rank with its range, ``2 (1 to 3)``, or alone if no other rank is possible."""
     sure = rank.best == rank.worst
     return f"{rank.rank:g}" if sure else f"{rank.rank:g} ({rank.best}\N{EN DASH}{rank.worst})"
 
 
 def outcomes(several: Several) -> Sequence[tuple[int, str, str, str]]:
-    """Write the checks: number, claim, conclusion and where it rests on."""
+    """Return the checks of the observations: number, claim, conclusion and reason."""
     return [
         (number, check.claim, check.outcome, check.because)
         for number, check in enumerate(several.checks, 1)

@@ -1,4 +1,4 @@
-"""The report's page: what analyses say, as one HTML file that needs no network."""
+"""Writes the report's page: analyses as one HTML file that needs no network."""
 
 import re
 import shlex
@@ -20,7 +20,7 @@ from svag.report.content import PagePlace, content, draw, sentences, summary
 
 
 def page(analysis: Analysis, place: PagePlace) -> None:
-    """Write ``report.html`` on one problem, the same bytes for the same analysis and folders."""
+    """Write ``report.html`` on one problem; equal analyses and folders give the same bytes."""
     filled = content(analysis, place)
     text = _environment().get_template("problem.html.j2").render(filled)
     name = analysis.study.base.problem
@@ -72,7 +72,7 @@ def page_of_several(several: Several, directory: Path, records: Sequence[Path]) 
 
 
 def typeset(text: str) -> Markup:
-    """Give a sentence's numbers true minus signs, and set its intervals apart."""
+    """Return a sentence as HTML, with true minus signs and with intervals in their own spans."""
     text = str(escape(re.sub(r"(?<![\w.-])-(?=\d)", style.MINUS, text)))
     return Markup(re.sub(r"\[[^\]\w]*\d[^\]]*\]", r'<span class="interval">\g<0></span>', text))
 
@@ -97,7 +97,7 @@ def _environment() -> Environment:
 
 
 def _forests(several: Several) -> dict[str, Chart]:
-    """Draw the effects side by side, one chart for each metric and one for the training loss."""
+    """Draw the forest plots, one for each metric and one for the training loss."""
     forests = [*several.on_the_metric, *([several.on_the_loss] if several.on_the_loss else [])]
     return {
         f"forest-{number}": effect_charts.side_by_side(forest)

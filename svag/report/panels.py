@@ -1,4 +1,4 @@
-"""One panel of Figure 5: a figure of a problem over the steps, a line and a band a method."""
+"""One panel of Figure 5: a figure of a problem over the steps, a line and a band per method."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -29,7 +29,18 @@ _LONGEST_NAME = 30
 def panel(
     axes: Axes, analysis: Analysis, figure: Figure, lines: Mapping[str, Style], *, ticks: int = 6
 ) -> dict[str, float]:
-    """Draw a figure's lines and bands; return where each line ends, from 0 to 1."""
+    """Draw the lines and bands of a figure.
+
+    Args:
+        axes: the axes to draw on.
+        analysis: the analysis of a study.
+        figure: the figure.
+        lines: line styles by method.
+        ticks: most ticks of the horizontal axis.
+
+    Returns:
+        The height of the end of each line in the panel, from 0 to 1, by method.
+    """
     curves = drawn(analysis, figure)
     shown = axis(list(curves.values()), figure)
     _scales(axes, shown, figure.quantity, ticks)
@@ -56,7 +67,13 @@ def panel(
 
 
 def line_end_labels(axes: Axes, ends: Mapping[str, float], lines: Mapping[str, Style]) -> None:
-    """Name every line at its right end, apart from one another, with a leader to the end."""
+    """Write each method's name beside the right end of its line, joined by a leader line.
+
+    Args:
+        axes: the axes of :func:`panel`.
+        ends: heights of the ends, from :func:`panel`.
+        lines: line styles by method.
+    """
     keys = sorted(ends, key=lambda key: ends[key])
     places = spaced([ends[key] for key in keys], gap=0.058)
     for key, place in zip(keys, places, strict=True):
@@ -82,7 +99,7 @@ def line_end_labels(axes: Axes, ends: Mapping[str, float], lines: Mapping[str, S
 
 
 def short(name: str) -> str:
-    """Cut a name that would leave no room for the panels."""
+    """Shorten a name that is too long for the margin."""
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
 
 
@@ -121,7 +138,7 @@ def _scales(axes: Axes, shown: Axis, quantity: Quantity, ticks: int) -> None:
 
 
 def _height(value: float, shown: Axis) -> float:
-    """PagePlace a value on an axis, 0 at its lower end and 1 at its upper."""
+    """Return the height of a value on an axis, 0 at its lower and 1 at its upper end."""
     low, high = shown.low, shown.high
     if shown.log:
         value, low, high = np.log([max(value, low), low, high])

@@ -1,9 +1,9 @@
-"""How methods look and how numbers read, in the figure and on the page alike.
+"""Line styles of methods and formats of numbers, for the figure and the page.
 
-Colour tells the sign (warm) from no sign (cool), the line variance-adapted (solid) from not
-(broken); methods outside the paper's four are thinner. Pairs that share a line stay apart under
-simulated colour blindness. A variant has the colour of its method and a dash-dotted line, and what
-has no place in the table a thin dotted one in a colour of its own.
+Methods with the sign have warm colours, others cool ones; variance-adapted methods have solid
+lines, others broken ones; methods other than the paper's four have thinner lines. Methods with the
+same kind of line can be told apart under simulated colour blindness. A variant of a row has its
+colour and a dash-dotted line; other methods have a thin dotted line in a colour of their own.
 """
 
 import math
@@ -34,7 +34,7 @@ _MOST_DECIMALS = 5
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """A method's line: its colour, its dashes (by Plotly's names) and its width in points."""
+    """The style of a method's line: colour, dashes (by Plotly's names) and width in points."""
 
     color: str
     dash: Dash
@@ -83,17 +83,23 @@ EFFECTS: Final[Mapping[str, Style]] = MappingProxyType(
         WITH_SIGN: Style("#8a5cc2", "solid"),
     }
 )
-"""Effects' lines: the sign is warm, adaptation cool."""
+"""Line styles of effects: warm for the sign, cool for adaptation."""
 
 
 def headed(figure: Figure) -> str:
-    """Name a figure over a panel or beside an axis, with its unit."""
+    """Write the heading of a figure for a panel or an axis, with its unit."""
     title = f"{figure.title[0].upper()}{figure.title[1:]}"
     return f"{title} ({figure.quantity.unit})" if figure.quantity.unit else title
 
 
 def number(value: float, decimals: int, *, signed: bool = False) -> str:
-    """Write a number with a true minus sign; one that would read 0 but is not, in powers of ten."""
+    """Write a number with a true minus sign; a small one that would be rounded to 0 as ``1.2e-05``.
+
+    Args:
+        value: the number.
+        decimals: digits after the point.
+        signed: whether a positive number gets a plus sign.
+    """
     if not math.isfinite(value):
         return NONE
     plus = "+" if signed else ""
@@ -105,9 +111,14 @@ def number(value: float, decimals: int, *, signed: bool = False) -> str:
 
 
 def spread(value: Spread, quantity: Quantity, decimals: int, *, difference: bool = False) -> str:
-    """Write mean and standard deviation, the mean alone where there is no deviation.
+    """Write mean and standard deviation, or the mean alone if there is no deviation.
 
-    A difference has a sign, and of percentages percentage points.
+    Args:
+        value: mean and deviation, in the quantity's own units (fractions for percentages).
+        quantity: the quantity.
+        decimals: digits after the point.
+        difference: whether the value is a difference: with a sign, and in percentage points
+            instead of per cent.
     """
     scale, unit = _scale(quantity, "pp" if difference else "%")
     mean = number(scale * value.mean, decimals, signed=difference)
@@ -118,13 +129,25 @@ def spread(value: Spread, quantity: Quantity, decimals: int, *, difference: bool
 
 
 def effect(value: Effect, quantity: Quantity, decimals: int) -> str:
-    """Write an effect, of percentages in percentage points."""
+    """Write an effect without its interval, that on a percentage in percentage points.
+
+    Args:
+        value: the effect, in the quantity's own units (fractions for percentages).
+        quantity: the quantity.
+        decimals: digits after the point.
+    """
     scale, unit = _scale(quantity, "pp")
     return number(scale * value.estimate, decimals, signed=True) + unit
 
 
 def interval(value: Effect, quantity: Quantity, decimals: int) -> str:
-    """Write an effect's interval; nothing where there is none."""
+    """Write an effect's interval; empty if there is none.
+
+    Args:
+        value: the effect, in the quantity's own units (fractions for percentages).
+        quantity: the quantity.
+        decimals: digits after the point.
+    """
     if value.interval is None:
         return ""
     scale, _ = _scale(quantity, "")
@@ -133,7 +156,10 @@ def interval(value: Effect, quantity: Quantity, decimals: int) -> str:
 
 
 def decimals(spreads: Iterable[Spread], quantity: Quantity) -> int:
-    """Choose a column's decimals: two digits of its smallest deviation; percentages have two."""
+    """Choose the digits after the point for a column: 2 for percentages.
+
+    Otherwise as many as show two digits of the smallest deviation.
+    """
     if quantity.percent:
         return 2
     present = [value for value in spreads if math.isfinite(value.mean) and value.mean]
@@ -145,7 +171,7 @@ def decimals(spreads: Iterable[Spread], quantity: Quantity) -> int:
 
 
 def step_size(lr: float) -> str:
-    """Write a step size as one would type it."""
+    """Write a step size as on the command line, such as ``0.1`` or ``1e-05``."""
     return f"{lr:g}" if math.isfinite(lr) else NONE
 
 
@@ -155,7 +181,7 @@ def count(n: int, noun: str) -> str:
 
 
 def _scale(quantity: Quantity, unit: str) -> tuple[float, str]:
-    """Return what values are multiplied by, and what stands behind them."""
+    """Return the factor on a quantity's values, and the unit to write after them."""
     if quantity.percent:
         return 100.0, f"{_NBSP}{unit}"
     return 1.0, f"{_NBSP}{quantity.unit}" if quantity.unit and unit else ""

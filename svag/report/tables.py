@@ -1,4 +1,4 @@
-"""What the page's tables hold, as text; every number comes from the analysis."""
+"""The tables of a problem's section, as text; every number comes from the analysis."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -31,7 +31,7 @@ COLUMNS: Mapping[bool, str] = {False: "Not adapted", True: "Variance-adapted"}
 class TableRow:
     """A method's results as text: figures by ``final`` or ``best`` and name.
 
-    ``many`` final runs were made, of which ``diverged`` diverged and ``n`` are in the figures.
+    There are ``many`` final runs; ``diverged`` of them diverged, and ``n`` are in the figures.
     """
 
     key: str
@@ -50,7 +50,7 @@ class TableRow:
 
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """An effect as text, and whether it belongs to the claims and its interval excludes 0."""
+    """An effect as text; whether it is one of the claims, and whether its interval excludes 0."""
 
     value: str
     interval: str
@@ -58,7 +58,7 @@ class Margin:
 
 
 def rows(analysis: Analysis) -> dict[str, TableRow]:
-    """Write every method's results, with equal decimals down each column."""
+    """Return every method's results as text, with the same number of decimals in a column."""
     results, figures = analysis.methods, analysis.figures
     digits = _decimals(analysis)
     return {
@@ -92,19 +92,19 @@ def _spread(spread: Spread, figure: Figure, digits: Mapping[str, int]) -> str:
 
 
 def headlines(analysis: Analysis) -> tuple[Figure, Figure]:
-    """Return the two figures that the table of both halves shows."""
+    """Return the two figures in the table of the halves' effects."""
     return analysis.judged, analysis.figures[0]
 
 
 def square(analysis: Analysis) -> Mapping[Cell, str]:
-    """Give the keys of the methods in Figure 1's four cells; nothing if one is missing."""
+    """Return the keys of the methods in Figure 1's four cells; empty if one is missing."""
     return analysis.cells
 
 
 def margins(analysis: Analysis) -> dict[str, dict[str, Margin]]:
-    """Write the effects by name and figure; none if a cell is missing.
+    """Return the effects as text, by name and figure; empty if a cell is missing.
 
-    Those on the metric that the verdict claims have simultaneous intervals; others are exploratory.
+    Effects that the verdict claims have simultaneous intervals; others are exploratory.
     """
     if analysis.claims is None:
         return {}
@@ -122,7 +122,7 @@ def margins(analysis: Analysis) -> dict[str, dict[str, Margin]]:
 
 
 def claims(analysis: Analysis) -> list[tuple[str, Margin]]:
-    """Write the five effects that the verdict rests on, with simultaneous intervals."""
+    """Return the five effects of the verdict as text, with simultaneous intervals."""
     if analysis.claims is None:
         return []
     neither, adapted, sign, both = (entrant(analysis.cells[cell]).name for cell in CELLS)
@@ -150,7 +150,7 @@ def claims(analysis: Analysis) -> list[tuple[str, Margin]]:
 
 
 def others(analysis: Analysis) -> list[tuple[str, list[Margin]]]:
-    """Compare the methods outside the four cells with those in them: single intervals."""
+    """Compare the methods outside the four cells with those in them, with single intervals."""
     if not analysis.cells:
         return []
     digits, figure = _decimals(analysis), analysis.judged
@@ -169,7 +169,7 @@ def others(analysis: Analysis) -> list[tuple[str, list[Margin]]]:
 
 
 def set_aside(analysis: Analysis) -> list[str]:
-    """Say which step sizes were not chosen because a run of theirs diverged."""
+    """Write which step sizes were not chosen because one of their runs diverged."""
     return [
         f"{result.entrant.name} {listed(style.step_size(lr) for lr in sorted(lost))}"
         for result in analysis.methods.values()
@@ -178,7 +178,7 @@ def set_aside(analysis: Analysis) -> list[str]:
 
 
 def missing(analysis: Analysis) -> list[str]:
-    """Say which of Figure 1's cells no method with a finished run stands in."""
+    """Write which cells of Figure 1 have no method with a finished run."""
     filled = {_cell(r) for r in analysis.methods.values() if r.runs and not r.entrant.outside}
     texts = []
     for sign in ROWS:
@@ -198,7 +198,7 @@ def missing(analysis: Analysis) -> list[str]:
 
 
 def published(analysis: Analysis) -> Mapping[str, object] | None:
-    """Put final test accuracies beside published ones, and both in order; None if none are."""
+    """Return final test accuracies beside published ones, and the order of both; None without."""
     known = beside(analysis)
     if known is None:
         return None

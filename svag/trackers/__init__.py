@@ -1,5 +1,4 @@
-"""Records in the trackers that people keep their experiments in; each is imported when asked for.
+"""Sends recorded runs to experiment trackers; a tracker's package is imported when it is used.
 
-Trackers are sent what has been recorded, so they work with every executor, during a study and after
-it.
+Runs are sent from their records, so this works with every executor, during and after a study.
 """

@@ -1,4 +1,4 @@
-"""MLflow: an experiment a problem, a run a run, in a server or in a file of one's own."""
+"""MLflow: one experiment for each problem, one MLflow run for each run, in a server or a file."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from svag.trackers.sending import TrackerError
 
 _RUN, _DIGEST = "svag.run", "svag.digest"
 _AT_ONCE: Final = 1000
-"""Metrics, or runs, in one request."""
+"""Most metrics, or runs, in one request."""
 
 _STATUS: Final[dict[Status, str]] = {
     "done": "FINISHED",
@@ -27,11 +27,11 @@ def default_place(directory: Path) -> str:
 
 
 class MLflow:
-    """Keeps runs in an MLflow store; each has its name of svag as the tag ``svag.run``.
+    """Keeps runs in an MLflow store; the tag ``svag.run`` holds a run's id in svag.
 
     Args:
         place: its tracking URI, such as ``sqlite:////folder/mlflow.db`` or ``http://host:5000``.
-        project: name of the experiment; None for the problem's.
+        project: name of the experiment; None for the name of the problem.
 
     Raises:
         TrackerError: mlflow is not installed, or there is no store at the place.
@@ -56,12 +56,12 @@ class MLflow:
         self._known: dict[str, dict[str, Any]] = {}
 
     def sent(self, run: Tracked) -> str | None:
-        """Return the digest that the run there has as a tag; one that was cut short has none."""
+        """Return the digest tag of the run in the store; None if it is missing or incomplete."""
         found = self._runs(self._experiment(run)).get(run.id)
         return None if found is None else found.data.tags.get(_DIGEST, "unknown")
 
     def send(self, run: Tracked) -> None:
-        """Create a run, after an earlier form of it has been deleted."""
+        """Delete an earlier version of the run and create it anew."""
         experiment = self._experiment(run)
         known = self._runs(experiment)
         if run.id in known:
@@ -80,7 +80,7 @@ class MLflow:
         self._client.set_terminated(
             name, _STATUS[run.status], end_time=int(begun + 1000 * run.seconds)
         )
-        self._client.set_tag(name, _DIGEST, run.digest)  # last: it says that all is there
+        self._client.set_tag(name, _DIGEST, run.digest)  # last: it marks the run as complete
         known[run.id] = self._client.get_run(name)
 
     def _experiment(self, run: Tracked) -> str:
@@ -96,7 +96,7 @@ class MLflow:
         return str(found.experiment_id)
 
     def _runs(self, experiment: str) -> dict[str, Any]:
-        """Return the runs of svag that an experiment has, by name."""
+        """Return the experiment's runs that svag sent, by their id in svag."""
         if experiment not in self._known:
             self._known[experiment] = {
                 one.data.tags[_RUN]: one for one in self._pages(experiment) if _RUN in one.data.tags
@@ -114,7 +114,7 @@ class MLflow:
 
 
 def _batches(run: Tracked, begun: float) -> Iterator[list[Any]]:
-    """Yield the curves and the final figures, as many as one request may hold."""
+    """Yield the curves and the final figures in batches that fit one request."""
     from mlflow.entities import Metric
 
     last = int(run.hyperparameters["steps"])

@@ -1,4 +1,4 @@
-"""A run as a tracker is sent it: hyperparameters, curves, final figures, status."""
+"""A run in the form that is sent to trackers: hyperparameters, curves, final figures, status."""
 
 import hashlib
 import json
@@ -21,11 +21,11 @@ _SPLITS = ("train", "test", "validation")
 
 @dataclass(frozen=True)
 class Point:
-    """Figures after some steps, by names such as ``test/accuracy``; what is not finite is left out.
+    """Finite figures of an evaluation after some steps, by names such as ``test/accuracy``.
 
     Attributes:
         step: steps taken.
-        seconds: since the run began; 0 where that is not recorded.
+        seconds: since the run began; 0 if not recorded.
         figures: their values.
     """
 
@@ -36,21 +36,21 @@ class Point:
 
 @dataclass(frozen=True)
 class Tracked:
-    """A run.
+    """A run in the form that is sent to trackers.
 
     Attributes:
-        id: name of the run; every tracker has one run of it.
-        name: method, step size and seed, for people.
+        id: the run's id in svag; a tracker holds one run with this id.
+        name: method, step size and seed, for display.
         problem: the problem's name.
         hyperparameters: method, lr, seed, and what else is set.
-        noted: versions, machine, and the part that the run has in a study.
+        noted: versions, machine, and the run's role in a study.
         points: its evaluations.
         final: figures of all examples at the end, with names such as ``final/test/accuracy``.
         status: how it ended.
         message: what an error said; empty without one.
-        started: when, in seconds since 1970; 0 where that is not recorded.
+        started: start in seconds since 1970; 0 if not recorded.
         seconds: wall time.
-        digest: changes whenever any of this does.
+        digest: hash of all the other attributes.
     """
 
     id: str
@@ -68,12 +68,12 @@ class Tracked:
 
     @property
     def finished(self) -> bool:
-        """Whether it is done or has diverged: it is not run again."""
+        """Whether the run is done or has diverged, so that it is not run again."""
         return self.status in ("done", "diverged")
 
 
 def tracked(record: Record, part: Part | None = None) -> Tracked:
-    """Return a record as it is sent, with the part that it has in a study."""
+    """Convert a record, with its role in a study, to the form that is sent to trackers."""
     run, end = record.run, record.end or {}
     points = [_point(line) for line in record.evals]
     final = _point(end)
@@ -107,7 +107,7 @@ def _point(line: Mapping[str, Any]) -> Point:
 
 
 def _seconds(started: object) -> float:
-    """Return a time as records have it in seconds since 1970."""
+    """Convert a time of a record, in ISO 8601, to seconds since 1970."""
     return datetime.fromisoformat(started).timestamp() if isinstance(started, str) else 0.0
 
 

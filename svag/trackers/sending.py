@@ -1,4 +1,4 @@
-"""Sends runs to a tracker: each once, and again only where it has changed since."""
+"""Sends runs to a tracker: each once, and again only if it has changed since."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,27 +13,27 @@ class TrackerError(SvagError, RuntimeError):
 
 
 class Tracker(Protocol):
-    """What runs are sent to.
+    """A tracker that runs are sent to.
 
     Attributes:
-        name: what the user calls it.
-        replaces: whether a run that is there can be replaced. To one that cannot do that, runs are
-            sent when they have finished.
+        name: its name in messages.
+        replaces: whether the tracker can replace a run that it holds. If it cannot, runs are sent
+            only after they have finished.
     """
 
     name: str
     replaces: bool
 
     def sent(self, run: Tracked) -> str | None:
-        """Return the digest that a run had when it was sent; None if it is not there."""
+        """Return the digest that the run had when it was sent; None if it was not sent."""
 
     def send(self, run: Tracked) -> None:
-        """Send a run, in place of an earlier form of it."""
+        """Send a run; it replaces an earlier version of itself."""
 
 
 @dataclass(frozen=True)
 class Sent:
-    """How many runs were new, replaced, there already, and held back until they have finished."""
+    """Numbers of runs that were new, replaced, already there, or held back until they finish."""
 
     new: int = 0
     replaced: int = 0
@@ -59,12 +59,12 @@ def send(
     """Send runs.
 
     Args:
-        runs: what has been recorded.
-        tracker: where to.
+        runs: the runs to send.
+        tracker: where to send them.
         progress: called after each run that was sent.
 
     Raises:
-        TrackerError: the tracker raises; what was sent before stays.
+        TrackerError: the tracker raised; runs sent before that stay in the tracker.
     """
     counts = {"new": 0, "replaced": 0, "unchanged": 0, "held_back": 0}
     for run in runs:
@@ -86,7 +86,7 @@ def send(
 
 
 def _outcome(run: Tracked, tracker: Tracker) -> str:
-    """Say what is to be done with a run."""
+    """Return what is to be done with a run: the field of :class:`Sent` that counts it."""
     digest = tracker.sent(run)
     if digest == run.digest or (digest is not None and not tracker.replaces):
         return "unchanged"

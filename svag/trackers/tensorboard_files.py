@@ -1,4 +1,4 @@
-"""TensorBoard: a folder a run, with its curves, its final figures and its hyperparameters."""
+"""TensorBoard: one folder for each run with its curves, final figures and hyperparameters."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from svag.trackers.sending import TrackerError
 
 _NOTE: Final = "svag.json"
 _VERSION: Final = "brain.Event:2"
-"""What the first event of every event file says."""
+"""Version of the file format, in the first event of every event file."""
 
 _STATUS: Final[dict[Status, str]] = {
     "done": "STATUS_SUCCESS",
@@ -28,7 +28,7 @@ class TensorBoard:
     """Writes event files; TensorBoard keeps values in float32.
 
     Args:
-        folder: what ``tensorboard --logdir`` is pointed to.
+        folder: the folder for ``tensorboard --logdir``.
 
     Raises:
         TrackerError: tensorboard is not installed.
@@ -46,19 +46,19 @@ class TensorBoard:
         self._folder = folder
 
     def sent(self, run: Tracked) -> str | None:
-        """Return the digest that is noted beside the events."""
+        """Return the digest from the file beside the events."""
         try:
             note = json.loads((self._path(run) / _NOTE).read_text(encoding="utf-8"))
             return str(note["digest"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError):
-            return "unknown"  # it is written again
+            return "unknown"  # so that the run is written again
 
     def send(self, run: Tracked) -> None:
-        """Write a run's folder anew: events under a name that no reader opens until all are there.
+        """Write a run's folder anew; event files get their final name when they are complete.
 
-        The note is written last, so that a run which was cut short is written again.
+        The digest is written last, so that an interrupted run is written again.
         """
         path = self._path(run)
         scratch = path / "events.part"
@@ -91,7 +91,7 @@ def _write(path: Path, run: Tracked) -> None:
 
 
 def _events(run: Tracked) -> Iterator[Any]:
-    """Yield a run's events, dated as they happened."""
+    """Yield a run's events with the times at which they happened."""
     from tensorboard.compat.proto.event_pb2 import Event
 
     end = run.started + run.seconds
@@ -118,7 +118,7 @@ def _scalars(figures: Any) -> Any:
 
 
 def _begun(run: Tracked) -> Any:
-    """Return the summary that the hyperparameters' table takes from a run's beginning."""
+    """Return TensorBoard's hparams summary of the start of a run: its hyperparameters."""
     from tensorboard.plugins.hparams import summary_v2
 
     shown = {**run.hyperparameters, "problem": run.problem, "status": run.status}
@@ -127,7 +127,7 @@ def _begun(run: Tracked) -> Any:
 
 
 def _ended(run: Tracked, when: float) -> Any:
-    """Return the summary that it takes from a run's end."""
+    """Return TensorBoard's hparams summary of the end of a run: status and time."""
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 

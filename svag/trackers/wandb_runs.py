@@ -1,4 +1,4 @@
-"""Weights & Biases: a run a run, sent at once or kept in files until ``wandb sync``."""
+"""Weights & Biases: one wandb run for each run, sent at once or written for ``wandb sync``."""
 
 import json
 from pathlib import Path
@@ -13,16 +13,16 @@ _NOTE: Final = "svag-sent.json"
 
 
 class WeightsAndBiases:
-    """Sends runs that have finished, since what is there cannot be replaced.
+    """Sends runs that have finished, since a run in wandb cannot be replaced.
 
-    What has been sent is noted in a file in the folder; a run that was cut short by a kill is sent
-    again, under the same id.
+    A file in the folder lists the runs that have been sent; a run whose sending was interrupted is
+    sent again, under the same id.
 
     Args:
-        folder: where the files of runs are kept, in a folder ``wandb``.
+        folder: wandb's files are kept in its subfolder ``wandb``.
         project: name of the project.
-        offline: whether to write files only, which ``wandb sync`` sends; otherwise
-            ``$WANDB_MODE`` says so.
+        offline: whether to only write files, for ``wandb sync``; if False, ``$WANDB_MODE``
+            decides.
 
     Raises:
         TrackerError: wandb is not installed.
@@ -41,7 +41,7 @@ class WeightsAndBiases:
         self._sent: dict[str, dict[str, str]] = self._read()
 
     def sent(self, run: Tracked) -> str | None:
-        """Return the digest that the run was sent with."""
+        """Return the digest that the run had when it was sent; None if it was not sent."""
         return self._sent.get(self._project, {}).get(run.id)
 
     def send(self, run: Tracked) -> None:
@@ -67,7 +67,7 @@ class WeightsAndBiases:
         self._write()
 
     def _settings(self) -> Any:
-        """Return settings without this machine's: it need not be the one that trained."""
+        """Return wandb's settings without data on this machine, which need not have trained."""
         return self._wandb.Settings(
             silent=True,
             console="off",
@@ -89,8 +89,8 @@ class WeightsAndBiases:
             found = None
         if not (isinstance(found, dict) and all(isinstance(v, dict) for v in found.values())):
             raise RecordError(
-                f"{self._note} does not say which runs have been sent; move it away to send all "
-                "of them again, or bring it back from a copy"
+                f"{self._note} is not a list of the runs that have been sent; move it away to send "
+                "all runs again, or restore it from a copy"
             )
         return found
 

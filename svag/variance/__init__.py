@@ -1,6 +1,6 @@
-"""Variance of gradients within a mini-batch: per example, over micro-batches, over ranks.
+"""Variance of gradients within a mini-batch: from examples, micro-batches or ranks.
 
-All of them leave ``p.grad_var``, the variance of each entry of ``p.grad``, beside ``p.grad``.
+All of them set ``p.grad_var``, the variance of each entry of ``p.grad``.
 """
 
 from importlib import import_module

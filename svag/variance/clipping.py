@@ -1,9 +1,9 @@
-"""Clipping and unscaling of gradients that takes their variances along.
+"""Clipping and unscaling of gradients together with their variances.
 
-A gradient multiplied by c has c^2 times the variance. These call the functions of ``torch`` that
-variances follow (:mod:`svag.variance.rescaling`); clipping by value has a factor for each entry,
-which only :func:`clip_grad_value_` knows. A parameter without a current variance is clipped as in
-torch and left without one.
+A gradient multiplied by c has c^2 times the variance. These functions call torch's, which are
+patched to rescale variances, too (:mod:`svag.variance.rescaling`). Clipping by value has a factor
+for each entry, which only :func:`clip_grad_value_` here applies to variances. A parameter without a
+current variance is clipped as in torch.
 """
 
 from typing import cast
@@ -35,16 +35,15 @@ def clip_grad_norm_(
 
         c = min(1, max_norm / (|g| + 1e-6));    grad <- c grad;    grad_var <- c^2 grad_var
 
-    The coefficient counts as a constant, though it depends on the gradient. torch's
-    own ``clip_grad_norm_`` does the same as soon as anything of svag's has made a variance or asked
-    for one.
+    The coefficient is treated as a constant, though it depends on the gradient. torch's own
+    ``clip_grad_norm_`` rescales variances in the same way once svag has estimated or read one.
 
     Args:
         parameters: a tensor or an iterable of tensors with gradients.
         max_norm: largest norm, in units of the gradient.
         norm_type: order of the norm, ``inf`` for the largest entry.
         error_if_nonfinite: raise if the norm is NaN or infinite.
-        foreach: as in ``torch.nn.utils.clip_grad_norm_``, whose result this has.
+        foreach: as in ``torch.nn.utils.clip_grad_norm_``.
 
     Returns:
         The norm of all gradients together, before clipping.
@@ -107,7 +106,7 @@ def clip_grad_value_(
     rest = [p for p in params if p.grad is not None and id(p) not in carried]
     if rest:
         utils.clip_grad_value_(rest, clip_value, foreach=foreach)
-    for param in carriers:  # gradients that are views of one bucket share a version
+    for param in carriers:  # DDP's gradients are views of one bucket and share its version counter
         restamp(param)
 
 
@@ -116,17 +115,17 @@ def unscale_(scaler: torch.amp.GradScaler, optimizer: Optimizer) -> None:
 
         grad <- grad / scale;    grad_var <- grad_var / scale^2
 
-    It is ``scaler.unscale_(optimizer)``, which variances follow as soon as anything of svag's has
-    made or asked for one: ``scaler.step(optimizer)`` unscales them as well. A gradient with an
-    infinite or NaN entry makes ``scaler.step`` skip the step, as always. Where there is a variance
-    the scale is read, so on an accelerator the host waits for it, as it does in ``scaler.step``.
+    It calls ``scaler.unscale_(optimizer)``, which unscales variances, too, once svag has estimated
+    or read one; so does ``scaler.step(optimizer)``. If a gradient has an infinite or NaN entry,
+    ``scaler.step`` skips the step, as always. If there is a variance, the scale is read, for which
+    the host waits on an accelerator, as it does in ``scaler.step``.
 
     Args:
         scaler: the scaler of the loss; a disabled one changes nothing.
-        optimizer: whose parameters' gradients are unscaled.
+        optimizer: the optimizer whose parameters' gradients are unscaled.
 
     Raises:
-        RuntimeError: the gradients have been unscaled since the last ``scaler.update()``.
+        RuntimeError: the gradients were already unscaled since the last ``scaler.update()``.
 
     Example:
         >>> import torch, svag
@@ -148,7 +147,7 @@ def unscale_(scaler: torch.amp.GradScaler, optimizer: Optimizer) -> None:
 
 
 def _shrinkage(grad: Tensor, clip_value: float) -> Tensor:
-    """Return by what clipping multiplies each entry, in the variance's precision; 0/0 is 1."""
+    """Return the factor of clipping for each entry, in the variance's dtype; 0/0 is 1."""
     with torch.no_grad():
         wide = grad.to(dtype_of_variance(grad))
         factor = grad.clamp(min=-clip_value, max=clip_value).to(wide.dtype).div_(wide)

@@ -1,10 +1,10 @@
-"""A number that says whether a tensor still has the bits that it had.
+"""A checksum of a tensor, to detect changes in place.
 
-It is the sum of the tensor's memory read as 64-bit integers, modulo 2^64: one pass at the speed of
-memory (0.3 ms for 3.3 million float32 numbers on one core), where a copy would be as large as the
-tensor. What a training script does to a gradient in place changes it: a factor, a bound, noise,
-another gradient added, entries set to zero, NaN removed. It need not see entries that exchange
-their places or, which leaves variances as they are, their signs.
+It is the sum of the tensor's memory read as 64-bit integers, modulo 2^64. It takes one pass at the
+speed of memory (0.3 ms for 3.3 million float32 numbers on one core) and no copy of the tensor. It
+changes with what a training script does to a gradient in place: a factor, a bound, noise, another
+gradient added, entries set to zero, NaN removed. It may not detect that two entries are exchanged,
+or their signs, which does not affect variances.
 """
 
 from typing import TypeAlias
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 Fingerprint: TypeAlias = int | Tensor | None
-"""A number, on an accelerator a tensor there; None of what has no memory to read."""
+"""A number, or on an accelerator a tensor there; None for tensors without readable memory."""
 
 _WORD = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -22,13 +22,14 @@ _WORD = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def fingerprint(tensor: Tensor) -> Fingerprint:
     """Return the fingerprint of a tensor, or of the shard of a DTensor that this process holds.
 
-    On an accelerator nothing is waited for.
+    On an accelerator the host does not wait for the result.
 
     Args:
-        tensor: of any dtype, shape and layout in memory.
+        tensor: a tensor of any dtype, shape and strides.
 
     Returns:
-        None for a sparse tensor, a tensor of a class of its own and one without memory.
+        The fingerprint; None for a sparse tensor, a tensor subclass other than DTensor, and a
+        tensor without memory.
     """
     shard: Tensor = getattr(tensor, "_local_tensor", tensor)
     if type(shard) not in (Tensor, Parameter) or shard.layout != torch.strided or shard.is_meta:
@@ -38,7 +39,7 @@ def fingerprint(tensor: Tensor) -> Fingerprint:
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """Return the elements in one dimension, in the order in which they lie."""
+    """Return the elements in one dimension, in the order of their addresses."""
     if tensor.is_neg() or tensor.is_conj():
         tensor = tensor.resolve_conj().resolve_neg()
     if tensor.is_contiguous():
@@ -48,7 +49,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _sum(flat: Tensor) -> Tensor:
-    """Sum memory as 64-bit integers, and what does not fill one as smaller ones."""
+    """Sum memory as 64-bit integers, and the remaining bytes as smaller integers."""
     size, count = flat.itemsize, flat.numel()
     if size >= 8 or (count * size % 8 == 0 and flat.storage_offset() * size % 8 == 0):
         return flat.view(torch.int64).sum()
@@ -56,7 +57,7 @@ def _sum(flat: Tensor) -> Tensor:
     first = min(-flat.storage_offset() % each, count)
     last = count - (count - first) % each
     small = _WORD[size]
-    if first == last:  # with fewer elements than a word has
+    if first == last:  # fewer elements than fit in 64 bits
         return flat.view(small).sum()
     total = flat[first:last].view(torch.int64).sum()
     return total + flat[:first].view(small).sum() + flat[last:].view(small).sum()

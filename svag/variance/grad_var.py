@@ -1,17 +1,18 @@
-"""The life of ``p.grad_var``: to which gradient it belongs, and when it no longer does.
+"""Ties ``p.grad_var`` to its gradient, and detects when the gradient has changed since.
 
-A gradient that has a variance carries a stamp: who it is, at which version of its content, whose
-variance that was, and a fingerprint of its bits (:mod:`svag.variance.fingerprint`). A new gradient
-has no stamp. One that was changed in place keeps its variance only if its bits are the same: then
-nothing has happened to it (clipping to a bound that was not reached, a factor of one). What
-multiplies it by a factor that is known, torch's clipping by norm and its ``GradScaler``, multiplies
-the variance by the square (:mod:`svag.variance.rescaling`); anything else ends the variance.
-The bits are compared whenever the version has moved, and on a CPU always, since ``.data``, a
-scaler and an operation on a DTensor change a gradient and leave its version; on an accelerator,
-which would have to be waited for, a plain tensor whose version stands is taken as it was.
-An all-zero gradient tells no factor by its bits, so an in-place change ends a variance that is not
-zero as well. The stamp is on the gradient itself: it keeps nothing alive, and no copy of a
-parameter or of a gradient, pickled or deep, is mistaken for the original.
+A gradient with a variance carries a stamp: ids of the gradient and of its variance, the gradient's
+version counter, and a fingerprint of its bits (:mod:`svag.variance.fingerprint`). A new gradient
+has no stamp. After a change in place the variance is valid only if the bits are the same, as after
+clipping to a bound that was not reached. Multiplications with a known factor, torch's clipping by
+norm and its ``GradScaler``, multiply the variance by the square of the factor
+(:mod:`svag.variance.rescaling`); any other change makes the variance invalid.
+
+The bits are compared whenever the version counter has changed. On a CPU they are always compared,
+since ``.data``, a scaler and operations on a DTensor change a gradient without its counter. On an
+accelerator the host would have to wait, so a plain tensor with the same counter counts as
+unchanged. Multiplying an all-zero gradient does not change its bits, so for it any change in place
+makes a variance other than zero invalid. The stamp is an attribute of the gradient: it keeps no
+other object alive, and copies of a parameter or a gradient are not mistaken for the original.
 """
 
 from collections.abc import Iterable
@@ -33,7 +34,7 @@ _ESTIMATE = (
 
 
 def attach(param: Tensor, variance: Tensor) -> None:
-    """Make ``variance`` the variance of the gradient that ``param`` has now.
+    """Set ``variance`` as the variance of the current gradient of ``param``.
 
         param.grad_var_i = var[param.grad_i]
 
@@ -42,13 +43,13 @@ def attach(param: Tensor, variance: Tensor) -> None:
 
     Args:
         param: a parameter with a gradient.
-        variance: of the gradient's shape and on its device, in units of the gradient squared; kept
-            in the gradient's dtype, of a gradient in half precision in float32 (squares of float16
-            gradients below 2e-4 would be zero), without a copy where it has that already.
+        variance: of the gradient's shape and on its device, in units of the gradient squared. It is
+            kept in the gradient's dtype, or in float32 for half precision (squares of float16
+            gradients below 2e-4 would be zero); it is copied only if its dtype is another.
 
     Raises:
-        MissingVariance: (a RuntimeError) ``param`` has no gradient to have a variance.
-        InvalidOption: (a ValueError) the variance is of another shape or on another device.
+        MissingVariance: (a RuntimeError) ``param`` has no gradient.
+        InvalidOption: (a ValueError) the variance has another shape or is on another device.
 
     Example:
         >>> import torch
@@ -62,8 +63,8 @@ def attach(param: Tensor, variance: Tensor) -> None:
     grad = param.grad
     if grad is None:
         raise MissingVariance(
-            f"a parameter of shape {tuple(param.shape)} has no gradient, so there is nothing for "
-            "the variance to belong to; attach it after backward()"
+            f"a parameter of shape {tuple(param.shape)} has no gradient that the variance could "
+            "belong to; attach it after backward()"
         )
     if variance.shape != grad.shape or variance.device != grad.device:
         raise InvalidOption(
@@ -75,15 +76,15 @@ def attach(param: Tensor, variance: Tensor) -> None:
 
 
 def dtype_of_variance(grad: Tensor) -> torch.dtype:
-    """Return what a gradient's variance is kept in: its own dtype, float32 of half precision."""
+    """Return the dtype of a gradient's variance: the gradient's, or float32 for half precision."""
     return torch.promote_types(grad.dtype, torch.float32)
 
 
 def current(param: Tensor) -> Tensor:
-    """Return the variance of the gradient that ``param`` has now, or say why there is none.
+    """Return the variance of the current gradient of ``param``.
 
-    On an accelerator a change of a plain tensor that leaves its version as it was, such as one
-    through ``.data``, is not seen here.
+    On an accelerator, a change of a plain tensor without its version counter, such as one through
+    ``.data``, is not detected.
 
     Args:
         param: a parameter with a gradient.
@@ -92,7 +93,7 @@ def current(param: Tensor) -> Tensor:
         ``param.grad_var``, not a copy.
 
     Raises:
-        MissingVariance: (a RuntimeError) there is no variance, or it is older than the gradient.
+        MissingVariance: (a RuntimeError) there is no variance, or the gradient has changed since.
     """
     grad = param.grad
     variance: Tensor | None = getattr(param, "grad_var", None)
@@ -121,7 +122,7 @@ def is_current(param: Tensor) -> bool:
 
 
 def are_zero(params: Iterable[Tensor]) -> bool:
-    """Return whether no gradient has or had a variance, and all their entries here are zero."""
+    """Return whether no gradient has or had a variance, and all their local entries are zero."""
     return all(
         param.grad is not None and not had_variance(param) and _is_zero(param.grad)
         for param in params
@@ -134,31 +135,31 @@ def had_variance(param: Tensor) -> bool:
 
 
 def clear(params: Parameters) -> None:
-    """Drop the variances of ``params``, as ``zero_grad`` drops their gradients."""
+    """Remove the variances of ``params``, as ``zero_grad`` removes their gradients."""
     for param in [params] if isinstance(params, Tensor) else params:
         param.__dict__.pop("grad_var", None)
 
 
 def restamp(param: Tensor) -> None:
-    """Declare ``param.grad_var`` the variance of ``param.grad`` as both now are.
+    """Declare ``param.grad_var`` valid for the present content of ``param.grad``.
 
-    Only for one that :func:`is_current` held for before the gradient was changed.
+    Call it only if :func:`is_current` was True before the gradient was changed.
     """
     grad, variance = cast(Any, param.grad), cast(Any, param).grad_var
     grad._grad_var_stamp = (id(grad), _version(grad), id(variance), fingerprint(grad))
 
 
 def rescale(param: Tensor, factor: float | Tensor) -> None:
-    """Follow a gradient that was multiplied by ``factor``.
+    """Rescale the variance of a gradient that was multiplied by ``factor``.
 
         param.grad_var <- factor^2 param.grad_var
 
-    The two factors are multiplied in one after the other, since their square may underflow where
-    the result does not.
+    It multiplies twice by ``factor``, since ``factor^2`` may underflow although the result does
+    not.
 
     Args:
         param: a parameter whose variance was current before the multiplication.
-        factor: what the gradient was multiplied by, one number or one an entry, real.
+        factor: the real factor on the gradient, one number or one for each entry.
     """
     variance = cast(Any, param).grad_var
     if isinstance(factor, Tensor):
@@ -169,7 +170,7 @@ def rescale(param: Tensor, factor: float | Tensor) -> None:
 
 
 def listed(params: Parameters) -> list[Tensor]:
-    """Return one tensor or an iterable of them as a list, each once."""
+    """Return one tensor or an iterable of tensors as a list without duplicates."""
     if isinstance(params, Tensor):
         return [params]
     return list({id(param): param for param in params}.values())
@@ -177,23 +178,23 @@ def listed(params: Parameters) -> list[Tensor]:
 
 def _version(grad: Tensor) -> int:
     version: int = grad._version
-    if type(grad) is not Tensor:  # FSDP2 accumulates into the shard behind a DTensor's back
+    if type(grad) is not Tensor:  # FSDP2 accumulates into the local shard of a DTensor
         version += getattr(grad, "_local_tensor", grad)._version
     return version
 
 
 def _is_read(grad: Tensor) -> bool:
-    """Whether the bits of a gradient are read even where its version stands."""
+    """Whether the bits of a gradient are compared even if its version counter is the same."""
     return grad.device.type == "cpu" or type(grad) is not Tensor
 
 
 def _is_capturing(grad: Tensor) -> bool:
-    """Whether a CUDA graph is being captured, in which no number can be read."""
+    """Whether a CUDA graph is being captured, during which the host cannot read numbers."""
     return grad.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _is_zero(tensor: Tensor) -> bool:
-    """Whether all entries that this process holds are zero."""
+    """Whether all entries on this process are zero."""
     return not bool(getattr(tensor, "_local_tensor", tensor).any())
 
 

@@ -1,8 +1,7 @@
 """The variance of an accumulated gradient, from the micro-batches it is accumulated over.
 
-Each micro-batch's gradient is taken out of ``p.grad`` and folded into two running sums by the
-updating formulas of Youngs and Cramer: nothing is subtracted from an accumulated gradient to get
-a micro-batch's back, and no two large numbers are subtracted to get a small variance.
+Each micro-batch's gradient is removed from ``p.grad`` and added to two running sums by the updating
+formulas of Youngs and Cramer. They avoid subtracting large numbers to get a small variance.
 """
 
 from types import TracebackType
@@ -19,40 +18,40 @@ Buffers: TypeAlias = dict[Tensor, Tensor]
 
 
 class micro_batch_variance:  # noqa: N801 - reads as the function it is used as
-    """Gradient accumulation that leaves the variance of the accumulated gradient.
+    """Accumulates gradients over micro-batches and estimates the variance of the sum.
 
         grad_var = (B sum_k c_k^2 - grad^2) / (B - 1)
                  = B / (B - 1) sum_k (c_k - grad / B)^2,    grad = c_1 + ... + c_B
 
-    c_k is what micro-batch k contributes to ``p.grad``, so a loss divided by the number of
-    micro-batches, a sum and any other weighting need no option. The estimate is unbiased for
-    micro-batches of one size and weight drawn independently; a smaller last one counts with the
-    contribution it makes, and its other mean then counts as variance. It works for every model:
-    examples may be coupled within a micro-batch (BatchNorm in training mode, contrastive losses).
+    c_k is the contribution of micro-batch k to ``p.grad``, so no option is needed for a loss that
+    is a sum, is divided by the number of micro-batches or weighted otherwise. The estimate is
+    unbiased for independent micro-batches of the same size and weight; if the last one is smaller,
+    the different mean of its contribution counts as variance. It works for every model: examples
+    may be coupled within a micro-batch (BatchNorm in training mode, contrastive losses).
 
-    Between micro-batches ``p.grad`` is None: each gradient is folded in and freed in
-    :meth:`micro_step`. At the end ``p.grad`` is what plain accumulation would have left, bit for
-    bit. A gradient that is there before the first micro-batch counts as part of the first
-    contribution, so begin after ``zero_grad()``, or call it inside before the first backward pass.
+    Between micro-batches ``p.grad`` is None: :meth:`micro_step` adds each gradient to the sums and
+    frees it. At the end ``p.grad`` is the same as with plain accumulation, bit for bit. A gradient
+    that exists before the first micro-batch counts as part of the first contribution, so begin
+    after ``zero_grad()``, or call it inside before the first backward pass.
 
-    Memory: two buffers for each parameter, the accumulated gradient and the one that ends as
-    ``grad_var``, and while a backward pass runs the micro-batch's own gradient, which plain
+    Memory: two buffers for each parameter, the accumulated gradient and the one that becomes
+    ``grad_var``, and during a backward pass the micro-batch's own gradient, which plain
     accumulation adds to ``p.grad`` layer by layer. With B = 2 there are never more than two.
 
-    A parameter may be without gradient in some micro-batches: its contribution there is zero.
-    ``backward()`` may run several times in a micro-batch. With a ``GradScaler`` keep its scale
-    until the end (``update()`` after the step) and unscale by :func:`svag.unscale_`. Under
-    ``DistributedDataParallel`` let every backward pass synchronise: ``no_sync()`` would leave the
-    contributions before the last one unreduced. The sum is kept in the gradient's dtype, as plain
-    accumulation keeps it; in half precision many micro-batches lose to rounding what they add. The
-    variance of half-precision gradients is kept in float32.
+    A parameter may have no gradient in some micro-batches: its contribution there is zero.
+    ``backward()`` may run several times in a micro-batch. With a ``GradScaler``, do not change its
+    scale before the end (call ``update()`` after the step), and unscale by :func:`svag.unscale_`.
+    Under ``DistributedDataParallel`` every backward pass has to synchronise: with ``no_sync()`` the
+    contributions before the last one would not be reduced. The sum has the gradient's dtype, as in
+    plain accumulation, so in half precision many micro-batches have large rounding errors. The
+    variance of half-precision gradients is in float32.
 
     Args:
         parameters: a tensor or an iterable of tensors.
 
     Raises:
         TooFewSamples: (a RuntimeError) at the end, after fewer than two micro-batches or with a
-            gradient that no :meth:`micro_step` has taken.
+            gradient after which :meth:`micro_step` was not called.
         SparseGradient: (a RuntimeError) a gradient is sparse.
 
     Example:
@@ -103,7 +102,7 @@ class micro_batch_variance:  # noqa: N801 - reads as the function it is used as
 
     @torch.no_grad()
     def micro_step(self) -> None:
-        """Take the gradients of one micro-batch; call it after its last ``backward()``.
+        """Add the gradients of one micro-batch to the sums; call it after its last ``backward()``.
 
         Raises:
             SparseGradient: (a RuntimeError) a gradient is sparse.
@@ -112,7 +111,7 @@ class micro_batch_variance:  # noqa: N801 - reads as the function it is used as
         for param in arrived:
             param.grad = None
         if self._count == 0:
-            clear(self._params)  # of earlier gradients; their memory is wanted
+            clear(self._params)  # frees the memory of earlier variances
         self._count += 1
         late = {p: g for p, g in arrived.items() if p not in self._sums}
         self._fold({p: g for p, g in arrived.items() if p in self._sums})
@@ -121,13 +120,13 @@ class micro_batch_variance:  # noqa: N801 - reads as the function it is used as
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Leave the accumulated gradients in ``p.grad`` and their variances in ``p.grad_var``.
+        """Set ``p.grad`` to the accumulated gradients and ``p.grad_var`` to their variances.
 
-        A parameter that no micro-batch reached keeps no gradient and gets no variance.
+        A parameter without a gradient in any micro-batch gets neither.
 
         Raises:
-            TooFewSamples: (a RuntimeError) fewer than two micro-batches were taken, or there are
-                gradients that were not taken. What has been accumulated is in ``p.grad`` then.
+            TooFewSamples: (a RuntimeError) there were fewer than two micro-batches, or there are
+                gradients after the last :meth:`micro_step`. ``p.grad`` then holds the sums so far.
         """
         count, spreads = self._count, self._spreads
         left = sum(p.grad is not None for p in self._params)
@@ -157,8 +156,8 @@ class micro_batch_variance:  # noqa: N801 - reads as the function it is used as
     def _fold(self, gradients: Buffers) -> None:
         """Add c to the sums S and (k c - S)^2 / (k (k-1)) to the spreads, for micro-batch k.
 
-        The gradients' own memory is the scratch space, and at k = 2 becomes the spreads; those in
-        half precision are widened first.
+        The memory of the gradients is the scratch space, and at k = 2 becomes that of the spreads;
+        gradients in half precision are converted to float32 first.
         """
         if not gradients:
             return
@@ -176,7 +175,7 @@ class micro_batch_variance:  # noqa: N801 - reads as the function it is used as
             torch._foreach_addcmul_(spreads, scratch, scratch, value=1 / (k * (k - 1)))
 
     def _fold_zeros(self, params: list[Tensor]) -> None:
-        """The same for parameters without a gradient: c = 0 adds S^2 / (k (k-1))."""
+        """Add S^2 / (k (k-1)) to the spreads of parameters without a gradient, for which c = 0."""
         for param in params:
             total = _wide(self._sums[param])
             if self._count == 2:
@@ -185,7 +184,7 @@ class micro_batch_variance:  # noqa: N801 - reads as the function it is used as
             self._spreads[param].addcmul_(total, total, value=weight)
 
     def _give_back(self) -> None:
-        """Leave in ``p.grad`` what plain accumulation would have left."""
+        """Set ``p.grad`` to the accumulated gradients."""
         with torch.no_grad():
             for param, total in self._sums.items():
                 total = _shaped(total, param)
@@ -199,7 +198,7 @@ class micro_batch_variance:  # noqa: N801 - reads as the function it is used as
 
 
 def _owned(param: Tensor) -> Tensor:
-    """Return the gradient as reals in memory that nothing else will write to or read from."""
+    """Return the gradient as reals in memory that is not shared with other tensors."""
     grad = cast(Tensor, param.grad)
     if grad.layout != torch.strided:
         raise SparseGradient(
@@ -207,7 +206,7 @@ def _owned(param: Tensor) -> Tensor:
             "variance micro_batch_variance cannot keep; make the layer's gradient dense "
             "(nn.Embedding(..., sparse=False))"
         )
-    if grad.requires_grad or grad._is_view():  # of create_graph; of a DDP bucket
+    if grad.requires_grad or grad._is_view():  # after create_graph=True; view of a DDP bucket
         grad = grad.detach().clone()
     return torch.view_as_real(grad) if grad.is_complex() else grad
 

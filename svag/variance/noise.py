@@ -1,8 +1,8 @@
-"""What gradients and their variances say about noise: relative variance, signs, noise scale.
+"""Measures of gradient noise: relative variance, signal-to-noise ratio, signs, noise scale.
 
 Elementwise functions take a gradient g and its variance s as tensors of one shape; the noise scale
-takes sums over all entries. Nothing here changes a gradient or waits for an accelerator, except
-:func:`summarize`, which returns numbers.
+takes sums over all entries. No function changes a gradient, and only :func:`summarize`, which
+returns numbers, waits for an accelerator.
 """
 
 import math
@@ -21,7 +21,7 @@ def relative_variance(grad: Tensor, grad_var: Tensor) -> Tensor:
 
         eta_sq = s / g^2
 
-    Infinite where g = 0 and s > 0; 0 where both are 0, since nothing was seen to vary; NaN where
+    Infinite where g = 0 and s > 0; 0 where both are 0, since no variation was observed; NaN where
     either is NaN or s < 0.
 
     Args:
@@ -33,18 +33,18 @@ def relative_variance(grad: Tensor, grad_var: Tensor) -> Tensor:
         >>> relative_variance(torch.tensor([2.0, 0.0, 0.0]), torch.tensor([1.0, 1.0, 0.0]))
         tensor([0.2500,    inf, 0.0000])
     """
-    # Twice by |g|: g^2 may underflow where the result does not.
+    # Divide twice by |g|, since g^2 may underflow where the result does not.
     magnitude = grad.abs()
     ratio = (grad_var / magnitude / magnitude).masked_fill(_still(grad, grad_var), 0.0)
     return ratio.masked_fill(grad_var < 0, torch.nan)
 
 
 def signal_to_noise(grad: Tensor, grad_var: Tensor) -> Tensor:
-    """Return how many of its standard deviations each entry of a gradient is away from 0.
+    """Return the distance of each entry of a gradient from 0 in standard deviations.
 
         1 / eta = |g| / sqrt(s)
 
-    Infinite where nothing was seen to vary; NaN where either is NaN or s < 0.
+    Infinite where s = 0; NaN where either is NaN or s < 0.
 
     Args:
         grad: g, the estimate of the mean.
@@ -72,8 +72,8 @@ def sign_confidence(grad: Tensor, grad_var: Tensor) -> Tensor:
         mean of this, variance known         0.75    0.769   0.818   0.928   0.983
         mean of this, from two examples      0.814   0.828   0.863   0.940   0.981
 
-    No function of g and s has the success probability for its mean. It is 1 where nothing was
-    seen to vary, with or without a gradient; NaN where either is NaN or s < 0.
+    No function of g and s has the success probability as its mean. The result is 1 where s = 0,
+    even if g = 0; NaN where either is NaN or s < 0.
 
     Args:
         grad: g, the estimate of the mean.
@@ -92,7 +92,7 @@ def sign_confidence(grad: Tensor, grad_var: Tensor) -> Tensor:
 
 
 def _still(grad: Tensor, grad_var: Tensor) -> Tensor:
-    """Where nothing was seen to vary, a gradient that is NaN excepted."""
+    """Return where s = 0 and g is not NaN."""
     return (grad_var == 0) & ~grad.isnan()
 
 
@@ -100,8 +100,8 @@ def _still(grad: Tensor, grad_var: Tensor) -> Tensor:
 class NoiseScale:
     """Squared norm of the true gradient and trace of one example's gradient covariance.
 
-    Both are unbiased estimates. ``grad_sq`` may come out negative where noise outweighs the
-    gradient; average both over steps before dividing, as a ratio of two noisy numbers is biased.
+    Both are unbiased estimates. ``grad_sq`` may be negative if the noise is larger than the
+    gradient. Average both over steps before dividing, since a ratio of two noisy numbers is biased.
 
     Args:
         grad_sq: |grad L|^2.
@@ -115,7 +115,7 @@ class NoiseScale:
     def simple(self) -> float:
         """The simple noise scale tr(Sigma) / |grad L|^2, in examples.
 
-        About the batch size up to which larger batches save steps in proportion. inf if the
+        Up to about this batch size, larger batches need proportionally fewer steps. inf if the
         denominator is not positive, NaN if either is NaN.
         """
         if math.isnan(self.grad_sq) or math.isnan(self.trace):
@@ -133,11 +133,10 @@ def noise_scale(grad_sq: float, variance: float, batch_size: float) -> NoiseScal
     Args:
         grad_sq: |g|^2, over all parameters.
         variance: sum of ``grad_var`` over all parameters.
-        batch_size: B, the examples behind the gradient, over all micro-batches or ranks.
+        batch_size: B, the number of examples of the gradient, over all micro-batches or ranks.
 
     Raises:
-        InvalidOption: (a ValueError) the batch has less than one example or infinitely many, or
-            ``grad_sq`` or ``variance`` is negative.
+        InvalidOption: (a ValueError) not 1 <= B < inf, or ``grad_sq`` or ``variance`` is negative.
 
     Example:
         >>> noise_scale(grad_sq=5.0, variance=1.0, batch_size=64).simple
@@ -192,7 +191,7 @@ def two_batch_noise_scale(
 
 
 def _at_least_zero(**numbers: float) -> None:
-    """Refuse negative squares; NaN is a gradient's own and stays."""
+    """Raise if a number is negative; NaN is allowed, since a gradient can be NaN."""
     for name, number in numbers.items():
         if number < 0:
             raise InvalidOption(f"{name}={number!r} is a sum of squares; it must be >= 0")
@@ -203,14 +202,14 @@ class ParameterNoise:
     """Noise of one parameter's gradient.
 
     Args:
-        name: of the parameter.
-        entries: how many numbers it has; a complex one counts as two.
+        name: name of the parameter.
+        entries: number of its entries; a complex entry counts as two.
         grad_sq: |g|^2.
         variance: sum of ``grad_var``.
         relative_variance: median over entries of s / g^2.
         signal_to_noise: median over entries of |g| / sqrt(s).
-        sign_confidence: mean over entries of :func:`sign_confidence`: above the mean success
-            probability of Eq. (10) where noise outweighs the gradient.
+        sign_confidence: mean over entries of :func:`sign_confidence`, which overestimates the
+            success probability of Eq. (10) if the noise is larger than the gradient.
     """
 
     name: str
@@ -226,10 +225,10 @@ def summarize(named_parameters: Iterable[tuple[str, Tensor]]) -> list[ParameterN
     """Summarize the noise of every parameter that has a gradient.
 
     Args:
-        named_parameters: as ``model.named_parameters()`` gives them.
+        named_parameters: as from ``model.named_parameters()``.
 
     Returns:
-        One row a parameter with a gradient and at least one entry.
+        One row for each parameter with a gradient and at least one entry.
 
     Raises:
         MissingVariance: (a RuntimeError) a gradient has no current variance.
@@ -268,7 +267,7 @@ def _row(name: str, grad: Tensor, grad_var: Tensor) -> ParameterNoise:
 
 
 def _reals(tensor: Tensor) -> Tensor:
-    """Return one dimension of reals in float64; a complex number is two."""
+    """Return the entries as a float64 vector, a complex entry as two."""
     tensor = tensor.detach()
     tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     return tensor.double().flatten()

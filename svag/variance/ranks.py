@@ -1,4 +1,4 @@
-"""The variance of a data-parallel gradient, from the gradients of the ranks it is averaged over."""
+"""The variance of a data-parallel gradient, from the gradients of the ranks."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -22,37 +22,38 @@ Layout: TypeAlias = tuple[Sequence[int], Sequence[int], int]
 
 
 def rank_variance(model: nn.Module) -> None:
-    """Leave the variance across ranks in ``p.grad_var`` after every backward pass that reduces.
+    """Make every backward pass that reduces set ``p.grad_var`` to the variance across ranks.
 
         grad_var = (R sum_k c_k^2 - grad^2) / (R - 1),    grad = c_1 + ... + c_R
 
-    c_k = g_k / R is what rank k contributes to the average. The estimate is unbiased for ranks
-    that draw their batches independently, of one size. Every model has it, BatchNorm in training
-    mode included.
+    c_k = g_k / R is the contribution of rank k to the average. The estimate is unbiased if the
+    ranks draw batches of the same size independently. It works for every model, also with BatchNorm
+    in training mode.
 
     Under ``DistributedDataParallel`` a communication hook all-reduces c and c^2, bucket by bucket
-    and beside the backward pass. Under FSDP2 (``fully_shard``) both are reduce-scattered, and
-    ``grad_var`` is a DTensor sharded as ``grad`` is. Twice the traffic, and one buffer for each
-    parameter (each shard) beside what ends as ``grad``. Deviations from the mean in place of
-    squares would be the same traffic in two rounds, the second of which no backward pass hides;
-    the squares are good to 2e-7 of the mean g_k^2 in float32 and are clamped at zero. Gradients in
-    half precision are reduced in float32.
+    and in parallel to the backward pass. Under FSDP2 (``fully_shard``) both are reduce-scattered,
+    and ``grad_var`` is a DTensor sharded like ``grad``. The traffic is doubled, and each parameter
+    (each shard) needs one more buffer. Reducing squared deviations from the mean instead of squares
+    would take a second round after the backward pass. The variance has an error of 2e-7 of the mean
+    g_k^2 in float32 and is clamped at zero. Gradients in half precision are reduced in float32.
 
     Accumulation: under DDP's ``no_sync()`` and FSDP2's ``set_requires_gradient_sync(False)``
-    nothing is reduced and there is no variance yet; the backward pass that reduces finds that of
-    the whole accumulated gradient. Do not accumulate over several passes that reduce: under DDP
-    what was reduced before counts as constant, under FSDP2 there is no variance then. There also
-    use ``zero_grad(set_to_none=True)``, the default, and no offloading to the CPU.
+    nothing is reduced and there is no variance yet; the backward pass that reduces estimates the
+    variance of the whole accumulated gradient. Do not accumulate over several passes that reduce:
+    under DDP the gradient reduced earlier counts as a constant, under FSDP2 there is no variance
+    then. Under FSDP2 also use ``zero_grad(set_to_none=True)``, the default, and no offloading to
+    the CPU.
 
-    Call it once; it lasts as long as the model, since a hook of DDP cannot be taken off.
+    Call it once; it stays in effect for the life of the model, since a hook of DDP cannot be
+    removed.
 
     Args:
-        model: wrapped in ``DistributedDataParallel``, or after ``fully_shard``.
+        model: a model wrapped in ``DistributedDataParallel``, or after ``fully_shard``.
 
     Raises:
         TooFewSamples: (a RuntimeError) there is only one rank.
-        InvalidOption: (a ValueError) the model is neither of the two, or is sharded over a mesh of
-            more than one dimension.
+        InvalidOption: (a ValueError) the model is neither, or is sharded over a mesh of more than
+            one dimension.
 
     Example:
         Run under ``torchrun --nproc-per-node 2``::
@@ -99,26 +100,26 @@ def _wide(flat: Tensor) -> Tensor:
 
 
 class _AfterBackward:
-    """Calls a function at the end of the backward pass that is running."""
+    """Calls a function at the end of the current backward pass."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._function = function
         self._task: int | None = None
 
     def is_new(self) -> bool:
-        """Return whether this is the first call in a backward pass, and arrange for its end."""
+        """Return whether this is the first call in a backward pass; if so, queue the function."""
         task = torch._C._current_graph_task_id()
         if task == self._task:
             return False
         self._task = task
         engine = cast(Any, torch.autograd.Variable)._execution_engine
-        # What DDP queues for the end comes after its last bucket: queue again, behind that.
+        # DDP queues its own callback after its last bucket; queueing twice puts ours after it.
         engine.queue_callback(lambda: engine.queue_callback(self._function))
         return True
 
 
 class _BucketSquares:
-    """What DDP's hook keeps of each bucket until the gradients are in place."""
+    """The reduced squares of DDP's buckets, kept until DDP has set the gradients."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group = group
@@ -128,7 +129,7 @@ class _BucketSquares:
 
     def add(self, bucket: "_Bucket") -> None:
         if self._end.is_new():
-            self._buckets.clear()  # of a backward pass that failed
+            self._buckets.clear()  # a backward pass that raised may have left some
         self._buckets.append(bucket)
 
     @torch.no_grad()
@@ -152,7 +153,7 @@ class _Bucket:
 
 
 def _reduce_bucket(state: _BucketSquares, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
-    """All-reduce the contributions of a bucket and, beside them, their squares."""
+    """All-reduce the contributions of a bucket and their squares."""
     flat, params = bucket.buffer(), bucket.parameters()
     layouts = list(map(_layout, params, bucket.gradients(), itertools.repeat(flat)))
     total = _wide(flat).div_(state.ranks)
@@ -168,10 +169,10 @@ def _reduce_bucket(state: _BucketSquares, bucket: dist.GradBucket) -> Future[Ten
 
 
 def _layout(param: Tensor, grad: Tensor, flat: Tensor) -> Layout:
-    """Return where in a flat bucket a gradient lies, and how.
+    """Return offset, shape and strides of a gradient in a flat bucket.
 
-    DDP lays out a gradient as its parameter is, if that is dense; ``bucket.gradients()`` presents
-    all as contiguous.
+    DDP gives a gradient the strides of its parameter, if that is dense, although
+    ``bucket.gradients()`` returns all as contiguous.
     """
     stride, offset = param.stride(), int(grad.storage_offset() - flat.storage_offset())
     dense = torch.empty_like(param, device="meta").stride() == stride
@@ -179,11 +180,11 @@ def _layout(param: Tensor, grad: Tensor, flat: Tensor) -> Layout:
 
 
 def _sharded(model: nn.Module) -> dict[nn.Module, list[Tensor]]:
-    """Return the modules that were given to ``fully_shard``, each with the parameters it holds."""
+    """Return the modules on which ``fully_shard`` was called, each with its own parameters."""
     from torch.distributed.fsdp import FSDPModule  # slow to import
 
     modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    holder = {p: module for module in modules for p in module.parameters()}  # the innermost last
+    holder = {p: module for module in modules for p in module.parameters()}  # innermost wins
     for param in holder:
         mesh = cast("DTensor", param).device_mesh
         if mesh.ndim != 1:
@@ -196,7 +197,7 @@ def _sharded(model: nn.Module) -> dict[nn.Module, list[Tensor]]:
 
 
 class _ShardSquares:
-    """A reduce-scatter for FSDP2 that leaves the variance of the shards it reduces."""
+    """A reduce-scatter for FSDP2 that also estimates the variance of the reduced shards."""
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self._params = params
@@ -247,10 +248,10 @@ class _ShardSquares:
 class _Shard:
     variance: Tensor
     reduced: Tensor
-    norm: Tensor | None  # of what was summed, as it was then
+    norm: Tensor | None  # of the summed gradient just after the reduction; None if averaged
 
     def followed(self) -> Tensor:
-        """Follow what FSDP divided the reduced gradients by afterwards, if it summed them."""
+        """Return the variance, rescaled if FSDP summed gradients and divided them afterwards."""
         if self.norm is None:
             return self.variance
         factor = (_wide(self.reduced).norm() / self.norm).nan_to_num_(nan=1.0)
@@ -258,7 +259,7 @@ class _Shard:
 
 
 def _laid_out(variance: Tensor, grad: "DTensor") -> "DTensor":
-    """Return the part of a flat variance that belongs to a gradient, sharded like it."""
+    """Return the part of a flat variance that belongs to a gradient, as a DTensor like it."""
     from torch.distributed.tensor import DTensor  # slow to import
 
     local = grad.to_local()

@@ -1,14 +1,13 @@
-"""torch's own clipping and unscaling, made to take gradient variances along.
+"""Patches torch's clipping by norm and its ``GradScaler`` to rescale gradient variances, too.
 
 Trainers call ``torch.nn.utils.clip_grad_norm_`` and ``GradScaler.unscale_`` themselves. Both
-multiply gradients by one factor c, after which the variance is c^2 times what it was; but c cannot
-be told from the gradients alone (any change of a gradient of one entry is a factor). So
-:func:`follow_torch` puts a function that does both in the place of two of torch's: the one by which
-all of torch's clipping by norm multiplies, whoever imported ``clip_grad_norm_`` and whenever, and
-the scaler's ``unscale_``. Gradients get what torch gives them, bit for bit, and code without
-variances goes the way it went. Where a later torch has no such function, or a scaler has an
-``unscale_`` of its own, the gradient changes alone, and :mod:`svag.variance.grad_var` ends its
-variance: an error, and never a variance of another gradient.
+multiply gradients by a factor c, and variances have to be multiplied by c^2; but c cannot be
+derived from the gradients alone (for a gradient with one entry any change is a factor). So
+:func:`follow_torch` replaces two functions of torch: the one that multiplies gradients in all of
+torch's clipping by norm, no matter how ``clip_grad_norm_`` was imported, and the scaler's
+``unscale_``. Gradients are the same as torch's, bit for bit, and nothing changes without variances.
+If a later torch has no such function, or a scaler has its own ``unscale_``, only the gradient
+changes, and :mod:`svag.variance.grad_var` raises when its variance is read.
 """
 
 import functools
@@ -28,13 +27,13 @@ from svag.variance.grad_var import is_current, rescale, restamp
 
 @functools.cache
 def follow_torch() -> None:
-    """Let variances follow torch's clipping by norm and its scalers, from now on."""
+    """Patch torch's clipping by norm and its scalers to rescale variances, if not done yet."""
     _follow_clipping()
     _follow_unscaling(torch.amp.GradScaler)
 
 
 def _follow_clipping() -> None:
-    """Replace the function that multiplies gradients where torch clips their norm."""
+    """Replace torch's function that multiplies gradients in clipping by norm."""
     original = utils.clip_grads_with_norm_
 
     @functools.wraps(original)
@@ -48,7 +47,7 @@ def _follow_clipping() -> None:
         carriers = [] if torch.compiler.is_compiling() else [p for p in params if is_current(p)]
         original(params, max_norm, total_norm, foreach)
         variances = cast(Any, [SimpleNamespace(grad=cast(Any, p).grad_var) for p in carriers])
-        for _ in range(2):  # c, as torch computes it, then c once more
+        for _ in range(2):  # multiply variances twice by torch's c, for c^2
             original(variances, max_norm, total_norm, foreach)
         for param in carriers:
             restamp(param)
@@ -68,7 +67,7 @@ def _follow_unscaling(scaler_type: type[torch.amp.GradScaler]) -> None:
         carriers = [p for p in itertools.chain.from_iterable(groups) if is_current(p)]
         original(self, optimizer)
         if carriers:
-            factor = 1.0 / self.get_scale()  # 1 of a disabled one
+            factor = 1.0 / self.get_scale()  # 1 if the scaler is disabled
             for param in carriers:
                 rescale(param, factor)
 

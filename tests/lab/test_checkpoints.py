@@ -574,7 +574,7 @@ def nested():
 
 STEPS = {
     "an attribute made later": (lambda: Scaled(growing), None),
-    "an average made later": (lambda: Scaled(averaging, average=None), "was not there when"),
+    "an average made later": (lambda: Scaled(averaging, average=None), "did not hold when"),
     "parameters of the model": (
         lambda: Scaled(of_the_model, weights=None),
         "the step holds parameters",
@@ -725,4 +725,4 @@ def test_other_threads_are_told(tmp_path):
     train(problem, data, run, tmp_path)
     end = find(tmp_path, run).end
     assert end["resumed"] == 8
-    assert end["checkpoints"].startswith("begun with 64 threads on AVX9, gone on with ")
+    assert end["checkpoints"].startswith("begun with 64 threads on AVX9, continued with ")

@@ -45,7 +45,10 @@ def test_a_file_of_each_kind(tmp_path):
         ("kind: local\nslurm_time: 1", "'slurm_time' is no key of a local cluster."),
         ("kind: ray\nnum_cpus: .nan", "num_cpus is nan; give a number of at least 0"),
         ("kind: ray\nnum_cpus: -1", "num_cpus is -1; give a number of at least 0"),
-        ("kind: ray\nnum_cpus: 0", "a run takes nothing; give num_cpus, num_gpus or resources"),
+        (
+            "kind: ray\nnum_cpus: 0",
+            "a run would use no resource; give num_cpus, num_gpus or resources",
+        ),
         ("kind: ray\nresources: [a]", "resources is ['a']; give a mapping of names to numbers"),
         ("kind: ray\naddress: 12", "address is 12; give a text"),
         ("kind: ray\naddress: ray://head:10001", "'ray://head:10001' is no address"),

@@ -64,7 +64,7 @@ def test_a_driver_that_is_killed_is_not_taken_for_one_that_is_done(folder, svag)
     wait_until(lambda: claims.holder(folder / "out") is None, "what it started is gone, too")
     code, out, err = svag("status", "out")
     assert code == 0, err
-    assert "is gone without an end; the same command goes on" in out
+    assert "ended without an exit code; the same command goes on" in out
     assert "records: 2 interrupted" in out
     (folder / "hold").unlink()
     code, _, err = svag(*command)

@@ -1,4 +1,4 @@
-"""What carries runs out: this process, processes beside it, a Ray cluster, a Slurm cluster.
+"""Executors carry out runs: in this process, in worker processes, on a Ray or a Slurm cluster.
 
-All execute the same plan (``svag.lab.execution``) and leave the same records.
+All execute the same plan (``svag.lab.execution``) and write the same records.
 """

@@ -1,4 +1,4 @@
-"""Cluster files: which cluster, and what a run gets of it.
+"""Cluster files: which cluster to use, and the resources of a run on it.
 
 A file has lines such as ``kind: ray``, ``address: 10.0.0.1:6379``, ``num_gpus: 0.5``, or
 ``kind: slurm``, ``slurm_partition: short``, ``runs_per_job: 40``.
@@ -16,7 +16,7 @@ from svag.errors import SvagError, nearest
 
 
 class ClusterError(SvagError, OSError):
-    """A cluster file cannot be used, or the cluster is not there or does not do its part."""
+    """A cluster file cannot be used, or the cluster cannot be reached or refuses a request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class LocalCluster:
     """Processes of this machine.
 
     Attributes:
-        workers: runs side by side; one a core by default.
-        threads: of each.
+        workers: number of processes, each with one run at a time; None: chosen by measuring.
+        threads: threads of each process; None: chosen by measuring.
     """
 
     kind: ClassVar[str] = "local"
@@ -35,18 +35,18 @@ class LocalCluster:
 
 @dataclass(frozen=True, kw_only=True)
 class RayCluster:
-    """A Ray cluster that is already there.
+    """A running Ray cluster.
 
     Attributes:
-        address: ``host:port`` of its head, or ``auto`` for the one that this machine is a node of.
+        address: ``host:port`` of its head, or ``auto`` if this machine is one of its nodes.
         num_cpus: cores of a run.
-        num_gpus: GPUs of a run; several runs may share one.
-        memory: bytes of memory that a run is promised.
+        num_gpus: GPUs of a run; with a fraction, several runs share one.
+        memory: bytes of memory reserved for a run.
         resources: custom resources of a run, by name.
-        threads: threads of a run; as many as cores by default.
-        workers: most runs at once; None for as many as there is room for.
-        working_dir: folder of the user's code, which travels to the nodes whole; by default
-            the Python files beside the problem's travel.
+        threads: threads of a run; by default as many as its cores.
+        workers: most runs at a time; None for as many as the nodes have room for.
+        working_dir: folder of the user's code, which is copied whole to the nodes; by default the
+            Python files beside the problem's file are copied.
     """
 
     kind: ClassVar[str] = "ray"
@@ -61,7 +61,7 @@ class RayCluster:
 
     @property
     def needs(self) -> dict[str, float]:
-        """What a node has to have for a run, by Ray's names."""
+        """The resources that a run needs, by Ray's names."""
         needs = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
         return {name: amount for name, amount in needs.items() if amount}
 
@@ -72,13 +72,13 @@ class SlurmCluster:
 
     Attributes:
         executor: ``slurm``, or ``local`` for jobs that are processes of this machine.
-        runs_per_job: most runs that are packed into a job.
-        workers: of a job: runs side by side in it; one a core of the job by default.
-        threads: of each.
-        jobs: most jobs at once.
-        timeout_min: minutes that a job may take.
-        slurm: every ``slurm_*`` key, passed to submitit.
-        driver: what the driver's job has instead, with ``--detach``.
+        runs_per_job: most runs in a job.
+        workers: worker processes of a job, each with one run at a time; by default one per core.
+        threads: threads of each worker.
+        jobs: most jobs at a time.
+        timeout_min: time limit of a job in minutes.
+        slurm: all ``slurm_*`` keys, which are passed to submitit.
+        driver: keys that replace these for the driver's job, with ``--detach``.
     """
 
     kind: ClassVar[str] = "slurm"
@@ -106,10 +106,10 @@ _PREFIX = "slurm_"
 
 
 def read(given: str) -> Cluster:
-    """Read a cluster file; anything that does not end in .yml is the address of a Ray cluster.
+    """Read a cluster file; a text without the ending .yml is the address of a Ray cluster.
 
     Raises:
-        ClusterError: the file is missing or not YAML, or a key or a value is none that it can have.
+        ClusterError: the file is missing or not YAML, or a key or a value is not allowed.
 
     Example:
         >>> read("10.0.0.1:6379").address
@@ -126,7 +126,7 @@ def read(given: str) -> Cluster:
 
 
 def reach(cluster: RayCluster) -> None:
-    """Refuse a cluster that cannot be used from here, within seconds.
+    """Check within seconds that a Ray cluster can be used from this machine.
 
     Raises:
         ClusterError: ray is not installed, or no Ray cluster answers at the address.
@@ -143,9 +143,9 @@ def reach(cluster: RayCluster) -> None:
     except (OSError, OverflowError) as error:
         reason = str(error)
     else:
-        if answer[3:4] == b"\x04":  # settings, the first frame of HTTP/2 that gRPC sends
+        if answer[3:4] == b"\x04":  # a SETTINGS frame, which gRPC sends first
             return
-        reason = "what listens there is something else"
+        reason = "another service listens there"
     raise ClusterError(
         f"no Ray cluster answers at {cluster.address} ({reason}); start one with `ray start --head "
         f"--port={port}` on {host}, or give the address of another"
@@ -153,11 +153,11 @@ def reach(cluster: RayCluster) -> None:
 
 
 def parse(text: str, name: str) -> Cluster:
-    """Read the text of a cluster file.
+    """Parse the text of a cluster file.
 
     Args:
         text: YAML.
-        name: of the file, for messages.
+        name: name of the file, for messages.
 
     Raises:
         ClusterError: as :func:`read`.
@@ -202,7 +202,7 @@ def _mapping(text: str, name: str) -> dict[Any, Any]:
 
 
 def _value(key: str, value: Any, name: str) -> Any:
-    """Return a value of the right type and size."""
+    """Return a key's value; raise if its type or size is wrong."""
     if key in _COUNTS:
         right, what = type(value) is int and value >= 1, "a whole number of at least 1"
     elif key in _AMOUNTS:
@@ -229,7 +229,7 @@ def _is_amount(value: Any) -> bool:
 
 
 def _checked(cluster: Cluster, name: str) -> Cluster:
-    """Refuse what single values do not show."""
+    """Check the executor, the address and the resources of a cluster."""
     if isinstance(cluster, SlurmCluster) and cluster.executor not in ("slurm", "local"):
         raise ClusterError(f"{name}: executor is {cluster.executor!r}; give slurm or local")
     if not isinstance(cluster, RayCluster):
@@ -242,5 +242,7 @@ def _checked(cluster: Cluster, name: str) -> Cluster:
             "`ray start --address` takes it, auto on one of its nodes, or a file that ends in .yml"
         )
     if not cluster.needs:
-        raise ClusterError(f"{name}: a run takes nothing; give num_cpus, num_gpus or resources")
+        raise ClusterError(
+            f"{name}: a run would use no resource; give num_cpus, num_gpus or resources"
+        )
     return cluster

@@ -1,7 +1,7 @@
-"""What every executor does: it takes runs and reports what becomes of them.
+"""The interface of executors: they accept runs and report their progress and end.
 
-What a run found out is in its record. An attempt that was cut short ends in status
-``interrupted`` if its run is tried again, and in ``error`` if that was the last try.
+The results of a run are in its record. An attempt whose worker dies ends in status ``interrupted``
+if the run is tried again, and in ``error`` if it was the last try.
 """
 
 from collections import Counter
@@ -14,11 +14,11 @@ from svag.lab.checkpoints import EVERY
 from svag.lab.records import RecordWriter, Run
 
 TRIES = 2
-"""How often a run is begun whose worker dies."""
+"""Most attempts at a run whose workers die."""
 
 
 class Event(NamedTuple):
-    """Progress of a run: steps taken so far, whether it has ended, and if so, long ago."""
+    """Progress of a run: steps taken, whether it has ended, and whether its record was reused."""
 
     run: Run
     step: int
@@ -27,32 +27,32 @@ class Event(NamedTuple):
 
 
 class Executor(Protocol):
-    """What carries a plan out."""
+    """Carries out runs."""
 
     @property
     def idle(self) -> int:
-        """How many more runs could be carried out at once."""
+        """Number of further runs that could start at once."""
 
     def submit(self, run: Run) -> None:
-        """Accept a run, to be carried out when there is room."""
+        """Accept a run, which starts when a worker is free."""
 
     def events(self) -> Iterator[Event]:
-        """Yield progress until every submitted run has ended; runs may be submitted meanwhile."""
+        """Yield events until every submitted run has ended; runs may be submitted meanwhile."""
 
     def close(self) -> None:
-        """Stop; a run in flight is recorded as interrupted."""
+        """Stop; runs in progress are recorded as interrupted."""
 
 
 @dataclass(frozen=True)
 class WorkPlace:
-    """Where a worker finds problem and data, where it records, and how a run is treated.
+    """Where a worker finds problem and data, where it writes records, and limits of a run.
 
     Attributes:
-        spec: what the problem is called.
-        data_dir: folder of original data.
-        directory: its folder ``records`` receives the records.
-        timeout: seconds after which a run ends in error; None for as long as it takes.
-        checkpoint_every: seconds between two checkpoints; None for none.
+        spec: the text that names the problem, see :func:`svag.problems.get`.
+        data_dir: folder of original data files; None for ``$SVAG_DATA`` or a download.
+        directory: its subfolder ``records`` receives the records.
+        timeout: seconds after which a run ends in error; None for no limit.
+        checkpoint_every: seconds between two checkpoints; None for no checkpoints.
     """
 
     spec: str
@@ -63,22 +63,22 @@ class WorkPlace:
 
 
 class Losses:
-    """Counts the attempts of runs that were cut short, and notes them in their records."""
+    """Counts the attempts of runs whose workers died, and writes the end of their records."""
 
     def __init__(self, place: WorkPlace) -> None:
         self._place = place
         self._lost: Counter[str] = Counter()
 
     def note(self, run: Run, message: str, *, tries: int = TRIES) -> bool:
-        """Note in a run's record that its attempt was cut short.
+        """Write to a run's record that its attempt was lost.
 
         Args:
-            run: what was lost.
-            message: how.
-            tries: how often it is begun at most.
+            run: the run.
+            message: why the attempt was lost.
+            tries: most attempts at the run.
 
         Returns:
-            Whether it is to be tried again.
+            Whether the run should be tried again.
 
         Raises:
             RecordError: the record cannot be written.

@@ -1,9 +1,9 @@
-"""A driver that runs apart from the terminal: its place, whether it lives, what it says.
+"""Detached drivers, which carry out a study without a terminal: start, state and output.
 
-Since the search is adaptive, somebody has to decide what runs next. With ``--detach`` that is the
-same command on the cluster: a job of one core on Slurm, an actor on Ray, a process of a session of
-its own on this machine. ``DIR/driver.json`` says where it is, ``DIR/driver.log`` has what it
-prints, ``DIR/driver.end`` its exit code.
+The search is adaptive, so a process has to decide which run is next: the driver. With ``--detach``
+the driver is the same command on the cluster: a job of one core on Slurm, an actor on Ray, a
+process in its own session on this machine. ``DIR/driver.json`` says where it runs,
+``DIR/driver.log`` has its output, ``DIR/driver.end`` its exit code.
 """
 
 import json
@@ -32,16 +32,16 @@ _PLACE = "driver.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Driver:
-    """Where a detached driver is.
+    """Where a detached driver runs.
 
     Attributes:
-        kind: of the cluster that it is on.
-        id: of its process, job or actor.
-        host: that it was started from.
-        study: that it carries out.
-        address: of a Ray cluster.
-        executor: of a Slurm cluster.
-        started: when.
+        kind: kind of its cluster: ``local``, ``ray`` or ``slurm``.
+        id: id of its process, job or actor.
+        host: host that it was started from.
+        study: id of the study that it carries out.
+        address: address of the Ray cluster.
+        executor: submitit's executor on a Slurm cluster.
+        started: time of its start.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class Driver:
 
 @dataclass(frozen=True)
 class State:
-    """Whether a driver lives, its exit code if it has ended, and all that in words."""
+    """Whether a driver is running, its exit code if it has ended, and a sentence about both."""
 
     alive: bool
     code: int | None
@@ -77,14 +77,14 @@ def launch(
     """Start the driver and return at once.
 
     Args:
-        directory: of the records.
-        cluster: where it is to run.
-        command: what stands behind ``svag``, without ``--detach``.
-        study: that it carries out.
-        folder: code that travels with it to Ray.
+        directory: folder of the records.
+        cluster: the cluster to run on.
+        command: arguments of the command ``svag``, without ``--detach``.
+        study: id of the study that it carries out.
+        folder: folder of code to copy to a Ray cluster.
 
     Raises:
-        ClusterError: the cluster is not there or does not take it.
+        ClusterError: the cluster cannot be reached or does not accept the driver.
         RecordError: the folder cannot be written.
     """
     driver = Driver(kind=cluster.kind, id="", host=socket.gethostname(), study=study)
@@ -122,17 +122,26 @@ def found(directory: Path) -> Driver | None:
 
 
 def state(directory: Path, driver: Driver) -> State:
-    """Say whether a driver lives; what a Ray driver has recorded is fetched.
+    """Return a driver's state; the records of a driver on Ray are fetched.
 
     Raises:
-        ClusterError: the cluster is not there.
+        ClusterError: the cluster cannot be reached.
     """
     with _asking(directory, driver) as ask:
         return _described(driver, *ask())
 
 
 def follow(directory: Path, driver: Driver, say: Callable[[str], None]) -> State:
-    """Wait until a driver has ended; pass on what it prints."""
+    """Wait until a driver has ended, and pass on the lines that it prints.
+
+    Args:
+        directory: folder of the records.
+        driver: the driver.
+        say: called with each line.
+
+    Raises:
+        ClusterError: the cluster cannot be reached.
+    """
     seen = 0
     with _asking(directory, driver) as ask:
         while True:
@@ -160,7 +169,7 @@ class Drive:
             drive(self.directory, self.command, self.cwd)
 
     def checkpoint(self) -> Any:
-        """Tell submitit how to go on when the time of the job is over: the same once more."""
+        """Return what submitit requeues when the job's time is over: the same driver again."""
         return submission.once_more(self)
 
 
@@ -169,14 +178,14 @@ _KEPT = ("partition", "account", "qos", "constraint", "setup", "wckey", "comment
 
 
 def _alone(cluster: SlurmCluster) -> SlurmCluster:
-    """Return what the driver's job gets: one core, and no more of the cluster's than it needs."""
+    """Return the settings of the driver's job: one core, without the resources of runs."""
     kept = {key: cluster.slurm[key] for name in _KEPT if (key := f"slurm_{name}") in cluster.slurm}
     one = {"slurm_cpus_per_task": 1, "slurm_use_srun": False, "slurm_job_name": "svag-driver"}
     return replace(cluster, slurm={**kept, **one, **cluster.driver})
 
 
 def _start_process(directory: Path, command: Sequence[str]) -> str:
-    """Start the driver on this machine, in a session that the end of this terminal leaves alone."""
+    """Start the driver on this machine, in a new session, so that it outlives this terminal."""
     code = (
         "import sys; from pathlib import Path; from svag.lab.executors.driving import drive; "
         "drive(Path(sys.argv[1]), sys.argv[2:], '.')"
@@ -188,13 +197,13 @@ def _start_process(directory: Path, command: Sequence[str]) -> str:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    process.returncode = 0  # it is nobody's child to wait for
+    process.returncode = 0  # so that Popen does not warn that it is still running
     return str(process.pid)
 
 
 @contextmanager
 def _asking(directory: Path, driver: Driver) -> Iterator[Callable[[], tuple[bool, int | None]]]:
-    """Yield a function that tells whether a driver lives, and its exit code."""
+    """Yield a function that returns whether a driver is running, and its exit code."""
     if driver.kind == "ray":
         with Keeper(RayCluster(address=driver.address), directory) as keeper:
             yield keeper.fetch
@@ -202,7 +211,7 @@ def _asking(directory: Path, driver: Driver) -> Iterator[Callable[[], tuple[bool
     lives = _lives(directory, driver)
 
     def ask() -> tuple[bool, int | None]:
-        alive = lives()  # asked first: the exit code is written before the driver ends
+        alive = lives()  # before the exit code is read, which is written before the driver ends
         code = exit_code(directory)
         return alive and code is None, code
 
@@ -223,5 +232,5 @@ def _described(driver: Driver, alive: bool, code: int | None) -> State:
     if alive:
         return State(True, None, f"{where}, is at work since {driver.started}")
     if code is None:
-        return State(False, None, f"{where}, is gone without an end; the same command goes on")
+        return State(False, None, f"{where}, ended without an exit code; the same command goes on")
     return State(False, code, f"{where}, has ended with exit code {code}")

@@ -1,4 +1,4 @@
-"""The command run as a driver: what it prints and its exit code stay in the folder."""
+"""Runs the command as a driver: its output and its exit code are written to the folder."""
 
 import json
 import os
@@ -9,13 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 DETACHED = "SVAG_DETACHED"
-"""Set for a driver that runs apart, so that it does not attach to itself."""
+"""Environment variable that is set for a detached driver, so that it does not attach to itself."""
 
 LOG, END = "driver.log", "driver.end"
 
 
 def drive(directory: Path, command: Sequence[str], cwd: str) -> int:
-    """Run the command, keep what it prints and its exit code in the folder."""
+    """Run the command; write its output and its exit code to the folder.
+
+    Args:
+        directory: folder of the records; created if necessary.
+        command: arguments of the command ``svag``.
+        cwd: folder to run the command in.
+
+    Returns:
+        The exit code.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / LOG).open("ab") as log:
         process = subprocess.Popen(
@@ -28,10 +37,10 @@ def drive(directory: Path, command: Sequence[str], cwd: str) -> int:
         )
         try:
             code = process.wait()
-        except KeyboardInterrupt:  # the study is to stop: so are its jobs
+        except KeyboardInterrupt:  # stop the study: the command cancels its jobs
             process.send_signal(signal.SIGINT)
             code = process.wait()
-        except BaseException:  # the driver moves: its jobs go on meanwhile
+        except BaseException:  # the driver is requeued: its jobs go on, so kill without cleanup
             process.kill()
             process.wait()
             raise
@@ -40,7 +49,7 @@ def drive(directory: Path, command: Sequence[str], cwd: str) -> int:
 
 
 def exit_code(directory: Path) -> int | None:
-    """Return the exit code of a driver that has ended."""
+    """Return the exit code of the folder's last driver; None if it has not written one."""
     try:
         return int(json.loads((directory / END).read_text())["code"])
     except (OSError, ValueError, TypeError, KeyError):

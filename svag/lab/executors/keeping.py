@@ -1,7 +1,7 @@
-"""A detached driver on Ray: an actor that runs the command and keeps what it records.
+"""A detached driver on Ray: an actor that runs the command and keeps the records on its node.
 
-The records lie on the actor's node until they are fetched: ``svag status``, or the same command
-again, copies what is new. After the last of it the actor is removed.
+``svag status``, or the same command again, copies new records from the node. When all have been
+copied and the command has ended, the actor is removed.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ _FETCHED = ("records/*.jsonl", LOG, END)
 
 
 class News(NamedTuple):
-    """What an actor has to tell: files that changed, what is known then, and whether it is over."""
+    """An actor's answer: changed files, stamps of all files, and the exit code if it has ended."""
 
     files: dict[str, bytes]
     known: dict[str, tuple[int, int]]
@@ -35,12 +35,12 @@ class News(NamedTuple):
 
 
 class Keeper:
-    """The actor that drives the study of a folder, as seen from here: a context with a connection.
+    """A connection to the actor that carries out the study of a folder; a context manager.
 
     Args:
-        cluster: that it is on.
-        directory: of the records here.
-        folder: code that travels with it.
+        cluster: the Ray cluster.
+        directory: folder of the records on this machine.
+        folder: folder of code to copy to the cluster.
 
     Raises:
         ClusterError: ray is not installed, or there is no cluster at the address.
@@ -60,12 +60,12 @@ class Keeper:
         self._ray.shutdown()
 
     def start(self, command: Sequence[str]) -> None:
-        """Start the actor with what the folder has; it goes on when this process has ended.
+        """Start the actor with the folder's files; it goes on after this process has ended.
 
         Raises:
-            ClusterError: it does not come to life.
+            ClusterError: the actor does not start.
         """
-        with suppress(ValueError):  # one of an earlier study that was not fetched to its end
+        with suppress(ValueError):  # removes the actor of an earlier study, if there is one
             self._ray.kill(self._ray.get_actor(self.name, namespace=NAMESPACE))
         made = self._ray.remote(_Driving).options(
             name=self.name, lifetime="detached", num_cpus=0, max_restarts=0
@@ -79,15 +79,16 @@ class Keeper:
             raise ClusterError(f"the driver did not start ({reason})") from error
 
     def fetch(self) -> tuple[bool, int | None]:
-        """Copy what is new; return whether the driver is at work, and its exit code.
+        """Copy new files; return whether the driver is running, and its exit code.
 
         Raises:
-            RecordError: it cannot be written here.
+            RecordError: a file cannot be written on this machine.
+            ClusterError: the driver does not answer.
         """
         try:
             actor = self._ray.get_actor(self.name, namespace=NAMESPACE)
             news: News = self._ray.get(actor.news.remote(self._known), timeout=_WAIT)
-        except ValueError:  # there is no such actor: its last words may have been fetched before
+        except ValueError:  # no such actor: it may have ended, with all files copied
             return False, exit_code(self._directory)
         except self._ray.exceptions.GetTimeoutError as error:
             raise ClusterError(f"the driver did not answer within {_WAIT:g} s") from error
@@ -103,7 +104,7 @@ class Keeper:
 
 
 class _Driving:
-    """On a node of the cluster: the command in a folder of its own."""
+    """The actor, on a node of the cluster: runs the command in its own folder."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="svag-driver-"))
@@ -122,20 +123,20 @@ class _Driving:
         threading.Thread(target=drive, args=arguments, daemon=True).start()
 
     def news(self, known: Mapping[str, tuple[int, int]]) -> News:
-        """Return the files that are not as known."""
-        code = exit_code(self._directory)  # read first: nothing changes after it is there
+        """Return the files whose stamps differ from the known ones."""
+        code = exit_code(self._directory)  # read first, since it is written after all other files
         files, now = _contents(self._directory, known)
         return News(files, now, code)
 
     def remove(self) -> None:
-        """Remove the folder; all of it was fetched."""
+        """Remove the folder, after all files were copied."""
         rmtree(self._directory, ignore_errors=True)
 
 
 def _contents(
     directory: Path, known: Mapping[str, tuple[int, int]], patterns: Sequence[str] = _FETCHED
 ) -> tuple[dict[str, bytes], dict[str, tuple[int, int]]]:
-    """Read the files that travel and are not as known; return what is known then as well."""
+    """Read the files whose stamps differ from the known ones; return them and all stamps."""
     files: dict[str, bytes] = {}
     now: dict[str, tuple[int, int]] = {}
     for path in sorted(path for pattern in patterns for path in directory.glob(pattern)):
@@ -149,7 +150,7 @@ def _contents(
 
 
 def _write(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Put files into a folder, each at once."""
+    """Write files into a folder; each is renamed into place, so that none is partial."""
     try:
         for name, content in files.items():
             path = directory / name

@@ -1,4 +1,4 @@
-"""Executes runs on this machine: one after the other here, or side by side in processes."""
+"""Executes runs on this machine: one by one in this process, or in parallel worker processes."""
 
 import multiprocessing
 import os
@@ -24,7 +24,7 @@ from svag.problems import Data, Problem
 
 
 class Failure(NamedTuple):
-    """Why a worker cannot record what it does, which ends the study."""
+    """A worker cannot write its records, which ends the study; the message says why."""
 
     message: str
 
@@ -38,11 +38,11 @@ class Here:
 
     @property
     def idle(self) -> int:
-        """None: what may not be needed is not carried out."""
+        """0, so that no run is carried out ahead."""
         return 0
 
     def submit(self, run: Run) -> None:
-        """Put a run at the end of the queue."""
+        """Append a run to the queue."""
         self._waiting.append(run)
 
     def events(self) -> Iterator[Event]:
@@ -61,20 +61,20 @@ class Here:
             yield Event(run, run.steps, ended=True)
 
     def close(self) -> None:
-        """Nothing is left running between two events."""
+        """Do nothing, since no run is in progress between two events."""
 
 
 class Pool:
     """Carries runs out in ``workers`` processes, which share the cores evenly.
 
-    All are hired with the first run, since each takes seconds to start. A worker that dies takes
-    one run with it and is replaced. The run is tried a second time, from its checkpoint if there is
-    one; if its worker dies again, it ends in status ``error``. Both attempts are on record.
+    All are started with the first run, since each takes seconds to start. A worker that dies is
+    replaced, and its run is tried a second time, from its checkpoint if there is one. If the worker
+    dies again, the run ends in status ``error``. Both attempts are in the record.
 
     Args:
-        place: where problem and data are, and where to record.
-        workers: processes.
-        threads: of each; an equal share of the cores by default.
+        place: where problem and data are, and where to write records.
+        workers: number of processes.
+        threads: threads of each; by default an equal share of the cores.
     """
 
     def __init__(self, place: WorkPlace, workers: int, threads: int | None = None) -> None:
@@ -89,16 +89,16 @@ class Pool:
 
     @property
     def idle(self) -> int:
-        """How many workers have nothing to do."""
+        """Number of workers without a run."""
         return max(0, self._workers - len(self._busy) - len(self._waiting))
 
     def submit(self, run: Run) -> None:
-        """Hand a run to an idle or a new worker, or queue it."""
+        """Send a run to an idle worker, or queue it."""
         self._waiting.append(run)
         self._dispatch()
 
     def events(self) -> Iterator[Event]:
-        """Yield what the workers report, as it comes in.
+        """Yield the workers' reports as they arrive.
 
         Raises:
             RecordError: a worker cannot write its records.
@@ -136,7 +136,7 @@ class Pool:
         while self._waiting and self._idle:
             connection, process = self._idle.pop()
             run = self._waiting.popleft()
-            with suppress(OSError):  # a worker that has died is found in events()
+            with suppress(OSError):  # events() notices a worker that has died
                 connection.send(run)
             self._busy[connection] = (process, run)
 
@@ -145,13 +145,13 @@ class Pool:
         process = self._context.Process(
             target=_work, args=(theirs, self._place, self._threads), daemon=True
         )
-        with _deaf_to_interrupts(), limited(self._threads):  # which the new process inherits
+        with _deaf_to_interrupts(), limited(self._threads):  # the new process inherits both
             process.start()
         theirs.close()
         return ours, process
 
     def _bury(self, connection: Connection, process: BaseProcess, run: Run) -> Event:
-        """Note what became of a dead worker's run, and try it once more."""
+        """Record the lost attempt of a dead worker's run, and queue the run once more."""
         connection.close()
         process.join()
         del self._busy[connection]
@@ -167,7 +167,7 @@ class Pool:
 
 
 def _work(connection: Connection, place: WorkPlace, threads: int) -> None:
-    """Serve runs until told to stop: by SIGTERM, or by the end of the process that hired us."""
+    """Carry out runs in a worker process, until SIGTERM or the end of the parent process."""
     signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=_watch_parent, daemon=True).start()
     torch.set_num_threads(threads)
@@ -179,7 +179,7 @@ def _work(connection: Connection, place: WorkPlace, threads: int) -> None:
             def report(step: int, run: Run = run) -> None:
                 try:
                     connection.send(Event(run, step, ended=False))
-                except OSError:  # whoever hired us is gone
+                except OSError:  # the parent process has ended
                     raise KeyboardInterrupt from None
 
             try:
@@ -194,7 +194,7 @@ def _work(connection: Connection, place: WorkPlace, threads: int) -> None:
 
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """Ignore Ctrl-C for a moment; only a main thread can."""
+    """Ignore SIGINT inside the context; without effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,8 +1,8 @@
-"""Executes runs as tasks of a Ray cluster; their records stream back, so no disk is shared.
+"""Executes runs as tasks of a Ray cluster; records stream back, so no disk needs to be shared.
 
-A task trains into a folder of its own on its node and yields what was written there: new lines
-of the record as they come, and each checkpoint. The driver appends the lines and keeps the
-checkpoint, so that a run whose node leaves goes on elsewhere from there.
+A task trains in its own folder on its node and yields new lines of the record as they are written,
+and each checkpoint. The driver appends the lines and keeps the checkpoint, so that a run whose node
+fails continues on another node.
 """
 
 import logging
@@ -25,14 +25,14 @@ from svag.lab.executors.threads import environment
 from svag.lab.records import Run
 
 NODE_TRIES = 5
-"""How often a run is begun whose node leaves."""
+"""Most attempts at a run whose nodes fail."""
 
 _POLL = 0.2
 NAMESPACE = "svag"
 
 
 class Piece(NamedTuple):
-    """What a task sends: lines of the record, or a whole checkpoint."""
+    """A message of a task: lines of the record, or a whole checkpoint."""
 
     lines: bytes = b""
     checkpoint: bytes | None = None
@@ -42,14 +42,14 @@ class Ray:
     """Carries runs out as core tasks of a Ray cluster.
 
     Args:
-        cluster: where it is, and what a run gets.
-        place: what the problem is called here, and where the records go.
-        folder: code that travels to the nodes; None for none.
-        spec: what the problem is called on the nodes.
+        cluster: its address, and the resources of a run.
+        place: the problem's name on this machine, and the folder of the records.
+        folder: folder of code to copy to the nodes; None for none.
+        spec: the problem's name on the nodes; None for the same.
 
     Raises:
-        ClusterError: ray is not installed, there is no cluster, or none of its nodes can take
-            a run.
+        ClusterError: ray is not installed, the cluster cannot be reached, or none of its nodes has
+            the resources of a run.
     """
 
     def __init__(
@@ -80,20 +80,20 @@ class Ray:
 
     @property
     def idle(self) -> int:
-        """How many more runs the nodes have room for."""
+        """Number of further runs that the nodes have room for."""
         return max(0, self._room() - len(self._tasks) - len(self._waiting))
 
     def submit(self, run: Run) -> None:
-        """Hand a run to the cluster, or queue it."""
+        """Submit a run to the cluster, or queue it."""
         self._waiting.append(run)
         self._dispatch()
 
     def events(self) -> Iterator[Event]:
-        """Yield progress as it streams in.
+        """Yield events as they stream in.
 
         Raises:
-            RecordError: the records cannot be written here.
-            ClusterError: the cluster is gone.
+            RecordError: the records cannot be written on this machine.
+            ClusterError: the cluster cannot be reached any more.
         """
         while self._tasks or self._waiting:
             self._dispatch()
@@ -102,7 +102,7 @@ class Ray:
                 yield from self._received(stream)
 
     def close(self) -> None:
-        """Stop the tasks; note in the records that they were interrupted."""
+        """Stop the tasks; their records end in status ``interrupted``."""
         for stream, transcript in self._tasks.items():
             self._ray.cancel(stream, force=True)
             transcript.interrupt()
@@ -120,7 +120,7 @@ class Ray:
             self._tasks[stream] = Transcript(self._place.directory, run)
 
     def _received(self, stream: Any) -> Iterator[Event]:
-        """Take the next piece of a stream, or its end."""
+        """Process the next message of a task, or its end."""
         transcript = self._tasks[stream]
         run = transcript.run
         try:
@@ -137,7 +137,7 @@ class Ray:
             yield Event(run, step, ended=False)
 
     def _ended(self, stream: Any, reason: str, tries: int = TRIES) -> Event:
-        """Note how an attempt ended; try again what did not get to its end."""
+        """Record how an attempt ended; submit its run again if it was lost."""
         transcript = self._tasks.pop(stream)
         run = transcript.run
         if transcript.ended:
@@ -149,7 +149,7 @@ class Ray:
         return Event(run, 0, ended=not again)
 
     def _room(self) -> int:
-        """Count the runs that fit on the nodes."""
+        """Return the number of runs that fit on the nodes at a time."""
         fitting = sum(_fits(node, self._cluster.needs) for node in self._nodes())
         return fitting if self._cluster.workers is None else min(fitting, self._cluster.workers)
 
@@ -173,8 +173,8 @@ def connect(cluster: RayCluster, folder: Path | None = None) -> Any:
     """Connect to a cluster; return the module ``ray``.
 
     Args:
-        cluster: where it is.
-        folder: code that travels to the nodes.
+        cluster: the cluster.
+        folder: folder of code to copy to the nodes.
 
     Raises:
         ClusterError: ray is not installed, or there is no cluster at the address.
@@ -193,7 +193,7 @@ def connect(cluster: RayCluster, folder: Path | None = None) -> Any:
             logging_level=logging.ERROR,
             runtime_env={"env_vars": {**environment(threads), **_passed_on()}, **travelling},
         )
-    except Exception as error:  # ray raises all kinds where there is no cluster
+    except Exception as error:  # ray raises many kinds of errors if there is no cluster
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(
             f"no Ray cluster can be used at {cluster.address!r} ({reason}); start svag on one of "
@@ -203,12 +203,12 @@ def connect(cluster: RayCluster, folder: Path | None = None) -> Any:
 
 
 def _passed_on() -> dict[str, str]:
-    """Return the variables that mean the same on the nodes."""
+    """Return the environment variables to pass on to the nodes."""
     return {name: os.environ[name] for name in ("SVAG_DATA",) if name in os.environ}
 
 
 def _attempt(there: WorkPlace, source: str, run: Run, checkpoint: bytes | None) -> Iterator[Piece]:
-    """On a node: train one run into a folder of its own, and yield what is written there."""
+    """Train one run on a node, in its own folder; yield new lines of its record and checkpoints."""
     directory = Path(tempfile.mkdtemp(prefix="svag-"))
     there = replace(there, directory=directory)
     kept = Checkpoints(directory, run, None).path
@@ -250,12 +250,12 @@ def _server_of(spec: str, data_dir: Path | None, source: str) -> Any:
 
 
 def _server(there: WorkPlace, source: str) -> Any:
-    """Return this worker's server; problem and data are loaded once for all its runs."""
+    """Return this worker's server, which loads problem and data once for all runs."""
     return _server_of(there.spec, there.data_dir, source)
 
 
 def _reason(error: BaseException) -> str:
-    """Say in a line how a task was lost."""
+    """Describe in one line how a task was lost."""
     name = type(error).__name__
     cause = getattr(error, "cause", None)
     text = " ".join(str(cause if cause is not None else error).split())
@@ -263,11 +263,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _tries(error: BaseException) -> int:
-    """A node that leaves is no fault of the run."""
+    """Return the most attempts at a run; more if its node failed, which is not the run's fault."""
     node_left = type(error).__name__ in ("NodeDiedError", "LocalRayletDiedError")
     return NODE_TRIES if node_left else TRIES
 
 
 def _fits(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
-    """Count how often a run fits on a node."""
+    """Return the number of runs that fit on a node at a time."""
     return min(int(node.get(name, 0) / amount + 1e-9) for name, amount in needs.items())

@@ -1,4 +1,4 @@
-"""What a worker does, wherever it runs: load problem and data once, then train run after run."""
+"""The work of a worker on any executor: load problem and data once, then train run after run."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,11 +12,11 @@ from svag.problems import Data, Problem
 
 
 class Server:
-    """Trains runs of one problem; what went wrong with the problem is the error of each run.
+    """Trains runs of one problem; an error in loading the problem becomes the error of each run.
 
     Args:
-        place: where problem and data are, and where to record.
-        source: what the records call the problem; the place's own name of it by default.
+        place: where problem and data are, and where to write records.
+        source: the problem's name in the records; by default ``place.spec``.
     """
 
     def __init__(self, place: WorkPlace, source: str | None = None) -> None:
@@ -30,7 +30,12 @@ class Server:
             self._failure = in_one_line(error)
 
     def serve(self, run: Run, place: WorkPlace, report: Callable[[int], None]) -> None:
-        """Train, and record at ``place``.
+        """Train a run and write its record.
+
+        Args:
+            run: the run.
+            place: where to write the record; limits of the run.
+            report: called after each evaluation with the number of steps taken.
 
         Raises:
             RecordError: the record cannot be written.

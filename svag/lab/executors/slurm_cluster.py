@@ -1,9 +1,9 @@
 """Executes runs as jobs of a Slurm cluster, through submitit, on a folder that all nodes share.
 
-A job carries out one or more runs in worker processes of its own, which record right into
-``DIR/records``, one file a run; nothing is locked. How far a run is, is read from its file;
-whether its job lives, is asked of Slurm. What is in flight is noted in ``DIR/jobs``, so that a
-driver that is started again waits for those jobs instead of repeating their runs.
+A job carries out one or more runs in worker processes, which write to ``DIR/records``, one file for
+each run, so no lock is needed. The driver reads the progress of a run from its file, and asks Slurm
+whether its job is alive. Jobs in flight are listed in ``DIR/jobs``, so that a driver that is
+started again waits for them instead of repeating their runs.
 """
 
 import json
@@ -28,7 +28,7 @@ _POLL = {"slurm": 2.0, "local": 0.2}
 
 
 class RunsOfJob:
-    """What a job does: carry runs out, and go on with them if Slurm starts it a second time."""
+    """The work of a job: carries runs out, and continues them if Slurm starts the job again."""
 
     def __init__(
         self, place: WorkPlace, runs: list[Run], workers: int | None, threads: int
@@ -37,7 +37,7 @@ class RunsOfJob:
         self.workers, self.threads = workers, threads
 
     def __call__(self) -> None:
-        """Carry out what is not done yet, as many runs side by side as the job has cores."""
+        """Carry out the runs that have not finished, by default one at a time on each core."""
         waiting = [run for run in self.runs if not _finished(self.place.directory, run)]
         workers = self.workers or max(1, cores() // self.threads)
         pool = Pool(self.place, max(1, min(workers, len(waiting))), self.threads)
@@ -51,7 +51,7 @@ class RunsOfJob:
                 pool.close()
 
     def checkpoint(self) -> Any:
-        """Tell submitit how to go on when the time of the job is over: the same once more."""
+        """Return what submitit requeues when the job's time is over: the same work again."""
         return submission.once_more(self)
 
 
@@ -65,17 +65,18 @@ class _Job:
 
 
 class Slurm:
-    """Carries runs out as jobs.
+    """Carries runs out as jobs of a Slurm cluster.
 
-    A job that dies is never taken for one that is done: what it has not finished is tried once
-    more, from its checkpoint if there is one, and then ends in status ``error``.
+    Runs that a dead job has not finished are tried once more, from their checkpoints if there are
+    any, and then end in status ``error``.
 
     Args:
-        cluster: what a job gets, and how many runs.
-        place: where problem and data are, and where to record; as the nodes see it as well.
+        cluster: the settings of a job, and its number of runs.
+        place: where problem and data are, and where to write records; the paths have to be the same
+            on the nodes.
 
     Raises:
-        ClusterError: submitit is not installed, there is no Slurm here, or it does not know a key.
+        ClusterError: submitit is not installed or does not know a key, or Slurm cannot be reached.
     """
 
     def __init__(self, cluster: SlurmCluster, place: WorkPlace) -> None:
@@ -89,12 +90,12 @@ class Slurm:
 
     @property
     def idle(self) -> int:
-        """How many more runs would be begun at once."""
+        """Number of further runs that could start at once."""
         room = self._cluster.jobs * self._cluster.runs_per_job
         return max(0, room - sum(len(job.runs) for job in self._jobs.values()) - len(self._waiting))
 
     def submit(self, run: Run) -> None:
-        """Put a run at the end of the queue; one that a job of another driver has is left there."""
+        """Append a run to the queue, unless a job of an earlier driver still carries it out."""
         job_id = self._adopted.pop(run.id, None)
         if job_id is None:
             self._waiting.append(run)
@@ -104,11 +105,11 @@ class Slurm:
         job.tails[run.id] = Tail(self._place.directory, run)
 
     def events(self) -> Iterator[Event]:
-        """Yield progress as the records show it.
+        """Yield events, from the records of runs in progress.
 
         Raises:
-            RecordError: a record cannot be written here.
-            ClusterError: Slurm does not take a job.
+            RecordError: a record cannot be written on this machine.
+            ClusterError: Slurm does not accept a job.
         """
         while self._waiting or any(job.runs for job in self._jobs.values()):
             self._send()
@@ -132,7 +133,7 @@ class Slurm:
         self._jobs.clear()
 
     def _send(self) -> None:
-        """Pack waiting runs into jobs, spread over as many as may be in flight."""
+        """Submit waiting runs, spread evenly over as many jobs as may be in flight."""
         while self._waiting and (free := self._cluster.jobs - self._busy()) > 0:
             share = -(-len(self._waiting) // free)
             count = min(share, self._cluster.runs_per_job)
@@ -144,7 +145,7 @@ class Slurm:
             self._note(handle.job_id, [run.id for run in runs])
 
     def _busy(self) -> int:
-        """Count the jobs that have runs left."""
+        """Return the number of jobs with unfinished runs."""
         return sum(bool(job.runs) for job in self._jobs.values())
 
     def _tail(self, run: Run) -> Tail:
@@ -152,7 +153,7 @@ class Slurm:
         return Tail(self._place.directory, run, path.stat().st_size if path.exists() else 0)
 
     def _progress(self, job: _Job) -> Iterator[Event]:
-        """Yield what is new in the records of a job's runs."""
+        """Yield events from new lines in the records of a job's runs."""
         for run in list(job.runs.values()):
             last, ended = None, False
             for step, ended in progress_in(job.tails[run.id].lines()):  # noqa: B007
@@ -164,8 +165,8 @@ class Slurm:
                 yield Event(run, last, ended=False)
 
     def _buried(self, job_id: str, job: _Job, state: str) -> Iterator[Event]:
-        """Note what a dead job has left undone, and try it once more."""
-        yield from self._progress(job)  # written between our look and its end
+        """Record the lost attempts of a dead job's unfinished runs, and queue them once more."""
+        yield from self._progress(job)  # lines written since the last look
         self._drop(job_id)
         for run in job.runs.values():
             if _finished(self._place.directory, run):
@@ -178,7 +179,7 @@ class Slurm:
             yield Event(run, 0, ended=not again)
 
     def _note(self, job_id: str, runs: list[str]) -> None:
-        """Leave word of a job for a driver that may come after this one."""
+        """List a job in ``DIR/jobs``, for a driver that is started later."""
         path = self._folder / f"{job_id}.json"
         try:
             path.write_text(json.dumps({"executor": self._cluster.executor, "runs": runs}))
@@ -191,7 +192,7 @@ class Slurm:
             (self._folder / f"{job_id}.json").unlink(missing_ok=True)
 
     def _left_by_another_driver(self) -> Iterator[tuple[str, str]]:
-        """Yield runs with the jobs that still carry them out."""
+        """Yield the runs that jobs of an earlier driver still carry out, with the jobs' ids."""
         for path in sorted(self._folder.glob("*.json")):
             try:
                 left = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""A record on its way from the node that writes it to the disk where it is kept."""
+"""Streams a record from the node that writes it to the machine that keeps it."""
 
 import json
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from svag.lab.records import Run, path_of
 
 
 class Tail:
-    """Reads what is new in a run's record, whole lines at a time, and its new checkpoints.
+    """Reads new whole lines of a run's record, and its new checkpoints.
 
     Args:
-        directory: of records and checkpoints.
-        run: whose.
-        start: bytes of the record to pass over.
+        directory: folder of records and checkpoints.
+        run: the run.
+        start: bytes at the start of the record to skip.
     """
 
     def __init__(self, directory: Path, run: Run, start: int = 0) -> None:
@@ -26,7 +26,7 @@ class Tail:
         self._at, self._seen = start, self._stamp()
 
     def lines(self) -> bytes:
-        """Return the lines that were completed since the last call."""
+        """Return the whole lines that were written since the last call."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._at)
@@ -38,11 +38,11 @@ class Tail:
         return whole
 
     def checkpointed(self) -> bool:
-        """Whether there is a checkpoint that was not read yet."""
+        """Whether there is a checkpoint that has not been read yet."""
         return self._stamp() not in (None, self._seen)
 
     def checkpoint(self) -> bytes | None:
-        """Return the checkpoint if it is new."""
+        """Return the checkpoint if it has not been read yet, else None."""
         stamp = self._stamp()
         if stamp in (None, self._seen):
             return None
@@ -65,12 +65,12 @@ class Transcript:
     """Writes the record of one attempt from the lines that a worker elsewhere sends.
 
     Args:
-        directory: its folder ``records`` receives the record.
-        run: what is being run.
+        directory: its subfolder ``records`` receives the record.
+        run: the run.
 
     Attributes:
-        run: what is being run.
-        ended: whether the attempt has come to an end that is not repeated.
+        run: the run.
+        ended: whether the attempt has ended with a status other than ``interrupted``.
     """
 
     def __init__(self, directory: Path, run: Run) -> None:
@@ -93,7 +93,7 @@ class Transcript:
                 yield step
 
     def keep_checkpoint(self, content: bytes) -> None:
-        """Keep a checkpoint; a disk that is full costs this one alone."""
+        """Write a checkpoint; an OSError is ignored, so that the run goes on without it."""
         path = Checkpoints(self._directory, self.run, None).path
         scratch = path.with_suffix(".part")
         with suppress(OSError):
@@ -102,7 +102,7 @@ class Transcript:
             scratch.replace(path)
 
     def interrupt(self) -> None:
-        """Note that the attempt was stopped, if it has begun."""
+        """Record that the attempt was interrupted, if it has begun."""
         if self._begun and not self.ended:
             self._write(b'{"kind": "end", "status": "interrupted"}\n')
 
@@ -113,7 +113,7 @@ class Transcript:
             with self._path.open("ab", buffering=0) as file:
                 text = (b"\n" if torn else b"") + lines
                 if file.write(text) != len(text):
-                    raise RecordError(f"cannot write {self._path}: the disk took a part only")
+                    raise RecordError(f"cannot write {self._path}: only a part was written")
         except OSError as error:
             if isinstance(error, RecordError):
                 raise
@@ -122,11 +122,11 @@ class Transcript:
 
 
 def progress_in(lines: bytes) -> Iterator[tuple[int | None, bool]]:
-    """Yield for each line its step, if it is of an evaluation, and whether the run has ended."""
+    """Yield for each line its step (None unless it is an evaluation) and whether the run ended."""
     for text in lines.splitlines():
         try:
             line = json.loads(text)
-        except ValueError:  # a torn line of an attempt before
+        except ValueError:  # a torn line of an earlier attempt
             continue
         ended = line.get("kind") == "end" and line.get("status") != "interrupted"
         yield (line["step"] if line.get("kind") == "eval" else None), ended

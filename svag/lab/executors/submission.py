@@ -1,4 +1,4 @@
-"""Jobs through submitit, on Slurm or as processes of this machine, and whether they live."""
+"""Submits jobs through submitit, to Slurm or as processes of this machine, and asks their state."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from svag.lab.executors.cluster import ClusterError, SlurmCluster
 
 _PATIENCE = 20
 _REQUEUES = 1000
-"""How often a job whose time is over is put into the queue again; runs have limits of their own."""
+"""Most times that a job is requeued when its time is over; runs have their own time limit."""
 
 _ALIVE = frozenset(
     {
@@ -27,19 +27,19 @@ _ALIVE = frozenset(
         "RESV_DEL_HOLD",
     }
 )
-"""States in which a job may still do something, as ``squeue`` calls them."""
+"""States of live jobs, by ``squeue``'s names."""
 
 
 class Queue:
-    """Where jobs are submitted and asked after.
+    """Submits jobs and asks for their states.
 
     Args:
-        cluster: what each gets.
-        folder: of what submitit keeps about them.
+        cluster: the settings of each job.
+        folder: folder of submitit's files.
 
     Raises:
-        ClusterError: submitit is not installed, Slurm is not there or does not answer, or submitit
-            does not know a key.
+        ClusterError: submitit is not installed, Slurm cannot be reached, or submitit does not know
+            a key.
     """
 
     def __init__(self, cluster: SlurmCluster, folder: Path) -> None:
@@ -58,13 +58,15 @@ class Queue:
         self._update(_parameters(cluster))
 
     def submit(self, work: Any) -> Any:
-        """Submit a job; return submitit's handle of it.
+        """Submit a job; return submitit's handle.
 
         Raises:
-            ClusterError: Slurm does not take it.
+            ClusterError: Slurm does not accept it.
         """
         try:
-            with self._submitit.helpers.clean_env():  # of variables of a job that this may run in
+            with (
+                self._submitit.helpers.clean_env()
+            ):  # without Slurm's variables of this job, if any
                 return self._executor.submit(work)
         except self._submitit.core.utils.FailedJobError as error:
             reason = " ".join(str(error).split())[-400:]
@@ -76,7 +78,7 @@ class Queue:
         return made(folder=self._folder, job_id=job_id)
 
     def lives(self, job_id: str) -> bool:
-        """Whether a job of another process may still do something."""
+        """Whether a job that another process submitted is alive."""
         return job_id not in self.dead([self.handle(job_id)])
 
     def dead(self, handles: Sequence[Any]) -> dict[str, str]:
@@ -87,13 +89,13 @@ class Queue:
             return {}
         try:
             states = _squeue()
-        except ClusterError:  # Slurm is away for a while: no job is known to have ended
+        except ClusterError:  # Slurm does not answer: assume that no job has ended
             return {}
         gone = [h for h in handles if states.get(h.job_id, "") not in _ALIVE]
         return {h.job_id: states.get(h.job_id) or _accounted(h.job_id) for h in gone}
 
     def cancel(self, handle: Any) -> None:
-        """Stop a job; its workers close their records first."""
+        """Cancel a job; its workers close their records first."""
         if not self._local:
             handle.cancel(check=False)
             return
@@ -101,7 +103,7 @@ class Queue:
             os.kill(int(handle.job_id), signal.SIGINT)
 
     def log(self, handle: Any) -> str:
-        """Return where a job's messages are."""
+        """Return the path of a job's log."""
         return str(handle.paths.stderr)
 
     def _update(self, parameters: dict[str, Any]) -> None:
@@ -123,10 +125,10 @@ class Queue:
 
 
 def reach(cluster: SlurmCluster) -> None:
-    """Refuse a cluster that cannot be used from here, within seconds.
+    """Check within seconds that a Slurm cluster can be used from this machine.
 
     Raises:
-        ClusterError: submitit is not installed, or Slurm is not there or does not answer.
+        ClusterError: submitit is not installed, or Slurm cannot be reached.
     """
     if find_spec("submitit") is None:
         raise ClusterError("--cluster needs submitit; pip install 'svag[slurm]'")
@@ -135,7 +137,7 @@ def reach(cluster: SlurmCluster) -> None:
 
 
 def _parameters(cluster: SlurmCluster) -> dict[str, Any]:
-    """Return what submitit is to be told of a job."""
+    """Return submitit's parameters of a job."""
     given = dict(cluster.slurm)
     if "slurm_time" not in given:
         given.setdefault("timeout_min", cluster.timeout_min)
@@ -144,7 +146,7 @@ def _parameters(cluster: SlurmCluster) -> dict[str, Any]:
 
 
 def once_more(work: Any) -> Any:
-    """Return what submitit puts into the queue again."""
+    """Return what submitit requeues."""
     import submitit
 
     return submitit.helpers.DelayedSubmission(work)
@@ -152,7 +154,7 @@ def once_more(work: Any) -> Any:
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM, which ``scancel`` sends, and the end of its parent end a job as Ctrl-C does."""
+    """Raise KeyboardInterrupt on SIGTERM, which ``scancel`` sends, and when the parent ends."""
     before = signal.signal(signal.SIGTERM, _interrupt)
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
     try:
@@ -172,10 +174,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _squeue() -> dict[str, str]:
-    """Return the states of this user's jobs, as Slurm itself tells them; no accounting is needed.
+    """Return the states of this user's jobs by ``squeue``, which needs no accounting database.
 
     Raises:
-        ClusterError: there is no Slurm here, or it does not answer.
+        ClusterError: Slurm is not installed on this machine, or does not answer.
     """
     if shutil.which("squeue") is None or shutil.which("sbatch") is None:
         raise ClusterError(
@@ -195,7 +197,7 @@ def _squeue() -> dict[str, str]:
 
 
 def _accounted(job_id: str) -> str:
-    """Return the state of a job that the queue has forgotten, if accounting knows it."""
+    """Return the state of a job that ``squeue`` no longer lists, from Slurm's accounting."""
     command = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=State"]
     try:
         answer = subprocess.run(
@@ -207,7 +209,7 @@ def _accounted(job_id: str) -> str:
 
 
 def _local_end(handle: Any) -> str | None:
-    """Return how a process of this machine has ended; None while it lives."""
+    """Return how a process of this machine has ended; None while it is running."""
     state = str(handle.state)
     if state == "RUNNING" or (state != "FINISHED" and runs(int(handle.job_id))):
         return None
@@ -217,18 +219,18 @@ def _local_end(handle: Any) -> str | None:
 
 
 def _has_processes(job_id: str) -> bool:
-    """Whether processes of a job whose first one is gone still close their records."""
+    """Whether worker processes of a job still run after its first process has ended."""
     mark = f"SUBMITIT_LOCAL_JOB_ID={job_id}\0".encode()
     for environment in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):  # it has ended, or is another user's
+        with suppress(OSError):  # the process has ended, or is another user's
             if mark in environment.read_bytes():
                 return True
     return False
 
 
 def runs(pid: int) -> bool:
-    """Whether a process of this machine runs that svag or submitit started."""
-    with suppress(OSError):  # a child of ours that has ended waits to be noticed
+    """Whether a process of this machine is running that svag or submitit started."""
+    with suppress(OSError):  # reaps a child of this process that has ended
         os.waitpid(pid, os.WNOHANG)
     try:
         os.kill(pid, 0)

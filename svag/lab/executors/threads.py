@@ -1,7 +1,7 @@
-"""How many threads a worker has: chosen by measuring, set before torch starts.
+"""Chooses the number of threads of a worker by measuring, and sets it before torch starts.
 
 A worker has one pool of threads, torch's own, which svag's compiled loops use as well
-(``svag.compiled.threads``). Two pools would wait for each other's cores, spinning.
+(``svag.compiled.threads``): idle threads of a second pool would spin on cores of the first.
 """
 
 import json
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""What libraries that keep threads take their number from when they are loaded."""
+"""Environment variables from which libraries read their number of threads when loaded."""
 
 _WORTH = 1.1
 
 
 class Division(NamedTuple):
-    """How runs share the cores: processes, threads of each, and seconds that a run takes so."""
+    """How runs share the cores: number of processes, threads of each, and seconds of a run."""
 
     workers: int
     threads: int
@@ -34,13 +34,13 @@ def cores() -> int:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Return the variables that limit a new process to so many threads."""
+    """Return the environment variables that limit a new process to a number of threads."""
     return dict.fromkeys(VARIABLES, str(threads))
 
 
 @contextmanager
 def limited(threads: int) -> Iterator[None]:
-    """Let processes that are started meanwhile have so many threads."""
+    """Limit processes that are started inside the context to a number of threads."""
     before = {name: os.environ.get(name) for name in VARIABLES}
     os.environ.update(environment(threads))
     try:
@@ -54,14 +54,14 @@ def limited(threads: int) -> Iterator[None]:
 
 
 def chosen(measured: Callable[[int], float], workers: int | None = None) -> Division:
-    """Choose how runs share the cores: what carries out most runs in an hour.
+    """Choose the number of threads of a run such that most runs are carried out per hour.
 
-    More threads a run have to be worth a tenth more runs than the choice before: with one thread a
-    run and a run a core, no core ever waits for another. ``OMP_NUM_THREADS`` is the most.
+    More threads are chosen only if they give a tenth more runs than fewer, since with one thread
+    and one run per core no core waits for another. ``OMP_NUM_THREADS`` is the upper limit.
 
     Args:
-        measured: seconds that a run takes with so many threads.
-        workers: processes, where their number is settled.
+        measured: returns the seconds of a run, given a number of threads.
+        workers: number of processes; None: as many as fit.
 
     Returns:
         The layout.
@@ -77,9 +77,15 @@ def chosen(measured: Callable[[int], float], workers: int | None = None) -> Divi
 
 
 def kept(file: Path, choose: Callable[[], Division], workers: int | None = None) -> Division:
-    """Return the layout that was chosen on this machine before, or choose, and keep the choice.
+    """Return the layout that was chosen on this machine before; choose and store it if none was.
 
-    The number of threads changes the order of sums: a study that goes on keeps it.
+    A study that is continued should keep its number of threads, which changes the order of sums.
+
+    Args:
+        file: file of the stored layout.
+        choose: returns a layout.
+        workers: number of processes that the user asked for; a layout stored for another number is
+            not used.
     """
     place = [socket.gethostname(), cores(), os.environ.get(VARIABLES[0]), workers]
     with suppress(OSError, ValueError, TypeError, KeyError):
@@ -87,19 +93,19 @@ def kept(file: Path, choose: Callable[[], Division], workers: int | None = None)
         if found["place"] == place:
             return Division(*found["layout"])
     layout = choose()
-    with suppress(OSError):  # the records will say that the folder cannot be written
+    with suppress(OSError):  # if the folder cannot be written, the first record raises
         file.write_text(json.dumps({"place": place, "layout": layout}))
     return layout
 
 
 def plain(workers: int | None = None) -> Division:
-    """Return the layout for what cannot be measured: a run a core, or equal shares."""
+    """Return a layout without measuring: by default one run per core, else equal shares."""
     count = workers or cores()
     return Division(count, _most(cores(), count), 0.0)
 
 
 def _most(available: int, workers: int | None) -> int:
-    """Return how many threads a worker can have."""
+    """Return the largest number of threads that a worker can have."""
     given = os.environ.get(VARIABLES[0], "")
     most = max(1, available // (workers or 1))
     return min(most, int(given)) if given.isdecimal() and int(given) else most

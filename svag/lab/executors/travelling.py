@@ -1,8 +1,8 @@
-"""The user's code on its way to nodes that do not see this machine's folders.
+"""Collects the user's code to copy to nodes that do not share this machine's folders.
 
-What travels are the Python files beside the problem's own and in the folders below, those beside
-optimizers from outside, and what the problem declares with ``depends_on``. Whether that was enough
-shows on the node: a problem whose version is another there is refused.
+Copied are the Python files in the folder of the problem's file and in its subfolders, those beside
+optimizers from outside, and the files in the problem's ``depends_on``. If something is missing, the
+problem has another version on the node, and the run is refused there.
 """
 
 import os
@@ -21,23 +21,23 @@ _OUTSIDE = "outside"
 
 
 class Luggage(NamedTuple):
-    """A folder that travels, and what the problem is called in it."""
+    """A folder to copy to the nodes, and the text that names the problem in it."""
 
     folder: Path | None
     spec: str
 
 
 def pack(problem: Problem, methods: Iterable[str], spec: str, scratch: Path) -> Luggage:
-    """Copy what has to travel into a folder; built-in and installed code stays where it is.
+    """Copy the user's code into a folder, without built-in and installed code.
 
     Args:
-        problem: whose ``depends_on`` travels too.
-        methods: keys, of which those of optimizers in files travel.
-        spec: what the problem is called here.
+        problem: the problem; the files in its ``depends_on`` are copied, too.
+        methods: keys; the files of optimizers in files are copied.
+        spec: the text that names the problem on this machine.
         scratch: an empty folder.
 
     Raises:
-        ClusterError: there are far more files than a problem has.
+        ClusterError: there are too many files, which are probably not only the problem's.
     """
     place = _file_of(spec)
     own = [path for key in methods if (path := _file_of(entrant(key).optimizer)) is not None]
@@ -63,7 +63,7 @@ def pack(problem: Problem, methods: Iterable[str], spec: str, scratch: Path) -> 
 
 
 def _file_of(spec: str) -> Path | None:
-    """Return the file of a text ``path/to/file.py:name`` or ``module:name``; None if installed."""
+    """Return the file of ``path/to/file.py:name`` or ``module:name``; None if it is installed."""
     name = spec.rpartition(":")[0]
     if name.endswith(".py"):
         path = Path(name).expanduser().absolute()
@@ -77,7 +77,7 @@ def _file_of(spec: str) -> Path | None:
 
 
 def _beside(path: Path) -> Iterator[Path]:
-    """Yield the Python files of a file's folder, or of the outermost package that it is in."""
+    """Yield the Python files of a file's folder, or of the outermost package that contains it."""
     folder = path.parent
     while (folder / "__init__.py").is_file() and (folder.parent / "__init__.py").is_file():
         folder = folder.parent
@@ -87,13 +87,13 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def _is_left(folder: Path) -> bool:
-    """Whether a folder stays: hidden ones, caches and environments."""
+    """Whether a folder is not copied: hidden folders, caches and virtual environments."""
     name = folder.name
     return name.startswith(".") or name == "__pycache__" or (folder / "pyvenv.cfg").exists()
 
 
 def _declared(folder: Path, problem: Problem) -> Iterator[Path]:
-    """Yield the files that a problem says it reads."""
+    """Yield the files in a problem's ``depends_on``."""
     for given in problem.depends_on:
         place = folder / Path(given).expanduser()
         if place.is_file():
@@ -102,7 +102,7 @@ def _declared(folder: Path, problem: Problem) -> Iterator[Path]:
 
 
 def _travelling_name(path: Path) -> str:
-    """Name a file as from the current folder, or what lies elsewhere in a folder of its own."""
+    """Return a file's path in the copy: relative to the current folder, else in its own folder."""
     cwd = Path.cwd()
     if path.is_relative_to(cwd):
         return path.relative_to(cwd).as_posix()

@@ -1,4 +1,4 @@
-"""The within-batch variance of gradients, from the gradients of single examples."""
+"""The within-batch variance of gradients, from per-example gradients."""
 
 from svag.variance.per_example.context import within_batch_variance
 from svag.variance.per_example.schedule import CHECK_EVERY

@@ -34,52 +34,57 @@ _open: list["within_batch_variance"] = []
 
 
 class within_batch_variance(AbstractContextManager["within_batch_variance"]):  # noqa: N801
-    """Leave ``p.grad_var``, the unbiased variance of each entry of ``p.grad``, beside ``p.grad``.
+    """Set ``p.grad_var`` to the unbiased variance of each entry of ``p.grad``.
 
-    With c_k what example k of B contributes to p.grad = sum_k c_k, whatever the loss divides by:
+    With c_k the contribution of example k of B to p.grad = sum_k c_k, for any scaling of the loss:
 
         grad_var = (B sum_k c_k^2 - p.grad^2) / (B - 1)        (supplement, section 4)
 
-    Forward and backward pass both run inside, any number of them. Gradients that accumulate over
-    several backward passes are sums over independent batches, so their variances add up; a
-    gradient that had no variance before counts as fixed. Frozen parameters cost nothing.
+    Forward and backward pass have to run inside; there may be several of them. If gradients
+    accumulate over several backward passes, the batches count as independent and their variances
+    add up; a gradient from before without a variance counts as a constant. Frozen parameters cost
+    nothing.
 
-    **What is guaranteed.** ``p.grad`` is what it would be without: autograd's own, bit for bit, or
-    for layers with a closed form autograd's product summed in another order. ``grad_var`` is right,
-    or an error names the operation. Every tensor carries the names of the examples its rows belong
-    to, through views, masks, indices, sorts and scatters; nothing is guessed by shape, and what
-    mixes examples is refused.
+    **What is guaranteed.** ``p.grad`` is the same as outside the context, bit for bit, except that
+    layers with a closed form sum over examples in another order. ``grad_var`` is right, or an error
+    names the operation. For every tensor svag keeps track of which example each row belongs to,
+    through views, masks, indices, sorts and scatters. It does not guess by shape, and refuses
+    operations that mix examples.
 
-    **How it is checked.** The first pass of a model, mode and kind of input, and every
-    ``check_every``-th after it, is verified: autograd runs back with one random example's gradient
-    alone, and gives its contribution to every parameter; the loss runs again with the other
-    examples' outputs replaced, and nothing of this one's may change; the contributions must add up
-    to ``p.grad``, which is autograd's bit for bit. In the first pass, and with ``check=True``, the
-    model runs a second time as well, with the other examples replaced; attributes, buffers and
-    generators are put back. A verified pass costs one to two plain ones more. A model that returns
-    nothing but its loss is verified as far as its operations are seen. ``check=False`` leaves this
-    out; what is visibly wrong is still refused.
+    **How it is checked.** The first pass for each model, mode and kind of input, and every
+    ``check_every``-th after it, is verified in three ways. A backward pass with the output gradient
+    of one random example alone must give svag's contribution of that example to every parameter. If
+    the loss is computed again with the other examples' outputs replaced, the example's output
+    gradient must not change. The contributions must add up to ``p.grad``, which in a verified pass
+    is autograd's, bit for bit. In the first pass, and with ``check=True``, the model is also called
+    a second time with the other examples replaced; attributes, buffers and generators are restored.
+    A verified pass costs one to two plain passes more. For a model that returns only its loss, the
+    operations that svag knows are verified. ``check=False`` skips verification; operations that are
+    known to mix examples are still refused.
 
-    Checkpointing (``use_reentrant=False``) works. Uses in a custom ``autograd.Function`` or in
-    scripted code are not seen, and found by the check. Second derivatives are refused, and so are
-    gradients of one forward pass that add up over several backward passes.
+    Checkpointing (``use_reentrant=False``) works. Uses of a parameter in a custom
+    ``autograd.Function`` or in scripted code are invisible to svag; the verification finds them.
+    Second derivatives are refused, and so are gradients that add up over several backward passes of
+    one forward pass.
 
     Memory beyond plain training: ``max_bytes`` of per-example gradients, on a CPU no more than
-    4 MiB a thread, which fits the caches; the copies of one layer's input and output gradient that
-    they are made from; and for a parameter used more than once its inputs and output gradients
-    until the end of the backward pass.
+    4 MiB per thread, which fits the caches; copies of one layer's input and output gradient, from
+    which they are computed; and for a parameter that is used more than once, its inputs and output
+    gradients until the end of the backward pass.
 
     Args:
-        model: whose parameters get a variance. Call it, or its submodules, inside.
+        model: the model whose parameters get a variance. Call it, or its submodules, inside.
         batch_dim: dimension of the inputs that holds the examples.
-        max_bytes: for per-example gradients held at once; at least one example is. None is 256 MiB.
-        check: True verifies every pass, False none; None the first and every ``check_every``-th.
-        check_every: counted over contexts, for each model, mode and kind of input.
-        examples: which arguments hold the examples: position, name, a list of these, or a function
-            of (position or name, tensor) that says whether it does. None is every tensor; those
-            that differ in size are then refused.
-        second_moments: also collect sum_k c_k^2, in :attr:`second_moments`.
-        per_example: names of parameters whose c_k are kept, in :attr:`per_example`.
+        max_bytes: most bytes of per-example gradients at a time, but at least one example's. None
+            is 256 MiB.
+        check: True verifies every pass, False none, None the first and every ``check_every``-th.
+        check_every: passes between two verified ones, counted over all contexts for each model,
+            mode and kind of input.
+        examples: which arguments hold the examples: a position, a name, a list of these, or a
+            function of (position or name, tensor) that returns whether it does. None: all tensors,
+            which then have to agree in the number of examples.
+        second_moments: whether to collect sum_k c_k^2 in :attr:`second_moments`.
+        per_example: names of parameters whose c_k are kept in :attr:`per_example`.
 
     Attributes:
         second_moments: sum_k c_k^2 of the last backward pass, by parameter name.
@@ -87,10 +92,10 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
 
     Raises:
         InvalidOption: (a ValueError) an option is out of range, a name is not a parameter's, or
-            the inputs do not agree on the number of examples.
-        PerExampleError: (a RuntimeError) contexts are nested, gradients are off, no backward pass
-            ran inside; or single examples have no gradient, as with batch normalisation in
-            training mode; or a use of a parameter was not seen.
+            the inputs disagree in the number of examples.
+        PerExampleError: (a RuntimeError) contexts are nested, gradients are off, or no backward
+            pass ran inside; or per-example gradients do not exist, as with batch normalisation in
+            training mode; or svag did not see a use of a parameter.
         TooFewSamples: (a RuntimeError) the mini-batch has one example.
 
     Example:
@@ -145,7 +150,7 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         return self._recorder.per_example if self._recorder else {}
 
     def start(self) -> Self:
-        """Begin to follow the model; forward and backward passes count from here on."""
+        """Open the context: follow forward and backward passes of the model from here on."""
         self._refuse_start()
         follow_torch()
         forget_marks()
@@ -161,7 +166,7 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         return self
 
     def stop(self) -> None:
-        """Stop following the model and remove every hook."""
+        """Close the context: stop following the model and remove all hooks."""
         if self not in _open:
             return
         _open.remove(self)
@@ -202,7 +207,7 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
 
 
 def _refuse_compiled(model: nn.Module) -> None:
-    """Refuse a compiled model, whose operations cannot be seen."""
+    """Raise if the model is compiled, so that svag cannot see its operations."""
     for name, module in model.named_modules():
         compiled = getattr(module, "_compiled_call_impl", None) is not None
         if compiled or "_orig_mod" in module._modules:

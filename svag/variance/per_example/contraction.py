@@ -1,4 +1,8 @@
-"""Products, attention, convolution, pooling, normalisation: which dimensions they run over."""
+"""Rules for products, attention, convolution, pooling, normalisation and losses.
+
+Each rule says where the examples are in the output, from the dimensions that the operation sums or
+works over.
+"""
 
 from collections.abc import Sequence
 
@@ -22,7 +26,7 @@ from svag.variance.per_example.placement import (
 
 
 def _all(op: Operation, found: Sequence["Placed | Mark | None"], out: Tensor) -> Where:
-    """Join what each input says of the output's rows."""
+    """Join the marks that the inputs give the output."""
     result: Placed | None = None
     for where in found:
         if isinstance(where, Mark):
@@ -37,7 +41,7 @@ def _all(op: Operation, found: Sequence["Placed | Mark | None"], out: Tensor) ->
 
 
 def _moved(op: Operation, tensor: Tensor, dims: Sequence[int | None]) -> "Placed | Mark | None":
-    """Send each dimension of an input to one of the output; None is summed over."""
+    """Return an input's mark for the output: ``dims`` maps its dimensions; None is summed over."""
     where = op.where(tensor)
     if isinstance(where, Summed):
         return op.mixes() if tensor.requires_grad else None
@@ -65,7 +69,7 @@ def _matmul(op: Operation) -> Where:
 
 
 def _product_dims(a: int, b: int, out: int) -> tuple[list[int | None], list[int | None]]:
-    """Return where the dimensions of two factors go in their matrix product."""
+    """Return for the dimensions of two factors those of their matrix product; None if summed."""
     rows, columns = a > 1, b > 1
     batch = out - rows - columns
     left: list[int | None] = [batch - max(a - 2, 0) + d for d in range(max(a - 2, 0))]
@@ -102,7 +106,7 @@ def _add_product(op: Operation) -> Where:
 
 @rule("einsum")
 def _einsum(op: Operation) -> Where:
-    """Follow the letter of the examples, an ellipsis written out."""
+    """Place the examples at their letter in the result, with ellipses replaced by letters."""
     equation = op.args[0]
     if not isinstance(equation, str):
         return op.unknown()
@@ -116,7 +120,7 @@ def _einsum(op: Operation) -> Where:
 
 
 def letters(equation: str, dims: Sequence[int]) -> tuple[list[str], str]:
-    """Return each operand's and the result's letters, an ellipsis written out."""
+    """Return the letters of each operand and of the result, with ellipses replaced by letters."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     hidden = [n - len(t.replace("...", "")) for t, n in zip(terms, dims, strict=True)]
@@ -155,7 +159,7 @@ def _other_products(op: Operation) -> Where:
 
 
 def _tensordot(op: Operation) -> Where:
-    """The dimensions that are not summed over, the first factor's first."""
+    """The result has the dimensions that are not summed over, those of the first factor first."""
     a, b, dims = op.given("a", 0), op.given("b", 1), op.given("dims", 2, 2)
     if isinstance(dims, int):
         dims = list(range(a.dim() - dims, a.dim())), list(range(dims))
@@ -175,7 +179,7 @@ def _tensordot(op: Operation) -> Where:
 
 @rule("scaled_dot_product_attention")
 def _attention(op: Operation) -> Where:
-    """Queries, keys, values and mask share their batch dimensions, and mix the others."""
+    """Queries, keys, values and mask share the batch dimensions; all others are mixed."""
     found: list[Placed | Mark | None] = []
     for name, place in (("query", 0), ("key", 1), ("value", 2), ("attn_mask", 3)):
         tensor = op.given(name, place)
@@ -223,7 +227,7 @@ def elementwise_at_zero(op: Operation) -> Where:
 
 @rule("cosine_similarity", "pairwise_distance")
 def _compared(op: Operation) -> Where:
-    """Broadcast, and reduce one dimension."""
+    """Join the inputs as broadcasting does, without the dimension that is reduced."""
     lined = _lined_up(op)
     if not isinstance(lined, Layout | Scattered):
         return lined
@@ -286,7 +290,7 @@ _POOLS = {
 
 @rule(*_POOLS)
 def _spatial(op: Operation) -> Where:
-    """Keep the examples if they lie before the dimensions that are pooled."""
+    """Keep the examples if their dimension is before those that are pooled."""
     x = op.inputs[0]
     where = op.where(x)
     if not isinstance(where, IS_PLACED) or op.name == "interpolate":
@@ -306,7 +310,7 @@ def _lookup(op: Operation) -> Where:
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
 def _recurrent(op: Operation) -> "Where | Sequence[Where]":
-    """A recurrent layer of constant weights."""
+    """A recurrent layer with constant weights."""
     if not isinstance(op.args[3], bool):
         return op.unknown()
     x, batch_first = op.args[0], op.args[-1]
@@ -342,7 +346,7 @@ _ENTRYWISE = frozenset(
 
 @rule(*_LOSSES)
 def _loss(op: Operation) -> Where:
-    """A number is a sum over examples; the losses of all positions keep their dimensions."""
+    """A scalar loss is a sum over examples; with ``reduction="none"`` the dimensions are kept."""
     if op.name in _CLASSES:
         lined = _classified(op)
     elif op.name in ("ctc_loss", "multi_margin_loss", "multilabel_margin_loss"):
@@ -360,7 +364,7 @@ _CLASSES = frozenset({"cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss
 
 
 def _first_dimension(op: Operation) -> Where:
-    """Losses of rows: the examples lie along the first dimension (of ctc_loss, the second)."""
+    """Losses of rows, with the examples along the first dimension (for ctc_loss the second)."""
     first = 1 if op.name == "ctc_loss" else 0
     found = [(t, w) for t, w in op.pairs() if not isinstance(w, Single)]
     if len(found) < len(op.pairs()) or not found:
@@ -372,7 +376,7 @@ def _first_dimension(op: Operation) -> Where:
 
 
 def _classified(op: Operation) -> Where:
-    """Line scores ``(N, C, ...)`` up with classes ``(N, ...)``."""
+    """Join scores ``(N, C, ...)`` with class indices ``(N, ...)``."""
     scores, found = op.inputs[0], []
     if scores.dim() < 2:
         return op.unknown()
@@ -388,7 +392,7 @@ def _classified(op: Operation) -> Where:
 
 
 def _lined_up(op: Operation) -> Where:
-    """Line inputs of one shape up, as far as they broadcast."""
+    """Join inputs of one shape, up to broadcasting."""
     try:
         shape = torch.broadcast_shapes(*(t.shape for t, _ in op.pairs()))
     except RuntimeError:
@@ -406,7 +410,7 @@ def _empty(shape: Sequence[int]) -> Tensor:
 
 @rule("pack_padded_sequence")
 def _packs(op: Operation) -> "Where | Sequence[Where]":
-    """Sequences of several lengths, as pack_padded_sequence lays them."""
+    """Sequences of several lengths, in the layout of pack_padded_sequence."""
     source, first = op.args[0], op.args[2]
     where = op.where(source)
     if not isinstance(where, Layout | Scattered) or where.dim != (0 if first else 1):

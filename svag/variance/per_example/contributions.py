@@ -1,10 +1,10 @@
-"""What each example contributes to the gradient of a parameter, c_k, and the variance of the sum.
+"""The contributions c_k of examples to the gradient of a parameter, and the variance of their sum.
 
 With p.grad = sum_k c_k over B examples, the unbiased variance of each entry of p.grad is
 
     grad_var = (B sum_k c_k^2 - p.grad^2) / (B - 1)              (supplement, section 4)
 
-whatever the loss divides by. One class here is one way to get at the c_k.
+for any scaling of the loss. Each class computes the c_k in its own way.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ from svag.variance.per_example.moments import Moments
 from svag.variance.per_example.placement import Layout, Scattered, row_selector
 
 DEFAULT_MAX_BYTES = 2**28
-_CACHE_BYTES = 2**22  # for each thread
+_CACHE_BYTES = 2**22  # of per-example gradients at a time, for each thread of a CPU
 
 
 class Estimate(NamedTuple):
@@ -30,12 +30,12 @@ class Estimate(NamedTuple):
 
 
 class Contributions(ABC):
-    """What ``examples`` examples contribute through one use of a parameter.
+    """The contributions of the examples through one use of a parameter.
 
     Attributes:
-        examples: B.
-        shape: of the parameter.
-        example_bytes: memory that one example takes in :meth:`rows`.
+        examples: B, the number of examples.
+        shape: shape of the parameter.
+        example_bytes: memory of one example's contribution in :meth:`rows`.
         like: a tensor of the contributions' dtype and device.
     """
 
@@ -46,15 +46,15 @@ class Contributions(ABC):
 
     @property
     def innermost(self) -> "Contributions":
-        """What these are computed from, through whatever was done to the parameter."""
+        """The contributions to the tensor computed from the parameter, from which these follow."""
         return self
 
     @abstractmethod
     def rows(self, low: int, high: int) -> Tensor:
-        """Return c_k for low <= k < high in a new tensor, entries in an order of its own."""
+        """Return c_k for low <= k < high in a new tensor, in any order of a c_k's entries."""
 
     def arranged(self, rows: Tensor) -> Tensor:
-        """Return ``(b, *shape)`` from what :meth:`rows` returned."""
+        """Rearrange the result of :meth:`rows` to ``(b, *shape)``."""
         return rows
 
     def chunk(self, low: int, high: int) -> Tensor:
@@ -66,9 +66,9 @@ class Contributions(ABC):
         return sum_of(self.chunk(low, high).sum(0) for low, high in self.chunks(max_bytes))
 
     def estimate(self, max_bytes: int) -> Estimate:
-        """Return sum_k c_k and its variance, with at most ``max_bytes`` (or one example) at once.
+        """Return sum_k c_k and its variance, with at most ``max_bytes`` (or one example) at a time.
 
-        Sums run over c_k - c_0, so that nothing cancels where the mean dwarfs the spread.
+        It sums c_k - c_0, to avoid cancellation if the mean is much larger than the deviations.
         """
         refuse_one(self.examples)
         shift = self.rows(0, 1)
@@ -80,7 +80,7 @@ class Contributions(ABC):
         return Estimate(*(self.arranged(t.view_as(shift))[0] for t in (total, variance)))
 
     def chunks(self, max_bytes: int) -> Iterator[tuple[int, int]]:
-        """Cut the examples into ranges that fit: into the cache on a CPU, else into max_bytes."""
+        """Yield ranges of examples that fit the cache on a CPU, or ``max_bytes`` elsewhere."""
         threads = torch.get_num_threads()
         room = min(max_bytes, threads * _CACHE_BYTES) if _on_cpu(self.like) else max_bytes
         step = max(1, room // max(1, self.example_bytes))
@@ -94,7 +94,13 @@ def _on_cpu(tensor: Tensor) -> bool:
 
 
 def unbiased(squares: Tensor, total: Tensor, examples: int) -> Tensor:
-    """Return (B squares - total^2)/(B - 1), clamped at 0, in the memory of ``squares``."""
+    """Return (B squares - total^2)/(B - 1), clamped at 0, in the memory of ``squares``.
+
+    Args:
+        squares: sum_k c_k^2; overwritten.
+        total: sum_k c_k, of the same shape.
+        examples: B.
+    """
     squares.mul_(examples / (examples - 1))
     return squares.addcmul_(total, total, value=-1 / (examples - 1)).clamp_(min=0)
 
@@ -117,7 +123,7 @@ def sum_of(tensors: Iterator[Tensor]) -> Tensor:
 
 
 class Direct(Contributions):
-    """The c_k themselves, already there: ``(B, *shape)``."""
+    """Contributions that are given as a tensor ``(B, *shape)``."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = self.like = values
@@ -126,7 +132,7 @@ class Direct(Contributions):
         self.example_bytes = values[0].numel() * values.element_size()
 
     def rows(self, low: int, high: int) -> Tensor:
-        """Return a copy of some."""
+        """Return a copy of c_k for low <= k < high."""
         return self.values[low:high].clone()
 
     def total(self, max_bytes: int) -> Tensor:
@@ -135,11 +141,11 @@ class Direct(Contributions):
 
 
 class Products(Contributions):
-    """c_k = sum_n delta_kn x_kn^T over positions n, as a dense layer's weight has it.
+    """c_k = sum_n delta_kn x_kn^T over positions n, as for the weight of a dense layer.
 
     Args:
         deltas: gradients of the outputs, ``(B, N, out)``.
-        inputs: ``(B, N, in)``.
+        inputs: inputs of the layer, ``(B, N, in)``.
     """
 
     def __init__(self, deltas: Tensor, inputs: Tensor) -> None:
@@ -149,7 +155,7 @@ class Products(Contributions):
         self.example_bytes = self.shape.numel() * deltas.element_size()
 
     def rows(self, low: int, high: int) -> Tensor:
-        """Multiply batch-wise."""
+        """Return c_k by a batched matrix product."""
         return torch.bmm(self.deltas[low:high].transpose(1, 2), self.inputs[low:high])
 
     def total(self, max_bytes: int) -> Tensor:
@@ -157,14 +163,14 @@ class Products(Contributions):
         return self.deltas.flatten(0, 1).t() @ self.inputs.flatten(0, 1)
 
     def estimate(self, max_bytes: int) -> Estimate:
-        """Return both moments; for N = 1 sum_k c_k^2 is (delta^2)^T (x^2), and no c_k is made."""
+        """Return sum and variance; for N = 1 without any c_k: sum_k c_k^2 is (delta^2)^T (x^2)."""
         if self.deltas.shape[1] != 1:
             return super().estimate(max_bytes)
         refuse_one(self.examples)
         return Estimate(total := self.total(max_bytes), self._closed_form(total))
 
     def _closed_form(self, total: Tensor) -> Tensor:
-        """Return the variance for N = 1, by blocks of outputs that stay in the cache on a CPU."""
+        """Return the variance for N = 1, in blocks of outputs that fit the cache on a CPU."""
         scale = 1 / (self.examples - 1)
         deltas, inputs = self.deltas.flatten(0, 1).square().t(), self.inputs.flatten(0, 1).square()
         variance = torch.empty_like(total)
@@ -179,12 +185,13 @@ class Products(Contributions):
 
 
 class Einsums(Contributions):
-    """c_k = a contraction of the output's gradient with data, each example by itself.
+    """c_k = einsum of the output's gradient and data, for each example.
 
     Args:
-        equation: of one term an operand and one for the parameter, the examples' letter first.
+        equation: einsum equation of the operands and the result ``(B, *shape)``; the examples'
+            letter is the first of every term.
         operands: gradient of the output, then the data, ``(B, ...)`` each.
-        shape: of the parameter.
+        shape: shape of the parameter.
     """
 
     def __init__(self, equation: str, operands: Sequence[Tensor], shape: torch.Size) -> None:
@@ -193,23 +200,23 @@ class Einsums(Contributions):
         self.example_bytes = shape.numel() * self.like.element_size()
 
     def rows(self, low: int, high: int) -> Tensor:
-        """Contract some examples."""
+        """Return c_k by the equation."""
         parts = [t[low:high] for t in self.operands]
         return torch.einsum(self.equation, *parts).contiguous()
 
     def total(self, max_bytes: int) -> Tensor:
-        """Contract the examples as well."""
+        """Return sum_k c_k, by the equation that also sums over examples."""
         left, _, right = self.equation.partition("->")
         return torch.einsum(f"{left}->{right[1:]}", *self.operands)
 
 
 class Rows(Contributions):
-    """c_k = sum of delta_kn into row ``indices[k, n]``, as an embedding's weight has it.
+    """c_k adds delta_kn to row ``indices[k, n]`` for all n, as for the weight of an embedding.
 
     Args:
-        deltas: ``(B, N, width)``, 0 where a position does not count.
-        indices: ``(B, N)``.
-        height: number of rows.
+        deltas: gradients of the outputs, ``(B, N, width)``, 0 at positions that do not count.
+        indices: row of each position, ``(B, N)``.
+        height: number of rows of the parameter.
     """
 
     def __init__(self, deltas: Tensor, indices: Tensor, height: int) -> None:
@@ -219,7 +226,7 @@ class Rows(Contributions):
         self.example_bytes = self.shape.numel() * deltas.element_size()
 
     def rows(self, low: int, high: int) -> Tensor:
-        """Scatter into dense rows."""
+        """Return c_k as dense tensors."""
         keys = self._keys()[low:high] - low * self.height
         result = self.deltas.new_zeros((high - low) * self.height, self.shape[1])
         result.index_add_(0, keys.flatten(), self.deltas[low:high].flatten(0, 1))
@@ -231,7 +238,7 @@ class Rows(Contributions):
         return result.index_add_(0, self.indices.flatten(), self.deltas.flatten(0, 1))
 
     def estimate(self, max_bytes: int) -> Estimate:
-        """Add up each example's positions of the same row, then square: never B dense gradients."""
+        """Sum each example's positions with the same row, then square; without dense c_k."""
         refuse_one(self.examples)
         keys, place = torch.unique(self._keys().flatten(), return_inverse=True)
         sums = self.deltas.new_zeros(len(keys), self.shape[1])
@@ -247,11 +254,11 @@ class Rows(Contributions):
 
 
 class PlacedRows(Contributions):
-    """Gradients of a parameter that has rows for each example: c_k is 0 but for example k's.
+    """Contributions to a parameter that has its own rows for each example: c_k is 0 in all others.
 
     Args:
         delta: gradient of the parameter.
-        where: its examples are.
+        where: mark that says which example each row belongs to.
     """
 
     def __init__(self, delta: Tensor, where: Layout | Scattered) -> None:
@@ -261,7 +268,7 @@ class PlacedRows(Contributions):
         self.example_bytes = delta.numel() * delta.element_size()
 
     def rows(self, low: int, high: int) -> Tensor:
-        """Return zeros, each with one example filled in."""
+        """Return c_k: zero but for example k's rows of the gradient."""
         result = self.delta.new_zeros(high - low, *self.shape)
         dim = self.where.dim
         for k in range(low, high):
@@ -270,16 +277,16 @@ class PlacedRows(Contributions):
         return result
 
     def total(self, max_bytes: int) -> Tensor:
-        """Return the gradient."""
+        """Return sum_k c_k, the gradient itself."""
         return self.delta.clone()
 
 
 class Shared(Contributions):
-    """A gradient that no example owns, such as a penalty's: every c_k has an equal part.
+    """A gradient that does not depend on the examples, such as a penalty's: every c_k is delta / B.
 
     Args:
         delta: gradient of the parameter.
-        examples: B.
+        examples: B, the number of examples.
     """
 
     def __init__(self, delta: Tensor, examples: int) -> None:
@@ -288,16 +295,16 @@ class Shared(Contributions):
         self.example_bytes = delta.numel() * delta.element_size()
 
     def rows(self, low: int, high: int) -> Tensor:
-        """Return equal parts."""
+        """Return c_k, the gradient divided by B."""
         return (self.delta / self.examples).expand(high - low, *self.shape).clone()
 
     def total(self, max_bytes: int) -> Tensor:
-        """Return the gradient."""
+        """Return sum_k c_k, the gradient itself."""
         return self.delta.clone()
 
 
 class Joint(Contributions):
-    """Several uses of one parameter: an example's contributions add up before they are squared."""
+    """Several uses of one parameter; c_k is the sum of example k's contributions."""
 
     def __init__(self, uses: Sequence[Contributions]) -> None:
         self.uses = _merged(uses)
@@ -307,12 +314,12 @@ class Joint(Contributions):
         self.example_bytes = 2 * max(use.example_bytes for use in self.uses)
 
     def rows(self, low: int, high: int) -> Tensor:
-        """Add up the uses' chunks."""
+        """Return the sums of the uses' c_k."""
         return sum_of(use.chunk(low, high) for use in self.uses)
 
 
 def _merged(uses: Sequence[Contributions]) -> list[Contributions]:
-    """Make one of products, along their positions, and one of contributions that are there."""
+    """Merge all products into one, along their positions, and all given tensors into one."""
     products = [use for use in uses if type(use) is Products]
     direct = [use for use in uses if type(use) is Direct]
     others = [use for use in uses if type(use) not in (Products, Direct)]

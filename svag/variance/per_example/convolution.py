@@ -17,12 +17,12 @@ class Windows(Contributions):
     input; a transposed convolution has them the other way round.
 
     Args:
-        coarse: ``(B, r, C, *positions)``, r rows of the layer's batch an example.
+        coarse: ``(B, r, C, *positions)``, with r rows of the layer's batch for each example.
         fine: ``(B, r, D, *size)``.
-        shape: of the weight, ``(C, D / groups, *kernel)``.
-        stride: of the windows, one a spatial dimension; so are the next two.
-        dilation: within a window.
-        padding: (before, after) of zeros around the fine side.
+        shape: shape of the weight, ``(C, D / groups, *kernel)``.
+        stride: stride of the windows, one number for each spatial dimension.
+        dilation: dilation of the windows, likewise.
+        padding: (before, after), numbers of zeros around the fine side, likewise.
         groups: number of groups.
     """
 
@@ -46,7 +46,7 @@ class Windows(Contributions):
         self.example_bytes = size * (positions * kernel * fine.shape[2] + shape.numel())
 
     def rows(self, low: int, high: int) -> Tensor:
-        """Copy the windows of some examples and multiply batch-wise."""
+        """Copy the windows of some examples, and multiply them with the coarse side (bmm)."""
         left = self.coarse[low:high].movedim(2, 1).flatten(2)
         if self.groups == 1:
             windows = self._copied(self._windows(low, high))
@@ -70,7 +70,7 @@ class Windows(Contributions):
         return fine.as_strided(sizes, (example, row, *outer, *inner, channel))
 
     def _copied(self, windows: Tensor) -> Tensor:
-        """Return a contiguous copy, in memory that the next one is made in."""
+        """Return a contiguous copy, in a buffer that the next call reuses."""
         if self._room.numel() < windows.numel():
             self._room = windows.new_empty(windows.numel())
         return self._room[: windows.numel()].view(windows.shape).copy_(windows)
@@ -82,7 +82,7 @@ class Windows(Contributions):
 
 
 def _padded_channels_last(fine: Tensor, padding: Sequence[tuple[int, int]]) -> Tensor:
-    """Return ``(B, r, *padded, D)``, contiguous, so that a window is a few long runs."""
+    """Return ``(B, r, *padded, D)``, contiguous, so that windows are copied in long runs."""
     last = fine.movedim(2, -1)
     if not any(map(any, padding)):
         return last.contiguous()

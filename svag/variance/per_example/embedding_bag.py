@@ -1,4 +1,4 @@
-"""EmbeddingBag, written out as an embedding and a reduction over each bag."""
+"""The rule for EmbeddingBag: an embedding, and a reduction over each bag."""
 
 import inspect
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def _bags(mode: Interception, _: Call, args: Sequence[Any], kwargs: dict[str, An
             "padding_idx, or use svag.micro_batch_variance"
         )
     own = given["per_sample_weights"]
-    with torch.no_grad():  # for torch's own checks of the arguments
+    with torch.no_grad():  # only so that torch checks the arguments
         first = None if own is None else own[:1].detach()
         one = {**given, "input": indices[:1], "weight": given["weight"].detach()}
         functional.embedding_bag(**{**one, "per_sample_weights": first})
@@ -41,7 +41,7 @@ def _bags(mode: Interception, _: Call, args: Sequence[Any], kwargs: dict[str, An
 
 
 def _reduced(rows: Tensor, counts: Tensor, how: str, weights: Tensor | None) -> Tensor:
-    """Reduce ``(B, N, width)`` over the positions that count; a bag without any gives 0."""
+    """Reduce ``(B, N, width)`` over the positions that count; an empty bag gives 0."""
     if how == "max":
         largest = rows.masked_fill(~counts, -torch.inf).max(1).values
         return largest.masked_fill(~counts.any(1), 0)

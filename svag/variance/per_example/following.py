@@ -1,11 +1,12 @@
-"""Hand the marks of an operation's inputs on to its outputs.
+"""Derives the marks of an operation's outputs from those of its inputs.
 
-Nothing inherits by shape alone: an operation has a rule that says what it does to dimensions and
-rows, or its result is :class:`~svag.variance.per_example.placement.Lost`, and a parameter used on
-that is refused by the operation's name. The rules of operations that work entry by entry, reduce,
-or work along a dimension stand here; those that move entries about in
-:mod:`~svag.variance.per_example.movement`, products in
-:mod:`~svag.variance.per_example.contraction`.
+A mark says which example each row of a tensor belongs to. No mark is guessed from a shape: an
+operation has a rule for its dimensions and rows, or its result is marked
+:class:`~svag.variance.per_example.placement.Lost`, and an error names the operation if a parameter
+is used on it. Rules for elementwise operations, sums over examples and packed sequences are here;
+others are in :mod:`~svag.variance.per_example.reductions` (reductions),
+:mod:`~svag.variance.per_example.movement` (views, indices, sorts) and
+:mod:`~svag.variance.per_example.contraction` (products).
 """
 
 import functools
@@ -43,10 +44,10 @@ _SUMMED = Summed("a sum over the examples")
 
 
 class _Inside:
-    """Whether a call of the model runs.
+    """Whether a call of the model is running.
 
-    A number that all examples determine, such as a count of tokens, may divide a loss; inside the
-    model it would make one example's output depend on the others.
+    A loss may be divided by a number that depends on all examples, such as a count of tokens.
+    Inside the model such a number would make one example's output depend on the others.
     """
 
     model = False
@@ -56,7 +57,7 @@ _INSIDE = _Inside()
 
 
 def inside_model(answer: bool) -> None:
-    """Note whether a call of the model runs."""
+    """Set whether a call of the model is running."""
     _INSIDE.model = answer
 
 
@@ -65,12 +66,12 @@ class Operation:
     """One call of a torch function, after it has run.
 
     Attributes:
-        func: that was called.
-        name: of it, without the marks of an in-place or reflected operation.
-        args: as given.
-        kwargs: as given.
-        inputs: every tensor among them.
-        states: where the examples are in each.
+        func: the function.
+        name: its name, the same for in-place and reflected versions (``add`` for ``__iadd__``).
+        args: positional arguments.
+        kwargs: keyword arguments.
+        inputs: every tensor among the arguments.
+        states: the mark of each input.
         outputs: every tensor returned.
     """
 
@@ -88,28 +89,34 @@ class Operation:
         return self.outputs[0]
 
     def given(self, name: str, position: int, default: Any = None) -> Any:
-        """Return an argument by name or position."""
+        """Return an argument.
+
+        Args:
+            name: its name, if it was given by keyword.
+            position: its index among positional arguments.
+            default: its value if it was not given.
+        """
         if name in self.kwargs:
             return self.kwargs[name]
         return self.args[position] if len(self.args) > position else default
 
     def where(self, tensor: object) -> Where:
-        """Return where the examples are in an argument."""
+        """Return the mark of an argument; CONSTANT if it is no tensor."""
         if not isinstance(tensor, Tensor):
             return CONSTANT
         return next(w for t, w in zip(self.inputs, self.states, strict=True) if t is tensor)
 
     def pairs(self) -> list[tuple[Tensor, Placed]]:
-        """Return the inputs of which the examples' rows are known."""
+        """Return the inputs whose rows are assigned to examples, with their marks."""
         every = zip(self.inputs, self.states, strict=True)
         return [(t, where) for t, where in every if isinstance(where, IS_PLACED)]
 
     def mixes(self) -> Lost:
-        """Say that the operation mixes the examples."""
+        """Return the mark for an operation that mixes the examples."""
         return Lost(f"{self.name} mixes the examples", mixed=True)
 
     def unknown(self) -> Lost:
-        """Say that nobody knows what the operation does to the examples."""
+        """Return the mark for an operation whose effect on the examples is unknown."""
         return Lost(f"svag does not know what {self.name} does to the examples", mixed=False)
 
 
@@ -128,7 +135,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def state_of(tensor: Tensor) -> Where:
-    """Return where the examples are in a tensor, whoever made it."""
+    """Return the mark of a tensor, also if svag did not see where it comes from."""
     where = mark_of(tensor)
     if where is None:
         if _is_wrapped(tensor):
@@ -138,7 +145,7 @@ def state_of(tensor: Tensor) -> Where:
 
 
 def _is_wrapped(tensor: Tensor) -> bool:
-    """Whether a tensor stands for many, inside torch.vmap or another transformation."""
+    """Whether a tensor is batched or wrapped by torch.vmap or another transformation."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
@@ -149,7 +156,15 @@ def follow(
     inputs: Sequence[Tensor],
     outputs: Sequence[Tensor],
 ) -> None:
-    """Mark the outputs of an operation by the marks of its inputs."""
+    """Mark the outputs of an operation, from the marks of its inputs.
+
+    Args:
+        func: the function that has run.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        inputs: every tensor among them.
+        outputs: every tensor that it returned.
+    """
     states = [state_of(t) for t in inputs]
     if all(where is CONSTANT for where in states):
         for out in outputs:
@@ -170,7 +185,7 @@ def follow(
 
 
 def plain_name(func: Callable[..., Any]) -> str:
-    """Return an operation's name, the same in place, reflected, or as a method."""
+    """Return an operation's name; in-place, reflected and method versions have the same name."""
     name = getattr(func, "__name__", repr(func))
     if name == "__get__":
         return str(getattr(getattr(func, "__self__", None), "__name__", name))
@@ -202,7 +217,7 @@ def _found(op: Operation) -> "Where | Sequence[Where]":
     if found is not None:
         try:
             return found(op)
-        except IndexError:  # an argument by name, where the rule expects its place
+        except IndexError:  # an argument was given by keyword, where the rule expects a position
             return op.unknown()
     return elementwise(op) if is_elementwise(op.name) else op.unknown()
 
@@ -221,14 +236,14 @@ _INDEXED = frozenset(
 
 
 def _is_index(op: Operation, tensor: Tensor) -> bool:
-    """Whether a tensor only says which rows are taken: then its own rows' owners do not matter."""
+    """Whether a tensor is only an index into rows of the first input; then its mark is ignored."""
     if tensor.is_floating_point() or tensor.is_complex() or op.name not in _INDEXED:
         return False
     return tensor is not op.inputs[0] and isinstance(op.states[0], IS_PLACED)
 
 
 def _discards(op: Operation) -> bool:
-    """Whether what is lost is only asked for its type or shape."""
+    """Whether an operation uses only the dtype or shape of an input whose mark is Lost."""
     return op.name in LIKE_FIRST and op.where(op.args[0]) is CONSTANT
 
 
@@ -236,7 +251,13 @@ LIKE_FIRST = frozenset({"to", "type_as", "view_as", "reshape_as", "expand_as"})
 
 
 def only_like(name: str, args: Sequence[Any], followed: Sequence[Tensor]) -> bool:
-    """Whether an operation asks parameters for nothing but their type, device or shape."""
+    """Whether an operation uses only the dtype, device or shape of parameters.
+
+    Args:
+        name: name of the operation.
+        args: its positional arguments.
+        followed: the parameters, or tensors computed from them, among the arguments.
+    """
     asks = name in LIKE_FIRST or name in _FACTORIES
     return asks and (name in _FACTORIES or not any(args[0] is t for t in followed))
 
@@ -297,7 +318,7 @@ def is_elementwise(name: str) -> bool:
 
 
 def elementwise(op: Operation, inputs: Sequence[Tensor] | None = None) -> Where:
-    """Line the inputs up from the right, as broadcasting does; the examples must line up too."""
+    """Align the inputs from the right, as broadcasting does, and join their marks."""
     out = op.out
     if _adds_singles(op):
         return _SUMMED
@@ -319,7 +340,7 @@ def elementwise(op: Operation, inputs: Sequence[Tensor] | None = None) -> Where:
 
 
 def _adds_singles(op: Operation) -> bool:
-    """Whether losses of single examples are added up one by one."""
+    """Whether losses of single examples are added one to another."""
     if op.name not in ("add", "sub", "subtract"):
         return False
     singles = {w.example for w in op.states if isinstance(w, Single)}
@@ -340,7 +361,14 @@ def _aligned(op: Operation, tensor: Tensor, where: Placed, out: Tensor) -> "Plac
 
 
 def join(op: Operation, a: Placed, b: Placed, out: Tensor) -> "Placed | Lost":
-    """Return whose the rows are that two inputs share."""
+    """Join the marks that two inputs give the output; the operation mixes examples if they differ.
+
+    Args:
+        op: the operation.
+        a: mark of one input, with dimensions of the output.
+        b: mark of the other.
+        out: the output.
+    """
     if isinstance(a, Single) or isinstance(b, Single):
         return _with_single(op, a, b)
     if a.dim != b.dim:
@@ -366,7 +394,7 @@ def _with_single(op: Operation, a: Placed, b: Placed) -> "Placed | Lost":
 
 @rule("view_as_complex", "view_as_real")
 def _last_dimension(op: Operation) -> Where:
-    """A last dimension of two numbers comes or goes."""
+    """Operations that add or remove a last dimension of size two (complex to real and back)."""
     where = op.where(op.args[0])
     last = isinstance(where, Layout | Scattered) and where.dim >= min(
         op.out.dim(), op.args[0].dim()
@@ -402,7 +430,7 @@ _SCALED = frozenset({"mul", "multiply", "div", "divide", "truediv", "true_divide
 
 
 def _of_sums(op: Operation) -> Where:
-    """Combine sums over examples: what is linear in them stays one."""
+    """Combine sums over examples: a linear combination is again a sum over examples."""
     free = [t for t, s in zip(op.inputs, op.states, strict=True) if isinstance(s, Summed)]
     moving = [t for t in free if t.requires_grad]
     if not moving or not any(out.requires_grad for out in op.outputs) or op.name in _LINEAR:
@@ -413,7 +441,7 @@ def _of_sums(op: Operation) -> Where:
 
 
 def summed(op: Operation) -> Where:
-    """Return the mark of a result that runs over all examples, linearly."""
+    """Return the mark of a result that is a sum over all examples."""
     return _SUMMED
 
 
@@ -423,7 +451,7 @@ _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 
 
 def _of_packed(op: Operation) -> "Where | Sequence[Where]":
-    """Follow packed sequences into padded ones, through recurrent layers and entry by entry."""
+    """Rules for packed sequences: padding, recurrent layers, elementwise operations."""
     packed = [w for w in op.states if isinstance(w, Packed)]
     where = packed[0]
     if op.name == "pad_packed_sequence":

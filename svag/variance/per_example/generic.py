@@ -1,7 +1,7 @@
 """Rules for operations without a closed form: products, broadcasting, vmap of their own VJP.
 
-The operation runs as it is, so that the gradient is autograd's own; only its examples' parts are
-made here.
+The operation runs unchanged, so that the gradient is autograd's; only the contributions of the
+examples are computed here.
 """
 
 import warnings
@@ -47,7 +47,20 @@ _PRODUCTS = frozenset({"matmul", "mm", "bmm", "mv", "einsum", "bilinear"})
 
 
 def otherwise(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Choose among the rules of this file by the operation's name."""
+    """Run an operation by the rule of this file for its name.
+
+    Args:
+        mode: the open context's interception.
+        func: the operation, which takes a parameter.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+
+    Returns:
+        The result of the operation.
+
+    Raises:
+        PerExampleError: there is no rule for the operation.
+    """
     name = plain_name(func)
     if name in _BROADCAST:
         return _broadcast(mode, func, args, kwargs, name)
@@ -57,7 +70,7 @@ def otherwise(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[
             return attended
     if name == "setitem" and mode.recorder.source_of(args[2]) is not None:
         return _written(mode, func, *args)
-    if name == "masked_scatter":  # which rows an example takes, the examples before it say
+    if name == "masked_scatter":  # rows of an example depend on the examples before it
         followed = {id(t): t for t in tensors_in(args) if mode.recorder.source_of(t) is not None}
         raise PerExampleError(_unknown(mode, func, followed))
     if name in _JOINED:
@@ -78,7 +91,7 @@ def otherwise(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[
 def _broadcast(
     mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[str, Any], name: str
 ) -> Any:
-    """Work out, on the way back, the gradient of a copy of the parameter for each example."""
+    """Broadcast a parameter; in the backward pass each example has its own copy of it."""
     tensors = list(tensors_in((*args, *kwargs.values())))
     followed = [t for t in tensors if mode.recorder.source_of(t) is not None]
     batch = [t for t in tensors if state_of(t) is not CONSTANT]
@@ -100,7 +113,7 @@ def _broadcast(
 
 
 def _written(mode: Interception, func: Call, target: Tensor, index: Any, value: Tensor) -> None:
-    """``target[index] = p``: the region's rows say whose copies of the parameter they are."""
+    """``target[index] = p``: the rows written say to which example each copy of p belongs."""
     with mode:
         region = target[index]
     where = mode.where_of(region, func)
@@ -113,9 +126,9 @@ def _written(mode: Interception, func: Call, target: Tensor, index: Any, value: 
 def _biased_attention(
     mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> Any:
-    """Give each example a copy of a learned bias; its dropout could not be drawn again.
+    """Give each example a copy of a learned attention bias; None if the bias is not learned.
 
-    None where it is no bias that is learned.
+    Running attention on each example instead could not draw the same dropout mask again.
     """
     given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
     query, key, bias = given["query"], given["key"], given.get("attn_mask")
@@ -146,7 +159,7 @@ def _with_sums(
     followed: Sequence[Tensor],
     linear: bool,
 ) -> Any:
-    """Add a penalty to a loss: its gradient is no example's, and each has an equal part."""
+    """Add a penalty to a loss: each example gets an equal share of the penalty's gradient."""
     if not linear:
         raise PerExampleError(
             f"{name_of(func)} multiplies {', '.join(map(mode.recorder.label, followed))} with a "
@@ -171,7 +184,7 @@ def _with_sums(
 
 
 def _is_second(func: Call, args: Sequence[Any], tensor: Tensor) -> bool:
-    """Whether a tensor is what is taken away."""
+    """Whether a tensor is the second operand, as that which a subtraction subtracts."""
     reflected = name_of(func).startswith("__r") or name_of(func) == "rsub"
     return (args[0] is tensor) if reflected else (args[1] is tensor)
 
@@ -186,7 +199,7 @@ def _copies(
     where: Placed,
     linear: bool,
 ) -> Factory:
-    """Return the factory of a parameter that is broadcast against the examples."""
+    """Return the function that makes the contributions of a broadcast parameter."""
     shape, own_dim = _own_shape(tensor, out, where)
     sign = -1 if linear and plain_name(func) != "add" and _is_second(func, args, tensor) else 1
 
@@ -208,7 +221,7 @@ def _copies(
 
 
 def _own_shape(tensor: Tensor, out: Tensor, where: Placed) -> tuple[list[int], int]:
-    """Return the parameter's shape with the examples' dimension at full size."""
+    """Return the parameter's shape with the size of the examples' dimension, and that dimension."""
     if isinstance(where, Single):
         return list(tensor.shape), 0
     from_right = out.dim() - where.dim
@@ -227,7 +240,7 @@ def _gradient(
     own: Tensor,
     delta: Tensor,
 ) -> Tensor:
-    """Run the operation again and pull the gradient back to a parameter's copies."""
+    """Run the operation again and return the gradient of the parameter's copies."""
     with torch.enable_grad():
         copies = own.detach().requires_grad_()
         given = {k: copies if t is own else t.detach() for k, t in given.items()}
@@ -239,7 +252,7 @@ def _gradient(
 
 
 def _joined(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Put parameters that have a row for each example beside the mini-batch, as class tokens."""
+    """Concatenate the mini-batch with parameters that have a row per example (class tokens)."""
     tensors = list(args[0] if args else kwargs["tensors"])
     known = [t for t in tensors if state_of(t) is not CONSTANT]
     where = mode.where_of(known[0], func)
@@ -278,7 +291,13 @@ def _unclear(mode: Interception, func: Call, tensor: Tensor, where: Placed) -> s
 
 
 def placed_state(mode: Interception, state: Tensor, where: Layout | Scattered) -> Tensor:
-    """Return an initial state ``(layers, B, width)``, with a tap behind it if it is learned."""
+    """Return an initial state of a recurrent layer, with a tap behind it if it is learned.
+
+    Args:
+        mode: the open context's interception.
+        state: the initial state, ``(layers, B, width)``.
+        where: mark of the state: its examples are along dimension 1.
+    """
     if mode.recorder.source_of(state) is None:
         return state
 
@@ -298,8 +317,8 @@ class Pullbacks(Contributions):
         call: maps the parameter and one example's tensors to the output.
         param: the parameter.
         deltas: gradients of the output, ``(B, *shape of one example's output)``.
-        inputs: tensors that depend on the mini-batch, likewise.
-        what: names the operation and its parameters, for an error.
+        inputs: tensors that depend on the mini-batch, ``(B, *shape of one example)``.
+        what: name of the operation and its parameters, for an error.
     """
 
     def __init__(
@@ -317,7 +336,7 @@ class Pullbacks(Contributions):
         self.example_bytes = numbers * deltas.element_size()
 
     def rows(self, low: int, high: int) -> Tensor:
-        """Pull the gradients of some examples' outputs back."""
+        """Return c_k of some examples by vector-Jacobian products."""
 
         def one(delta: Tensor, *inputs: Tensor) -> Tensor:
             pull_back = torch.func.vjp(lambda p: self.call(p, *inputs), self.param)[1]
@@ -333,9 +352,9 @@ class Pullbacks(Contributions):
 
 
 def _by_vmap(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Put a tap with vmapped pull-backs behind an operation that can be run on one example.
+    """Put a tap with :class:`Pullbacks` behind an operation that can run on one example alone.
 
-    Only where the operation has a rule that says where its output's examples are.
+    The operation needs a rule that says where the examples are in its output.
     """
     tensors = list(tensors_in((*args, *kwargs.values())))
     followed = {id(t): t for t in tensors if mode.recorder.source_of(t) is not None}
@@ -394,9 +413,9 @@ def _with_rows(
     out: Tensor,
     layouts: dict[int, Layout],
 ) -> Any:
-    """Take tensors computed from parameters that have rows for each example as such.
+    """Use tensors computed from parameters that have their own rows for each example.
 
-    Which dimension that is, the operation says itself: the one that meets the mini-batch's.
+    Their examples are along the dimension that the operation combines with the mini-batch's.
     """
     some = next(iter(layouts.values()))
     aliases: dict[int, Tensor] = {}
@@ -420,7 +439,7 @@ def _with_rows(
 
 
 def _works_on_one(call: Callable[..., Tensor], rows: Sequence[Tensor], outputs: Tensor) -> bool:
-    """Whether the operation on the first example alone gives its output as in the mini-batch."""
+    """Whether the operation on the first example alone gives the same output as in the batch."""
     try:
         with torch.no_grad():
             alone = call({}, *(row[0] for row in rows))

@@ -1,4 +1,4 @@
-"""Which arguments of the model hold the examples, and along which dimension."""
+"""Marks the model's inputs: which arguments hold the examples, and along which dimension."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +23,12 @@ Choice: TypeAlias = "Key | Sequence[Key] | Callable[[Key, Tensor], bool] | None"
 
 
 class Inputs:
-    """Marks what comes into the model from outside.
+    """Marks the inputs of calls of the model.
 
     Args:
         batch_dim: dimension that holds the examples.
-        choice: names the arguments that hold them; None is every tensor, which must then agree.
+        choice: the arguments that hold the examples, see :class:`within_batch_variance`; None for
+            all tensors, which then have to agree in the number of examples.
     """
 
     def __init__(self, batch_dim: int, choice: Choice) -> None:
@@ -42,10 +43,17 @@ class Inputs:
         kwargs: dict[str, Any],
         followed: Callable[[Tensor], bool],
     ) -> int:
-        """Mark the arguments of a call from outside; return how many examples there are.
+        """Mark the arguments of a call from outside the model; return the number of examples.
+
+        Args:
+            module: the module that is called.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+            followed: returns whether a tensor is a parameter or computed from one.
 
         Raises:
-            InvalidOption: the arguments do not agree on the number of examples.
+            InvalidOption: the arguments disagree in the number of examples, or ``choice`` names
+                none of them.
         """
         found = list(self._flat(args, kwargs))
         self._names = _names_of(module)
@@ -103,7 +111,7 @@ class Inputs:
         sizes = {_named(key): t.shape[dim] for key, t in chosen if t.dim() > dim}
         found = sorted({*sizes.values(), *counts})
         if len(found) > 1 and self._choice is None:
-            found = [n for n in found if n != 1]  # of size 1, it is broadcast
+            found = [n for n in found if n != 1]  # tensors of size 1 are broadcast
         listed = ", ".join(f"{name} of {size}" for name, size in sizes.items())
         if len(found) > 1:
             raise InvalidOption(
@@ -143,7 +151,7 @@ def _named(key: Key) -> str:
 
 
 def _refuse_list(key: Key, value: Sequence[Any]) -> None:
-    """Refuse a list of tensors, which may be one for each example."""
+    """Raise if an argument is a list of tensors, which might be one for each example."""
     shapes = [tuple(v.shape) for v in value if isinstance(v, Tensor)]
     if len(shapes) > 1:
         raise InvalidOption(
@@ -155,7 +163,7 @@ def _refuse_list(key: Key, value: Sequence[Any]) -> None:
 
 
 def _mark_packed(sequences: PackedSequence) -> int:
-    """Mark sequences of several lengths; return how many there are if they are new."""
+    """Mark a packed sequence; return the number of its sequences if it was not marked yet."""
     fresh = state_of(sequences.data) is CONSTANT
     if fresh:
         order = sequences.sorted_indices

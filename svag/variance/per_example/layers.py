@@ -27,7 +27,7 @@ Arguments = dict[str, Any]
 
 
 def _only(*names: str) -> Callable[[Callable[..., Tensor]], Rule]:
-    """Bind the arguments; refuse parameters in any place but those named."""
+    """Return a decorator that binds arguments, and refuses parameters in other arguments."""
 
     def decorate(rule: Callable[..., Tensor]) -> Rule:
         @functools.wraps(rule)
@@ -55,7 +55,18 @@ def _bind(signature: inspect.Signature, args: Sequence[Any], kwargs: Arguments) 
 def linear(
     mode: Interception, func: Call, input: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """Put a tap behind a dense layer on any number of inner dimensions."""
+    """Run a dense layer with a tap behind it.
+
+    Args:
+        mode: the open context's interception.
+        func: ``torch.nn.functional.linear``.
+        input: ``(..., in)``, with the examples along any other dimension than the last.
+        weight: ``(out, in)``.
+        bias: ``(out,)`` or None.
+
+    Raises:
+        PerExampleError: the examples are along the last dimension.
+    """
     packed = mark_of(input)
     where = packed if isinstance(packed, Packed) else features_last(mode, func, input)
     output = functional.linear(input, mode.given(weight, where), mode.given(bias, where))
@@ -70,7 +81,16 @@ def linear(
 
 
 def features_last(mode: Interception, func: Call, input: Tensor) -> Placed:
-    """Return where the examples are, which must not be along the last dimension."""
+    """Return the mark of a layer's input; raise if the examples are along its last dimension.
+
+    Args:
+        mode: the open context's interception.
+        func: the layer's function, for messages.
+        input: the input.
+
+    Raises:
+        PerExampleError: the examples are along the last dimension, or not known.
+    """
     where = mode.where_of(input, func)
     if not isinstance(where, Single) and where.dim == input.dim() - 1:
         raise PerExampleError(
@@ -132,7 +152,7 @@ def _each(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
 def _padding(
     value: str | int | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
 ) -> list[tuple[int, int]]:
-    """Return zeros (before, after) each dimension; torch pads "same" more after than before."""
+    """Return (before, after), zeros per dimension; "same" pads the odd one after, as in torch."""
     if value == "valid":
         return [(0, 0)] * len(kernel)
     if value == "same":
@@ -153,7 +173,23 @@ def embedding(
     scale_grad_by_freq: bool,
     sparse: bool,
 ) -> Tensor:
-    """Put a tap behind a table of vectors."""
+    """Run an embedding with a tap behind it.
+
+    Args:
+        mode: the open context's interception.
+        func: ``torch.nn.functional.embedding``.
+        input: indices of any shape.
+        weight: ``(height, width)``.
+        padding_idx: as in torch; so are the following.
+        max_norm: largest norm of a row.
+        norm_type: order of the norm.
+        scale_grad_by_freq: refused if True.
+        sparse: refused if True.
+
+    Raises:
+        SparseGradient: ``sparse`` is True.
+        PerExampleError: ``scale_grad_by_freq`` is True.
+    """
     if sparse:
         raise SparseGradient("embedding(sparse=True) has no dense variance; give sparse=False")
     if scale_grad_by_freq:
@@ -186,7 +222,19 @@ def normalisation(
     bias: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """Put a tap behind the scale and shift of a layer that normalises each example by itself."""
+    """Run a layer that normalises each example by itself, with a tap behind its scale and shift.
+
+    Args:
+        mode: the open context's interception.
+        func: torch's function of the layer.
+        input: the input.
+        weight: scale, or None.
+        bias: shift, or None.
+        options: further arguments of ``func``.
+
+    Raises:
+        PerExampleError: the layer normalises over the examples.
+    """
     where = with_rows_along(mode.where_of(input, func), input, 0)
     shape = options.get("normalized_shape")
     if where.dim >= input.dim() - len(shape) if shape else where.dim != 0:
@@ -209,7 +257,7 @@ def normalisation(
 
 
 def _per_feature(values: Tensor, where: Placed, shape: Sequence[int] | None) -> Tensor:
-    """Sum over positions: all but the last dimensions, or all but the channels."""
+    """Sum over positions: over all but the last dimensions, or all but the channels."""
     first = where.examples_first(values)
     if shape is None:
         return first.movedim(2, -1).flatten(1, -2).sum(1)
@@ -217,7 +265,17 @@ def _per_feature(values: Tensor, where: Placed, shape: Sequence[int] | None) -> 
 
 
 def refuse_training(mode: Interception, func: Call, args: Sequence[Any], kwargs: Arguments) -> None:
-    """Refuse batch normalisation by the statistics of the mini-batch."""
+    """Raise if batch normalisation uses the statistics of the mini-batch.
+
+    Args:
+        mode: the open context's interception.
+        func: ``torch.nn.functional.batch_norm``.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+
+    Raises:
+        PerExampleError: it does.
+    """
     given = _bind(_SIGNATURES[func], args, kwargs)
     batch = state_of(given["input"]) is not CONSTANT
     if given["training"] and torch.is_grad_enabled() and batch:
@@ -238,7 +296,19 @@ def instance_norm(
     bias: Tensor | None,
     **options: Any,
 ) -> Tensor:
-    """Put a tap behind instance normalisation; statistics are updated once, not in the tap."""
+    """Run instance normalisation with a tap behind it; running statistics are updated once.
+
+    Args:
+        mode: the open context's interception.
+        func: ``torch.nn.functional.instance_norm``.
+        input: ``(B, channels, ...)``.
+        weight: scale, ``(channels,)`` or None.
+        bias: shift, ``(channels,)`` or None.
+        options: further arguments of ``func``.
+
+    Raises:
+        PerExampleError: the examples are not along the first dimension.
+    """
     frozen = {**options, "running_mean": None, "running_var": None, "use_input_stats": True}
     if not options["use_input_stats"]:
         frozen = options
@@ -261,7 +331,7 @@ def instance_norm(
 
 
 def _signature(*required: str, **defaults: Any) -> inspect.Signature:
-    """Return the signature of a function of torch's that shows none."""
+    """Build the signature of a torch function that has no Python signature."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(name, kind) for name in required]
     parameters += [inspect.Parameter(n, kind, default=d) for n, d in defaults.items()]

@@ -10,20 +10,20 @@ from torch import Tensor
 
 from svag.compiled import threads
 
-_WORTH_A_THREAD = 2**15  # entries of all rows
+_WORTH_A_THREAD = 2**15  # entries of all rows that are worth one more thread
 
 
 class Moments:
-    """sum_k (c_k - s) and sum_k (c_k - s)^2, entry by entry.
+    """Accumulates sum_k (c_k - s) and sum_k (c_k - s)^2, entry by entry.
 
-    The shift s, one of the c_k, is there so that nothing cancels where the mean dwarfs the spread.
+    The shift s, one of the c_k, avoids cancellation if the mean is much larger than the deviations.
 
     Args:
         shift: s, ``(width,)``.
 
     Attributes:
-        total: of the differences.
-        squares: of theirs.
+        total: sum of the differences, ``(width,)``.
+        squares: sum of their squares, ``(width,)``.
     """
 
     def __init__(self, shift: Tensor) -> None:
@@ -40,7 +40,7 @@ class Moments:
             self._job[name] = tensor.data_ptr()
 
     def add(self, rows: Tensor) -> None:
-        """Take ``(count, width)`` more, which may be overwritten."""
+        """Add ``(count, width)`` rows, which may be overwritten."""
         if self._numba is None:
             rows.sub_(self._shift)
             ones = rows.new_ones(len(rows))
@@ -56,7 +56,7 @@ class Moments:
 
 @functools.cache
 def _numba() -> ModuleType | None:
-    """Return the module with the compiled loop, None where there is no Numba."""
+    """Return the module with the compiled loop; None if Numba is not installed."""
     try:
         from svag.variance.per_example import numba_moments
     except ImportError:

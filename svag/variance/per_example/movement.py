@@ -1,7 +1,8 @@
-"""Operations that move entries about: views, indices, masks, sorts, gathers, scatters.
+"""Rules for operations that move entries: views, indices, masks, sorts, gathers, stacking, padding.
 
-They do to the names of the owners what they do to the entries. So the operation is run on a tensor
-of names, one along each dimension that matters, and whose rows the result has is read off.
+Such an operation moves the owner of an entry (the number of the example it belongs to) as it moves
+the entry. So the operation is run on a tensor of owners, and the marks of the outputs are read from
+the result. The tensor of owners has size 1 along dimensions that do not matter.
 """
 
 import math
@@ -50,7 +51,7 @@ _VIEWS = (
 
 @rule("view", "reshape", "flatten", "unflatten", "ravel", "view_as", "reshape_as")
 def _reshaped(op: Operation) -> Where:
-    """Follow the rows through a row-major reshape, whatever it merges or splits."""
+    """Return the mark after a reshape, which may merge and split dimensions."""
     source = op.args[0] if op.args else op.inputs[0]
     where = op.where(source)
     if not isinstance(where, IS_PLACED):
@@ -65,7 +66,7 @@ def _reshaped(op: Operation) -> Where:
 
 
 def _through_reshape(before: Sequence[int], where: Layout, after: Sequence[int]) -> Layout | None:
-    """Return the new place of evenly spread rows; None if there is no such place."""
+    """Return the new layout of evenly spread rows; None if no single dimension holds them."""
     dim, examples, outer = where
     block = math.prod(before[dim:]) // (outer * examples)
     for new, size in enumerate(after):
@@ -92,7 +93,7 @@ def _moved(op: Operation) -> "Where | Sequence[Where]":
 
 
 def _simple(op: Operation, source: Tensor, where: Layout) -> Where | None:
-    """Return what common views do, which is known without trying; None for the rest."""
+    """Return the mark after a common view, without running it on owners; None for others."""
     dims, name = source.dim(), op.name
     if name in ("transpose", "swapaxes", "swapdims"):
         a, b = (op.args[n] % dims for n in (1, 2)) if len(op.args) == 3 else (-1, -1)
@@ -115,7 +116,7 @@ def _simple(op: Operation, source: Tensor, where: Layout) -> Where | None:
 
 @rule("as_strided")
 def _strided(op: Operation) -> "Where | Sequence[Where]":
-    """Lay the owners out as the memory is; where no entry of the source lies is unknown."""
+    """Arrange the owners in memory like the entries; gaps have no known owner."""
     source = op.args[0]
     where, out = op.where(source), op.out
     if not isinstance(where, IS_PLACED) or not source.numel() or not out.numel():
@@ -132,14 +133,14 @@ def _strided(op: Operation) -> "Where | Sequence[Where]":
 
 
 def _reach(tensor: Tensor) -> int:
-    """Return how many numbers of its memory a tensor spans."""
+    """Return the number of elements that a tensor spans in memory."""
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     return int(tensor.storage_offset()) + sum((n - 1) * step for n, step in steps) + 1
 
 
 @rule("broadcast_tensors")
 def _broadcast_tensors(op: Operation) -> "Where | Sequence[Where]":
-    """Each result is one input, expanded."""
+    """Each output is one input, expanded."""
     given = op.args[0] if isinstance(op.args[0], list | tuple) else op.args
     found: list[Where] = []
     for tensor, out in zip(given, op.outputs, strict=True):
@@ -151,8 +152,14 @@ def _broadcast_tensors(op: Operation) -> "Where | Sequence[Where]":
 def run_on_owners(
     op: Operation, owners: dict[int, Tensor], examples: int
 ) -> "Where | Sequence[Where]":
-    """Run an operation on tensors of owners in place of some, and read its results."""
-    # One more than the owner, so that what an operation fills in with 0 is nobody's.
+    """Run an operation on tensors of owners instead of values, and mark the outputs by the results.
+
+    Args:
+        op: the operation.
+        owners: tensors of owners, by id of the argument that each replaces.
+        examples: B, the number of examples.
+    """
+    # Owners are shifted by one, so that entries that the operation fills with 0 are NOBODY's.
     named = {key: names + 1 for key, names in owners.items()}
     args, kwargs = _with_owners((op.args, op.kwargs), named)
     try:
@@ -164,7 +171,7 @@ def run_on_owners(
 
 
 def _with_owners(value: Any, owners: dict[int, Tensor]) -> Any:
-    """Return arguments with owners in place of values, and indices where the owners are."""
+    """Return arguments with owners instead of values, and other tensors (indices) on the CPU."""
     if isinstance(value, Tensor):
         if id(value) in owners:
             return owners[id(value)]
@@ -177,7 +184,7 @@ def _with_owners(value: Any, owners: dict[int, Tensor]) -> Any:
     return value
 
 
-# --- the operations that are dearer on every entry ----------------------------------------------
+# --- operations with a cheaper rule than running them on all owners -----------------------------
 
 
 @rule("index_select")
@@ -194,7 +201,7 @@ def _index_select(op: Operation) -> "Where | Sequence[Where]":
 
 
 def on_cpu(index: Tensor) -> Any:
-    """The index as an array, for indexing examples' names."""
+    """Return an index as a NumPy array, to index arrays of owners."""
     return index.detach().cpu().numpy()
 
 
@@ -216,13 +223,13 @@ def _gather(op: Operation) -> "Where | Sequence[Where]":
 
 
 def _alone(source: Tensor, op: Operation) -> bool:
-    """Whether rows of a constant are looked up entry by entry."""
+    """Whether the source is constant and only the index depends on the examples."""
     return op.where(source) is CONSTANT
 
 
 @rule("getitem")
 def _getitem(op: Operation) -> "Where | Sequence[Where]":
-    """Index the owners; dimensions behind the indexed ones only come along."""
+    """Index the owners; dimensions after the indexed ones are kept."""
     source, index = op.args
     where = op.where(source)
     if isinstance(where, Single):
@@ -240,7 +247,7 @@ def _getitem(op: Operation) -> "Where | Sequence[Where]":
 
 
 def _sliced(source: Tensor, where: Layout, parts: Sequence[Any]) -> Layout | None:
-    """Follow slices and numbers that leave the examples' dimension whole."""
+    """Return the mark after slices and numbers that do not cut the examples' dimension."""
     hidden = source.dim() - sum(p is not None and p is not ... for p in parts)
     written = [q for p in parts for q in ([slice(None)] * hidden if p is ... else [p])]
     before = after = 0
@@ -260,7 +267,7 @@ def _sliced(source: Tensor, where: Layout, parts: Sequence[Any]) -> Layout | Non
 
 
 def _looked_up(op: Operation, source: Tensor, index: Any) -> "Where | Sequence[Where]":
-    """Rows of a constant table: whose index, or whose entry of the mask, theirs is the row."""
+    """Look up rows of a constant table: a row belongs to the example of its index or mask entry."""
     parts = index if isinstance(index, tuple) else (index,)
     if op.where(source) is not CONSTANT or not all(isinstance(p, Tensor) for p in parts):
         return op.unknown()
@@ -278,13 +285,13 @@ def _looked_up(op: Operation, source: Tensor, index: Any) -> "Where | Sequence[W
 
 
 def _chosen(mask: Tensor, where: Layout | Scattered) -> Owners:
-    """Return whose the true entries of a mask are."""
+    """Return the owners of the true entries of a mask."""
     names = owners_of(mask, where)[mask.detach().cpu() != 0].numpy()
     return cast(Owners, names)
 
 
 def consumed(parts: Sequence[Any], dims: int) -> int:
-    """Return how many leading dimensions an index says something about."""
+    """Return the number of leading dimensions that an index applies to."""
     if any(part is ... for part in parts):
         return dims
     count = 0
@@ -298,7 +305,7 @@ def consumed(parts: Sequence[Any], dims: int) -> int:
 
 @rule("nonzero", "argwhere")
 def _nonzero(op: Operation) -> "Where | Sequence[Where]":
-    """Where a mask is true: each place is the owner's of the entry."""
+    """Positions of true entries: each row of the result belongs to the owner of its entry."""
     source = op.args[0]
     where = op.where(source)
     if not isinstance(where, Layout | Scattered):
@@ -308,13 +315,13 @@ def _nonzero(op: Operation) -> "Where | Sequence[Where]":
 
 @rule("where")
 def _where(op: Operation) -> "Where | Sequence[Where]":
-    """With a condition alone, where is nonzero."""
+    """With a condition alone it is nonzero, with three arguments elementwise."""
     return _nonzero(op) if len(op.inputs) == 1 and len(op.args) == 1 else elementwise(op)
 
 
 @rule("sort", "topk", "argsort", "msort", "kthvalue")
 def _sorted(op: Operation) -> "Where | Sequence[Where]":
-    """Along the examples, each value brings its owner with it."""
+    """Sort or topk: along the examples' dimension, owners are sorted with the values."""
     source = op.args[0] if op.args else op.inputs[0]
     where = op.where(source)
     if not isinstance(where, Layout | Scattered):
@@ -331,7 +338,7 @@ def _sorted(op: Operation) -> "Where | Sequence[Where]":
     if op.name in ("msort", "kthvalue"):
         return op.unknown()
     if source.dim() > 1 and op.outputs[0].requires_grad:
-        return op.mixes()  # which row an entry comes to lie in, the other examples say
+        return op.mixes()  # an entry's row in the result depends on the other examples
     order = op.outputs[-1].detach().cpu()
     names = owners_of(source, where).gather(dim, order)
     return owned_by(op.name, names, where.examples)
@@ -342,7 +349,7 @@ def _sorted(op: Operation) -> "Where | Sequence[Where]":
 
 @rule("cat", "concat", "concatenate", "hstack", "vstack", "dstack", "row_stack", "column_stack")
 def _joined(op: Operation) -> "Where | Sequence[Where]":
-    """Put tensors one behind the other; along the examples, so are their owners."""
+    """Concatenate tensors; along the examples' dimension their owners, too."""
     tensors = op.args[0] if op.args else op.kwargs["tensors"]
     if any(isinstance(op.where(t), Summed) for t in tensors):
         return op.mixes()
@@ -386,7 +393,7 @@ def _stacked(op: Operation) -> "Where | Sequence[Where]":
 
 @rule("pad", "constant_pad_nd")
 def _padded(op: Operation) -> Where:
-    """Pad the owners; what is filled in is nobody's."""
+    """Pad the owners; padding belongs to no example."""
     source, pad = op.given("input", 0), list(op.given("pad", 1))
     where = op.where(source)
     if not isinstance(where, Layout | Scattered):

@@ -13,10 +13,10 @@ from svag.compiled.machine_code import Address
 
 JOB: Final = np.dtype(
     [
-        ("next", np.int64),  # the block that a thread takes next
-        ("count", np.int64),  # of rows
+        ("next", np.int64),  # next block that a thread takes
+        ("count", np.int64),  # number of rows
         ("width", np.int64),
-        ("rows", np.int64),  # addresses, from here on
+        ("rows", np.int64),  # this and the following fields are addresses
         ("shift", np.int64),
         ("total", np.int64),
         ("squares", np.int64),
@@ -24,14 +24,14 @@ JOB: Final = np.dtype(
 )
 
 BLOCK: Final = 2048
-"""Entries of which the sums stay in a core's first cache while all rows pass."""
+"""Entries of a block: their sums stay in a core's L1 cache while all rows are added."""
 
 DTYPES: Final = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 @functools.cache
 def code(dtype: torch.dtype) -> Address:
-    """Return where the machine code for a dtype is."""
+    """Return the address of the machine code for a dtype."""
     return machine_code.address_of(loop_of(DTYPES[dtype]), variant=dtype, sources=(instructions,))
 
 

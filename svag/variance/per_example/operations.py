@@ -1,4 +1,4 @@
-"""See every operation of a forward pass, and put a tap behind those that use parameters."""
+"""Intercepts every operation of a forward pass, and puts a tap behind those that use parameters."""
 
 import functools
 import types
@@ -33,10 +33,17 @@ Rule: TypeAlias = Callable[["Interception", Call, Sequence[Any], dict[str, Any]]
 
 
 class Listener(Protocol):
-    """What wants to know of operations and backward passes."""
+    """Is told of operations and backward passes."""
 
     def record(self, func: Call, args: Any, kwargs: Any, out: Any) -> None:
-        """Note one operation."""
+        """Called after each intercepted operation.
+
+        Args:
+            func: the function.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+            out: its result.
+        """
 
     def before_backward(
         self,
@@ -44,17 +51,23 @@ class Listener(Protocol):
         gradients: "Sequence[Tensor | None] | None",
         mode: "Interception",
     ) -> None:
-        """Take notice that a backward pass begins."""
+        """Called before a backward pass.
+
+        Args:
+            roots: the tensors that it starts from.
+            gradients: their gradients, as given to ``backward``; None for ones.
+            mode: the interception, which can run autograd.
+        """
 
 
 class Interception(TorchFunctionMode):
-    """Every torch operation goes through here while the context is open.
+    """Intercepts every torch operation while the context is open.
 
     Args:
-        recorder: that takes the contributions.
-        rules: what to do with an operation that takes a parameter, by function.
-        otherwise: the rule for the rest.
-        always: what runs before some operations, whether they take a parameter or not.
+        recorder: collects the contributions.
+        rules: rules for operations that take a parameter, by function.
+        otherwise: the rule for other operations that take a parameter.
+        always: checks to run before some operations, with or without a parameter, by function.
         listener: is told of operations and backward passes.
     """
 
@@ -94,7 +107,7 @@ class Interception(TorchFunctionMode):
         inputs: Any = None,
         **renamed: Any,
     ) -> None:
-        """Run a backward pass with the mode on, for what checkpointing runs again inside it."""
+        """Run a backward pass with the mode on, to intercept what checkpointing recomputes."""
         gradient = renamed.get("gradient", grad_tensors)
         roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
         given = [gradient] if gradient is None or isinstance(gradient, Tensor) else list(gradient)
@@ -108,7 +121,7 @@ class Interception(TorchFunctionMode):
             self.recorder.fixed = False
 
     def _gradients(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Return gradients that the user asked for: they reach no ``p.grad``."""
+        """Run the user's ``torch.autograd.grad``, whose gradients are not added to ``p.grad``."""
         before, self.recorder.silent = self.recorder.silent, True
         try:
             return self.grad(*args, **kwargs)
@@ -116,7 +129,7 @@ class Interception(TorchFunctionMode):
             self.recorder.silent = before
 
     def grad(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
-        """Return what ``torch.autograd.grad`` does, with the mode on."""
+        """Run ``torch.autograd.grad`` with the mode on."""
         with self:
             return cast(tuple[Tensor | None, ...], unguarded(torch.autograd.grad)(*args, **kwargs))
 
@@ -154,7 +167,7 @@ class Interception(TorchFunctionMode):
     def _plain(
         self, func: Call, args: Sequence[Any], kwargs: dict[str, Any], tensors: list[Tensor]
     ) -> Any:
-        """Run an operation that takes no parameter, and follow the examples through it."""
+        """Run an operation that takes no parameter, and mark its outputs."""
         placed = [t for t in tensors if state_of(t) is not CONSTANT]
         if placed and is_composite(func):
             return self.inside(func, args, kwargs)
@@ -171,7 +184,7 @@ class Interception(TorchFunctionMode):
         return out
 
     def _cut(self, func: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Run an operation that may add examples up on aliases, at which autograd can be asked."""
+        """Run an operation that may sum over examples on aliases, whose gradients can be read."""
         aliases: dict[int, Tensor] = {}
         for tensor in tensors_in((*args, *kwargs.values())):
             where = mark_of(tensor)
@@ -196,16 +209,23 @@ class Interception(TorchFunctionMode):
         return out
 
     def inside(self, func: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Run a function of torch.nn.functional so that the operations in it are seen."""
+        """Run a Python function of torch.nn.functional so that its operations are intercepted.
+
+        Args:
+            func: the function.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+        """
         with self:
             return unguarded(func)(*args, **kwargs)
 
     def _derive(
         self, func: Call, args: Sequence[Any], kwargs: dict[str, Any], followed: list[Tensor]
     ) -> Any:
-        """Run an operation on parameters alone twice: as it is, and on stand-ins.
+        """Run an operation on parameters alone twice: on the parameters, and on copies of them.
 
-        The first result's graph is the user's; that of the second pulls examples' gradients back.
+        The first result is the user's. The graph of the second gives the parameters' contributions
+        from those of the result.
         """
         sources = {id(t): self.recorder.source_of(t) for t in followed}
         stand_ins = {key: source.computed for key, source in sources.items() if source}
@@ -234,7 +254,7 @@ class Interception(TorchFunctionMode):
         return out
 
     def where_of(self, tensor: Tensor, func: Call) -> Placed:
-        """Return where the examples are, or say that nobody knows."""
+        """Return the mark of a tensor; raise if its rows are not assigned to examples."""
         where = state_of(tensor)
         if isinstance(where, IS_PLACED):
             return where
@@ -254,11 +274,11 @@ class Interception(TorchFunctionMode):
         )
 
     def given(self, tensor: Any, where: "Placed | Packed") -> Any:
-        """Return a parameter as an operation is to take it: detached if a tap replaces it."""
+        """Return the parameter for an operation: detached if a tap computes its gradient."""
         return tensor.detach() if self.replaces(tensor, where) else tensor
 
     def replaces(self, tensor: Any, where: "Placed | Packed") -> bool:
-        """Whether a closed form's sum may be the gradient of a parameter."""
+        """Whether the sum of a closed form may replace autograd's gradient of a parameter."""
         regular = isinstance(where, Layout | Packed)
         return regular and self.recorder.replaces(self.recorder.source_of(tensor))
 
@@ -275,12 +295,14 @@ class Interception(TorchFunctionMode):
         """Put a tap behind ``output``.
 
         Args:
-            output: of the operation, run with what :meth:`given` returned.
-            data: what the factories need besides the gradient of the output.
-            uses: pairs of a parameter and its factory; those that are not followed are dropped.
+            output: output of the operation, which took the parameters from :meth:`given`.
+            data: tensors that the factories need besides the gradient of the output.
+            uses: pairs of a parameter and its factory, the function that makes contributions;
+                parameters that are not followed are dropped.
             where: mark of the output.
-            observe: the operation took the parameters as they are.
-            copy: the operation may have kept its output, so that the tap is put behind a copy.
+            observe: whether the operation took the parameters themselves, not :meth:`given`'s.
+            copy: whether to put the tap behind a copy, because the operation may have saved its
+                output.
 
         Returns:
             The output.
@@ -303,14 +325,14 @@ class Interception(TorchFunctionMode):
 
 
 def _only_chooses(func: Call, args: Sequence[Any], tensor: Tensor) -> bool:
-    """Whether a whole number that all examples determine says which rows of the first are taken."""
+    """Whether a tensor is an integer index, determined by all examples, into the first argument."""
     chooses = plain_name(func) in ("getitem", "index_select") and tensor is not args[0]
     whole = not (tensor.is_floating_point() or tensor.is_complex())
     return chooses and whole and isinstance(state_of(tensor), Summed)
 
 
 def _may_sum(name: str, placed: Sequence[Tensor]) -> bool:
-    """Whether an operation may add examples up."""
+    """Whether an operation may sum over examples."""
     if name in ("add", "sub"):
         return any(isinstance(state_of(t), Single) for t in placed)
     return bool(placed) and name in MAY_SUM
@@ -351,13 +373,13 @@ _HANDLING = frozenset(
 
 
 def _in_place(func: Call) -> bool:
-    """Whether the operation changes its first argument, which keeps its name."""
+    """Whether the operation changes its first argument in place."""
     name = name_of(func)
     return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 def _handles(func: Call) -> bool:
-    """Whether this deals with the tensor as an object, as reading ``p.grad`` does."""
+    """Whether the function only accesses a tensor as an object, such as reading ``p.grad``."""
     name = name_of(func)
     if str(getattr(func, "__module__", "")).startswith("torch.autograd"):
         return True
@@ -371,7 +393,7 @@ def is_composite(func: Call) -> bool:
 
 @functools.cache
 def unguarded(func: types.FunctionType) -> Call:
-    """Return the function without the test that hands it to the mode as a whole."""
+    """Return the function without its ``has_torch_function`` test, so that its body runs."""
     never = {name: lambda *_: False for name in func.__globals__ if name in _GUARDS}
     code, names = func.__code__, {**func.__globals__, **never}
     copy = types.FunctionType(code, names, func.__name__, func.__defaults__, func.__closure__)

@@ -1,4 +1,4 @@
-"""Tensors of owners: whose each entry is, as a tensor of the same shape."""
+"""Tensors of owners: the number of the example that each entry of a tensor belongs to."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ from svag.variance.per_example.placement import (
 
 
 def owners_of(tensor: Tensor, where: Where) -> Tensor:
-    """Return whose each entry is, ``tensor.shape``, without memory for each entry."""
+    """Return the owner of each entry, ``tensor.shape``, as an expanded view."""
     if isinstance(where, Single):
         return torch.tensor(where.example).expand(tensor.shape)
     if not isinstance(where, Layout | Scattered):
@@ -35,7 +35,13 @@ def owners_of(tensor: Tensor, where: Where) -> Tensor:
 
 
 def owned_by(name: str, owners: Tensor, examples: int) -> "Placed | Mark":
-    """Return the mark for a tensor of owners, the result of the operation ``name``."""
+    """Return the mark that describes a tensor of owners.
+
+    Args:
+        name: the operation whose result it is, for messages.
+        owners: the owner of each entry.
+        examples: B, the number of examples.
+    """
     if not owners.numel():
         empty = next(dim for dim, size in enumerate(owners.shape) if not size)
         return Scattered(empty, examples, np.empty(0, np.int64))
@@ -44,7 +50,7 @@ def owned_by(name: str, owners: Tensor, examples: int) -> "Placed | Mark":
             owners = owners.narrow(dim, 0, 1)
     owners = _narrowed(owners, lambda first, all_: torch.equal(first.expand_as(all_), all_))
     if sum(size > 1 for size in owners.shape) > 1:
-        # What is filled in with constants, as zeros before a loop, goes with the others.
+        # Entries without owner, such as zeros before a loop, may get the owner of their row.
         owners = _in_order(owners, examples)
         owners = _narrowed(owners, lambda top, all_: bool(((all_ == top) | (all_ < 0)).all()))
     varying = [dim for dim, size in enumerate(owners.shape) if size > 1]
@@ -57,7 +63,7 @@ def owned_by(name: str, owners: Tensor, examples: int) -> "Placed | Mark":
 
 
 def _in_order(owners: Tensor, examples: int) -> Tensor:
-    """Cut down to the one dimension along which the examples come in their order, if there is."""
+    """Reduce to the only dimension along which the owners are 0, ..., B - 1 in order, if any."""
     fitting = []
     for dim, size in enumerate(owners.shape):
         if size > 1 and size % examples == 0:
@@ -72,7 +78,7 @@ def _in_order(owners: Tensor, examples: int) -> Tensor:
 
 
 def _narrowed(owners: Tensor, fits: Callable[[Tensor, Tensor], bool]) -> Tensor:
-    """Cut every dimension along which the owners do not differ down to one."""
+    """Reduce every dimension along which the owners are equal to size 1."""
     for dim, size in enumerate(owners.shape):
         if size > 1:
             top = owners.amax(dim, keepdim=True)
@@ -81,13 +87,13 @@ def _narrowed(owners: Tensor, fits: Callable[[Tensor, Tensor], bool]) -> Tensor:
 
 
 def written_through(view: Tensor, before: Where, where: Where, name: str) -> Where:
-    """Return whose the rows of a tensor are, into a view of which something was written.
+    """Return the new mark of a tensor after an operation wrote into a view of it.
 
     Args:
-        view: that was written into.
+        view: the view.
         before: mark of the tensor that it is a view of.
-        where: mark of the view now.
-        name: of the operation that wrote.
+        where: new mark of the view.
+        name: name of the operation.
     """
     base = view._base
     assert base is not None
@@ -104,7 +110,13 @@ def written_through(view: Tensor, before: Where, where: Where, name: str) -> Whe
 
 
 def owners_along(where: Where, tensor: Tensor, dim: int) -> Owners:
-    """Return whose each row along a dimension is."""
+    """Return the owner of each row along a dimension.
+
+    Args:
+        where: mark of the tensor.
+        tensor: the tensor.
+        dim: the dimension.
+    """
     if isinstance(where, Single):
         return np.full(tensor.shape[dim], where.example)
     if not isinstance(where, Layout | Scattered):

@@ -1,4 +1,4 @@
-"""The calls of the model from outside: where passes begin, which are verified, and by what."""
+"""Handles calls of the model: where a pass begins and ends, and whether it is verified."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,14 +26,14 @@ from svag.variance.per_example.verification import Verification
 
 
 class Passes:
-    """Hooks on the modules of a model, and what they and the operations tell.
+    """Hooks on the modules of a model, and reactions to operations and backward passes.
 
     Args:
-        model: that is followed.
-        recorder: that takes the contributions.
-        inputs: marks what comes from outside.
-        check: True verifies every pass, False none, None those that are due.
-        every: how often one is due.
+        model: the model.
+        recorder: collects the contributions.
+        inputs: marks the inputs of calls.
+        check: True verifies every pass, False none, None the first and every ``every``-th.
+        every: passes between two verified ones.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class Passes:
         self.check, self.every = check, every
         self.mode: Interception | None = None
         self._depth = 0
-        self._seen = -1  # backward passes when the present forward pass began
+        self._seen = -1  # number of backward passes when the current forward pass began
         self._tape: LossTape | None = None
         self._replacement: Replacement | None = None
-        self._constant = False  # an output that does not depend on the mini-batch
+        self._constant = False  # whether an output does not depend on the mini-batch
 
     def hooks(self) -> list[Any]:
         """Register the hooks."""
@@ -91,17 +91,17 @@ class Passes:
             self._plan(module, examples, args, kwargs)
 
     def _begin(self) -> None:
-        """A forward pass begins."""
+        """Reset the state at the start of a forward pass."""
         self._seen = self.recorder.backwards
         self._constant = False
         for buffer in self.model.buffers():
-            mark(buffer, CONSTANT)  # also of what an earlier mini-batch has left there
+            mark(buffer, CONSTANT)  # a buffer may have a mark of an earlier mini-batch
         self.recorder.used_outside = False
         self.recorder.verification = self._tape = self._replacement = None
         forget_addresses()
 
     def _plan(self, module: nn.Module, examples: int, args: Any, kwargs: dict[str, Any]) -> None:
-        """Decide whether this call is verified, and run it with others' examples if so."""
+        """Decide whether this call is verified; if so, run it with the other examples replaced."""
         recorder = self.recorder
         due = self.check
         turn = 0
@@ -153,14 +153,14 @@ class Passes:
         return output
 
     def _refuse_lost(self, module: nn.Module, tensor: Tensor) -> None:
-        """Have the gradient of an output refused whose examples cannot be placed."""
+        """Raise in the backward pass if an output has a gradient but its mark is Lost."""
         where = state_of(tensor)
         if not isinstance(where, Lost) or not tensor.requires_grad:
             return
         why = (
             f"{type(module).__name__} returned a tensor of shape {tuple(tensor.shape)}, and which "
-            f"of its rows belong to which example is not clear ({where}), so single examples' "
-            "gradients are not either; write it with operations that svag follows, or use "
+            f"of its rows belong to which example is not clear ({where}), so per-example gradients "
+            "cannot be computed; write it with operations that svag follows, or use "
             "svag.micro_batch_variance"
         )
         recorder = self.recorder
@@ -172,7 +172,7 @@ class Passes:
         tensor.register_hook(arrived)
 
     def _with_cuts(self, output: Any) -> Any:
-        """Return aliases of the outputs, where autograd can be asked if the loss is not seen."""
+        """Return aliases of the outputs, whose gradients can be read if the loss is not seen."""
         verification = self.recorder.verification
         if verification is None or not _is_plain(output):
             return output
@@ -188,10 +188,17 @@ class Passes:
 
         return rebuilt(output, alias)
 
-    # What the operations tell.
+    # Called by the interception of operations.
 
     def record(self, func: Call, args: Any, kwargs: Any, out: Any) -> None:
-        """Note an operation of the loss."""
+        """Record an operation of the loss.
+
+        Args:
+            func: the function.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+            out: its result.
+        """
         if self._tape is not None and self._depth == 0 and self._tape.outputs:
             self._tape.record(func, args, kwargs, out)
 
@@ -201,7 +208,16 @@ class Passes:
         gradients: Sequence[Tensor | None] | None,
         mode: Interception,
     ) -> None:
-        """Refuse a loss that mixes examples, and verify one that is due."""
+        """Raise if the loss mixes examples; verify the pass if it is due.
+
+        Args:
+            roots: the tensors that the backward pass starts from.
+            gradients: their gradients, as given to ``backward``; None for ones.
+            mode: the interception, which can run autograd.
+
+        Raises:
+            PerExampleError: the loss mixes examples, or does not depend on them.
+        """
         states = [state_of(t) for t in roots]
         for where in states:
             if isinstance(where, Lost) and where.mixed:
@@ -217,7 +233,7 @@ class Passes:
         if recorder.fixed and self._constant:
             raise PerExampleError(
                 "the model returned something that does not depend on the mini-batch as far as "
-                "svag sees, so whose its gradient is is not clear; if a mask chose no example, "
+                "svag sees, so its gradient belongs to no example; if a mask chose no example, "
                 "leave this mini-batch out, or use svag.micro_batch_variance"
             )
         if recorder.verification is None or torch._C._current_graph_task_id() != -1:
@@ -235,7 +251,7 @@ def _values(output: Any) -> Sequence[Any]:
 
 
 def _is_plain(output: Any) -> bool:
-    """Whether a structure can be rebuilt without anybody noticing."""
+    """Whether a structure consists of built-in containers, so that it can be rebuilt."""
     if isinstance(output, Tensor):
         return type(output) is Tensor
     if type(output) in (tuple, list):

@@ -1,10 +1,11 @@
-"""Where the examples of a mini-batch stand in a tensor, and the marks that say so.
+"""Marks of tensors, which say which example of the mini-batch each row belongs to.
 
-Matching sizes would guess wrong as soon as a sequence is as long as the batch. So every tensor
-that depends on the mini-batch carries a mark, set on the inputs of the model and handed on by each
-operation (:mod:`~svag.variance.per_example.following`). A mark names one dimension and says whose
-every row along it is: by a formula where the examples lie evenly (:class:`Layout`), by a list where
-a mask, an index or a sort has chosen rows (:class:`Scattered`).
+Guessing the examples' dimension by its size would fail if a sequence is as long as the batch. So
+every tensor that depends on the mini-batch carries a mark. Marks are set on the inputs of the
+model, and every operation passes them on (:mod:`~svag.variance.per_example.following`). A mark
+names one dimension and the owner of every row along it, the example that the row belongs to: by a
+formula if the examples are evenly spread (:class:`Layout`), by a list if a mask, an index or a sort
+has chosen rows (:class:`Scattered`).
 """
 
 import itertools
@@ -24,7 +25,7 @@ NOBODY = -1
 
 
 class Layout(NamedTuple):
-    """The examples lie along ``dim``, whose size is ``outer * examples * inner``.
+    """The examples are along ``dim``, whose size is ``outer * examples * inner``.
 
     A batch of sequences flattened to ``(B * T, ...)`` has outer 1 and inner T; flattened from
     time-major, ``(T * B, ...)``, it has outer T and inner 1.
@@ -39,12 +40,12 @@ class Layout(NamedTuple):
         return self._replace(dim=dim)
 
     def owners(self, size: int) -> Owners:
-        """Return whose each of ``size`` rows is."""
+        """Return the owner of each of ``size`` rows."""
         inner = size // (self.outer * self.examples)
         return np.tile(np.repeat(np.arange(self.examples), inner), self.outer)
 
     def split(self, tensor: Tensor) -> Tensor:
-        """Split ``dim`` into three, the examples in the middle."""
+        """Split ``dim`` into (outer, examples, inner)."""
         return cast(Tensor, tensor.unflatten(self.dim, (self.outer, self.examples, -1)))
 
     def examples_first(self, tensor: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class Layout(NamedTuple):
         return front.flatten(1, 2)
 
     def one_by_one(self, tensor: Tensor) -> Tensor:
-        """Return ``(B, *shape)``, ``shape`` being the tensor's with ``dim`` cut to one example."""
+        """Return ``(B, *shape)``; ``shape`` is the tensor's with one example along ``dim``."""
         return self.examples_first(tensor).movedim(1, self.dim + 1)
 
     def complete(self, tensor: Tensor) -> bool:
@@ -66,12 +67,12 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Scattered:
-    """Row i along ``dim`` is example ``list[i]``'s; :data:`NOBODY` is filling.
+    """Row i along ``dim`` belongs to example ``list[i]``, or to none (:data:`NOBODY`, padding).
 
     Attributes:
-        dim: that holds the rows.
-        examples: B.
-        list: whose each row is.
+        dim: dimension of the rows.
+        examples: B, the number of examples.
+        list: owner of each row.
     """
 
     dim: int
@@ -83,7 +84,7 @@ class Scattered:
         return Scattered(dim, self.examples, self.list)
 
     def owners(self, size: int) -> Owners:
-        """Return whose each row is."""
+        """Return the owner of each row."""
         assert size == len(self.list)
         return self.list
 
@@ -103,7 +104,7 @@ class Scattered:
         return cast(Tensor, filled.unflatten(0, (self.examples, most)))
 
     def complete(self, tensor: Tensor) -> bool:
-        """Whether nothing but zeros stands in the rows that are nobody's."""
+        """Whether all rows that belong to no example are zero."""
         nobody = np.flatnonzero(self.list == NOBODY)
         if not len(nobody):
             return True
@@ -113,11 +114,11 @@ class Scattered:
 
 @dataclass(frozen=True)
 class Single:
-    """The whole tensor is one example's, as ``x[k]`` is.
+    """The whole tensor belongs to one example, as ``x[k]`` does.
 
     Attributes:
-        example: k.
-        examples: B.
+        example: k, the example.
+        examples: B, the number of examples.
     """
 
     example: int
@@ -125,7 +126,7 @@ class Single:
     dim = -1
 
     def examples_first(self, tensor: Tensor) -> Tensor:
-        """Return ``(B, 1, *shape)``, 0 but for one."""
+        """Return ``(B, 1, *shape)``, 0 for all other examples."""
         rows = tensor.new_zeros(self.examples, *tensor.shape)
         rows = rows.index_copy(0, torch.tensor([self.example], device=tensor.device), tensor[None])
         return rows.unsqueeze(1)
@@ -136,10 +137,10 @@ class Single:
 
 
 class Mark:
-    """A state in which no one dimension holds the examples.
+    """A mark for tensors without a dimension that holds the examples.
 
     Args:
-        meaning: for messages.
+        meaning: description for messages.
     """
 
     def __init__(self, meaning: str) -> None:
@@ -150,15 +151,15 @@ class Mark:
 
 
 class Summed(Mark):
-    """The examples were added up, as at the end of a loss."""
+    """The tensor is a sum over the examples, as at the end of a loss."""
 
 
 class Lost(Mark):
-    """An operation mixed the examples, or is one whose way with them is not known.
+    """An operation mixed the examples, or its effect on them is not known.
 
     Args:
-        meaning: names the operation.
-        mixed: whether it is known to mix them.
+        meaning: description for messages, with the name of the operation.
+        mixed: whether the operation is known to mix the examples.
     """
 
     def __init__(self, meaning: str, *, mixed: bool) -> None:
@@ -169,12 +170,12 @@ class Lost(Mark):
 class Packed(Mark):
     """Sequences of several lengths, as :class:`torch.nn.utils.rnn.PackedSequence` holds them.
 
-    Their steps lie one behind the other, ``(sum of lengths, ...)``: the first steps of all
-    sequences, the longest first, then the second ones of those that have one.
+    Their steps are concatenated, ``(sum of lengths, ...)``: the first steps of all sequences, the
+    longest first, then the second steps of those that have one, and so on.
 
     Args:
         sizes: the number of sequences that have each step, on the CPU.
-        order: whose each sequence is, from the longest on; None is the order of the examples.
+        order: the example of each sequence, from the longest on; None for the examples' own order.
     """
 
     def __init__(self, sizes: Tensor, order: Owners | None = None) -> None:
@@ -188,12 +189,12 @@ class Packed(Mark):
         return not np.array_equal(self.order, np.arange(self.examples))
 
     def steps(self) -> "Layout | Scattered":
-        """Return whose each step is."""
+        """Return the mark of the concatenated steps: the owner of each."""
         each = [self.order[: int(size)] for size in self.sizes]
         return placed(0, self.examples, np.concatenate(each))
 
     def last_states(self) -> "Layout | Scattered":
-        """Return where the examples are in ``(layers, B, width)``."""
+        """Return the mark of the last states ``(layers, B, width)``."""
         return placed(1, self.examples, self.order)
 
     def complete(self, tensor: Tensor) -> bool:
@@ -223,7 +224,7 @@ class Packed(Mark):
         return padded[self.mask(padded.device)]
 
     def backwards(self, padded: Tensor) -> Tensor:
-        """Turn every sequence of ``(T, B, width)`` round; twice is as before."""
+        """Reverse every sequence of ``(T, B, width)`` in time, within its own length."""
         mask = self.mask(padded.device)
         steps = torch.arange(len(mask), device=padded.device).unsqueeze(1)
         turned = torch.where(mask, mask.sum(0) - 1 - steps, steps)
@@ -244,7 +245,13 @@ IS_PLACED = (Layout, Scattered, Single)
 
 
 def placed(dim: int, examples: int, owners: Owners) -> "Layout | Scattered":
-    """Return the mark for a list of owners: a formula where one fits."""
+    """Return the mark for an array of owners: a :class:`Layout` if one fits.
+
+    Args:
+        dim: dimension of the rows.
+        examples: B, the number of examples.
+        owners: owner of each row.
+    """
     size = len(owners)
     if size and size % examples == 0 and owners[0] == 0:
         changes = np.flatnonzero(owners != 0)
@@ -257,14 +264,26 @@ def placed(dim: int, examples: int, owners: Owners) -> "Layout | Scattered":
 
 
 def same_rows(a: "Layout | Scattered", b: "Layout | Scattered", size: int) -> bool:
-    """Whether two marks agree on whose each of ``size`` rows is."""
+    """Whether two marks give each of ``size`` rows the same owner.
+
+    Args:
+        a: a mark.
+        b: another mark.
+        size: number of rows.
+    """
     if isinstance(a, Layout) and isinstance(b, Layout):
         return a[1:] == b[1:]
     return np.array_equal(a.owners(size), b.owners(size))
 
 
 def with_rows_along(where: Placed, tensor: Tensor, dim: int) -> Placed:
-    """Say of a tensor that is one example's that its only row along a dimension is."""
+    """Turn the mark Single into one for the only row along a dimension; others stay.
+
+    Args:
+        where: mark of the tensor.
+        tensor: the tensor.
+        dim: the dimension.
+    """
     if isinstance(where, Single) and tensor.dim() > dim and tensor.shape[dim] == 1:
         return Scattered(dim, where.examples, np.array([where.example]))
     return where
@@ -276,52 +295,64 @@ _by_address: dict[tuple[object, ...], Where] = {}
 
 
 def forget_marks() -> None:
-    """Let the marks of all tensors so far count no longer."""
+    """Make the marks of all tensors invalid."""
     global _session
     _session = next(_sessions)
     _by_address.clear()
 
 
 def mark(tensor: Tensor, where: Where) -> None:
-    """Note on the tensor where its examples are.
+    """Set the mark of a tensor.
 
-    Noted under its address as well: what checkpointing recomputes begins with tensors that share
-    the memory of the first ones and nothing else.
+    It is stored under the tensor's address, too: checkpointing recomputes from new tensor objects
+    that share the memory of the original inputs.
     """
     setattr(tensor, _MARK, (_session, where))
     _by_address[_address(tensor)] = where
 
 
 def forget_addresses() -> None:
-    """Forget what :func:`recall` knows, when a new forward pass begins."""
+    """Clear the marks by address, which :func:`recall` uses, when a new forward pass begins."""
     _by_address.clear()
 
 
 def _address(tensor: Tensor) -> tuple[object, ...]:
     try:
         return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-    except RuntimeError:  # no memory of its own: sparse, inside functorch
+    except RuntimeError:  # without memory: sparse tensors, tensors inside functorch
         return (id(tensor),)
 
 
 def recall(tensor: Tensor) -> None:
-    """Give a tensor that checkpointing hands in again the mark that it had."""
+    """Restore the mark of a tensor that checkpointing passes in again, by its address."""
     if mark_of(tensor) is None and (where := _by_address.get(_address(tensor))) is not None:
         mark(tensor, where)
 
 
 def mark_of(tensor: Tensor) -> Where | None:
-    """Return the mark, or None for a tensor that came from outside."""
+    """Return the mark of a tensor; None if it has none, as tensors from outside the model."""
     session, where = getattr(tensor, _MARK, (0, None))
     return where if session == _session else None
 
 
 def row_selector(where: "Layout | Scattered", tensor: Tensor, example: int) -> Tensor:
-    """Return the indices along ``where.dim`` of one example's rows."""
+    """Return the indices of one example's rows along ``where.dim``.
+
+    Args:
+        where: mark of the tensor.
+        tensor: the tensor.
+        example: number of the example.
+    """
     owners = where.owners(tensor.shape[where.dim])
     return torch.from_numpy(np.flatnonzero(owners == example)).to(tensor.device)
 
 
 def shape_with(shape: Sequence[int], dim: int, size: int) -> list[int]:
-    """Return a shape of ones but for one dimension."""
+    """Return a shape of ones with ``size`` in one dimension.
+
+    Args:
+        shape: a shape with as many dimensions.
+        dim: the dimension.
+        size: its size.
+    """
     return [size if d == dim else 1 for d in range(len(shape))]

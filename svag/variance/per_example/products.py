@@ -1,4 +1,4 @@
-"""Products of a parameter with the mini-batch: contracted, not unrolled example by example."""
+"""Rules for products of a parameter with the mini-batch, by einsum instead of vmap."""
 
 import string
 from collections.abc import Sequence
@@ -16,7 +16,17 @@ from svag.variance.per_example.placement import CONSTANT, Layout, Placed
 
 
 def product(mode: Interception, func: Call, args: Sequence[Any], name: str) -> Tensor | None:
-    """Contract the gradient with the other factors; None if the parameter is not linear in it."""
+    """Run a product with a tap whose contributions are an einsum of gradient and other factors.
+
+    Args:
+        mode: the open context's interception.
+        func: the product, such as ``torch.matmul``.
+        args: its arguments.
+        name: its name.
+
+    Returns:
+        The product; None if it is not one parameter times tensors of the mini-batch.
+    """
     given, terms, result = _terms(name, args)
     if given is None or terms is None:
         return None
@@ -82,7 +92,7 @@ def _letter(term: str, where: Placed, tensor: Tensor) -> str:
 
 
 def _plain_sizes(given: Sequence[Tensor], terms: Sequence[str]) -> bool:
-    """Whether every letter stands for one size and once in a term: nothing is broadcast."""
+    """Whether every letter has one size and is once in a term, so that nothing is broadcast."""
     sizes: dict[str, int] = {}
     for tensor, term in zip(given, terms, strict=True):
         if len(set(term)) != len(term):
@@ -101,7 +111,7 @@ def _latin(equation: str) -> str:
 
 
 def _times_matrix(mode: Interception, func: Call, left: Tensor, right: Tensor) -> Tensor:
-    """X @ W is a dense layer with the weight W^T."""
+    """Run X @ W as a dense layer with the weight W^T."""
     where = features_last(mode, func, left)
     if left.dim() == 1:
         output = func(left, mode.given(right, where))

@@ -1,4 +1,4 @@
-"""Contributions to a parameter through a tensor that was computed from it."""
+"""Contributions to a parameter from those to a tensor that was computed from it."""
 
 import torch
 from torch import Tensor
@@ -14,12 +14,12 @@ from svag.variance.per_example.contributions import (
 
 
 class PulledBack(Contributions):
-    """Contributions to a parameter through a tensor computed from it (a transpose, a slice).
+    """Contributions to a parameter from those to a tensor computed from it (a transpose, a slice).
 
     Args:
         inner: contributions to the computed tensor.
-        computed: that tensor, in a graph that ends at ``leaf`` and is kept.
-        leaf: stands for the parameter.
+        computed: the computed tensor, in a retained graph that starts at ``leaf``.
+        leaf: a copy of the parameter.
     """
 
     def __init__(self, inner: Contributions, computed: Tensor, leaf: Tensor) -> None:
@@ -39,22 +39,23 @@ class PulledBack(Contributions):
         return pull_back(self.inner.chunk(low, high), self.computed, self.leaf, batched=True)
 
     def total(self, max_bytes: int) -> Tensor:
-        """Apply it to the sum."""
+        """Apply the transposed Jacobian to the sum of contributions."""
         total = self.inner.total(max_bytes)
         return pull_back(total, self.computed, self.leaf, batched=False)
 
 
 class WeightNormed(PulledBack):
-    """Contributions through a weight norm, w = g v / |v|, to its direction v or its length g.
+    """Contributions to the direction v or the length g of a weight norm w = g v / |v|.
 
         dg = <c, v>/|v|        dv = g/|v| (c - v <c, v>/|v|^2)
 
     Args:
         inner: contributions to w.
         v: direction.
-        g: length, one for each row of ``dim``.
-        dim: rows are normalised along all other dimensions; -1 is all.
-        of_length: whether the contributions are to g.
+        g: length, one for each row along ``dim``.
+        dim: dimension of the rows, which are normalised over all other dimensions; -1: v is
+            normalised as a whole.
+        of_length: whether the contributions are to g, instead of v.
     """
 
     def __init__(
@@ -66,18 +67,18 @@ class WeightNormed(PulledBack):
         self._of_length = of_length
 
     def rows(self, low: int, high: int) -> Tensor:
-        """Apply the transposed Jacobian, written out."""
+        """Apply the transposed Jacobian, by the formulas above."""
         c = self.inner.chunk(low, high)
         return self._pulled(c).contiguous()
 
     def total(self, max_bytes: int) -> Tensor:
-        """Apply it to the sum."""
+        """Apply the transposed Jacobian to the sum of contributions."""
         return self._pulled(self.inner.total(max_bytes).unsqueeze(0))[0]
 
     def estimate(self, max_bytes: int) -> Estimate:
-        """Return both moments; of a dense layer without positions, no c_k is made.
+        """Return sum and variance; for a dense layer without positions, without any c_k.
 
-        In float64, since the part along v is taken away from squares.
+        In float64, because of cancellation when the part along v is subtracted from squares.
         """
         inner = self.inner
         dense = type(inner) is Products and self._dim == 0 and inner.deltas.shape[1] == 1
@@ -112,7 +113,14 @@ class WeightNormed(PulledBack):
 
 
 def pull_back(gradient: Tensor, computed: Tensor, leaf: Tensor, *, batched: bool) -> Tensor:
-    """Return the gradient of ``leaf`` given that of ``computed``."""
+    """Return the gradient of ``leaf`` given that of ``computed``.
+
+    Args:
+        gradient: gradient of ``computed``, with a first dimension of examples if ``batched``.
+        computed: a tensor in a graph that starts at ``leaf``.
+        leaf: the leaf.
+        batched: whether ``gradient`` and the result have a first dimension of examples.
+    """
     if computed is leaf:
         return gradient
     (result,) = torch.autograd.grad(

@@ -1,11 +1,12 @@
-"""Who used which parameter, and what to do when its gradient arrives.
+"""Records the uses of parameters, and computes their variances when their gradients are complete.
 
-A *tap* stands behind every operation that uses a parameter and sees the gradient of its output;
-from that and the input it makes the contributions of the examples. It either *observes*, and the
-parameter's gradient is autograd's own; or it *replaces*: the operation runs with the parameter
-detached, and the sum of the contributions is the gradient. Only closed forms replace, whose sum is
-autograd's product in another order, whoever's the rows are; one product of per-example gradients so
-serves mean and variance. Where a pass is verified, everything observes.
+A *tap* is an autograd function behind every operation that uses a parameter. It gets the gradient
+of the output, and makes the contributions of the examples from that and the inputs. A tap either
+*observes*, and the parameter's gradient is autograd's own; or it *replaces* it: the operation runs
+with the parameter detached, and the sum of the contributions is the gradient. Only closed forms
+replace, because their sum is autograd's product in another order, even if rows were assigned to the
+wrong examples. They compute mean and variance from the same products. In verified passes all taps
+observe.
 """
 
 import functools
@@ -29,13 +30,13 @@ _DERIVED = "_svag_derived"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a tensor that parameters were turned into comes from.
+    """How a tensor was computed from parameters alone.
 
     Attributes:
         params: the parameters.
-        leaves: stand-ins for them, at which the graph of ``computed`` ends.
+        leaves: copies of them, at which the graph of ``computed`` starts.
         computed: the tensor in that graph.
-        weight_norm: its ``dim`` if ``computed`` is a direction's and a length's, in this order.
+        weight_norm: ``dim``, if ``computed`` is the weight norm of v and g, the ``params``.
     """
 
     params: tuple[nn.Parameter, ...]
@@ -45,11 +46,11 @@ class Source:
 
     @property
     def is_parameter(self) -> bool:
-        """Whether nothing was computed yet."""
+        """Whether the tensor is a parameter itself."""
         return self.computed is self.leaves[0]
 
     def pulled_back(self, contributions: Contributions, leaf: Tensor) -> Contributions:
-        """Return the contributions to a parameter from those to what was computed."""
+        """Return the contributions to a parameter from those to the computed tensor."""
         if self.is_parameter:
             return contributions
         if self.weight_norm is not None:
@@ -71,9 +72,9 @@ class Use:
     """One parameter in one operation.
 
     Attributes:
-        source: the parameter, or what was computed from some.
+        source: the parameter, or a tensor computed from parameters.
         make: maps (gradient of the output, data of the operation) to contributions.
-        replaces: whether their sum is the parameter's gradient.
+        replaces: whether the sum of the contributions is the parameter's gradient.
     """
 
     source: Source
@@ -86,12 +87,12 @@ class Site:
     """One operation that uses parameters.
 
     Attributes:
-        recorder: that takes the contributions.
-        uses: one a parameter of the operation.
-        where: the examples are in the output.
+        recorder: collects the contributions.
+        uses: one for each parameter of the operation.
+        where: mark of the output.
         counts: number of uses of each parameter in the same forward passes, by id.
-        task: the backward pass in which the operation ran, -1 in a forward pass.
-        call: number of the call of the model from outside that it belongs to.
+        task: id of the backward pass in which the operation ran, -1 for a forward pass.
+        call: number of the call of the model that it belongs to.
     """
 
     recorder: "Recorder"
@@ -110,12 +111,12 @@ class Site:
 
     @property
     def replaced(self) -> list[nn.Parameter]:
-        """The parameters of which the tap returns the gradients, in order."""
+        """The parameters whose gradients the tap computes, in order."""
         return [p for use in self.uses if use.replaces for p in use.source.params]
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do: in svag's own backward pass, with nothing replaced."""
+        """Whether the tap has no work: in svag's own backward pass, if it replaces no gradient."""
         return self.recorder.silent and not self.replaced
 
     def gradients(self, delta: Tensor, data: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -124,9 +125,9 @@ class Site:
         recorder.refuse_reentrant(self)
         if not self.where.complete(delta):
             raise PerExampleError(
-                f"{recorder.label_of(self)} was used on rows that belong to no example, as those "
-                "that fill a buffer up, and their gradient is not 0, so whose it is is not clear; "
-                "give the layer the examples' rows alone, or use svag.micro_batch_variance"
+                f"{recorder.label_of(self)} was used on rows that belong to no example, such as "
+                "unused rows of a buffer, and their gradient is not 0; give the layer only rows "
+                "that belong to examples, or use svag.micro_batch_variance"
             )
         for use in self.uses:
             dtype = torch.promote_types(use.source.computed.dtype, torch.float32)
@@ -138,17 +139,24 @@ class Site:
 
 
 class Once(torch.autograd.Function):
-    """Pass a gradient on, and refuse that what is computed from it is differentiated."""
+    """Pass a gradient on, and raise if something computed from it is differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, site: Site, gradient: Tensor, anchor: Tensor) -> Tensor:
-        """Return ``gradient``, which now requires a gradient because ``anchor`` does."""
+        """Return ``gradient``, which then requires a gradient because ``anchor`` does.
+
+        Args:
+            ctx: autograd's context.
+            site: the operation, for the message.
+            gradient: the gradient to pass on.
+            anchor: a tensor that requires a gradient.
+        """
         ctx.site = site
         return gradient.view_as(gradient)
 
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> tuple[None, ...]:
-        """Refuse."""
+        """Raise, since second derivatives are not supported."""
         raise PerExampleError(
             f"a gradient that came through {ctx.site.recorder.label_of(ctx.site)} was made with "
             "create_graph=True and is differentiated again, as in a gradient penalty; svag follows "
@@ -160,7 +168,7 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def once(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
-    """Compute gradients without a graph; where one is asked for, put :class:`Once` there."""
+    """Decorate a ``backward`` to run without a graph; :class:`Once` raises if one is needed."""
 
     @functools.wraps(backward)
     def wrapped(ctx: Any, *deltas: Tensor) -> Gradients:
@@ -182,7 +190,15 @@ class Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, site: Site, n: int, output: Tensor, *rest: Tensor) -> Tensor:
-        """Return ``output`` itself, now with the replaced parameters behind it."""
+        """Return ``output`` as a function of itself and of the parameters that are replaced.
+
+        Args:
+            ctx: autograd's context.
+            site: the operation.
+            n: number of tensors of data.
+            output: output of the operation.
+            rest: the data that the contributions need, then the replaced parameters.
+        """
         ctx.site, ctx.n = site, n
         ctx.save_for_backward(*rest[:n])
         ctx.mark_dirty(output)
@@ -192,7 +208,7 @@ class Tap(torch.autograd.Function):
     @once
     def backward(ctx: Any, delta: Tensor) -> Gradients:
         """Return the gradients of the output and of the replaced parameters."""
-        data = () if ctx.site.idle else ctx.saved_tensors  # may run a checkpointed part again
+        data = () if ctx.site.idle else ctx.saved_tensors  # reading may recompute a checkpoint
         with torch._C.DisableTorchFunction():
             grads = () if ctx.site.idle else ctx.site.gradients(delta, data)
             return (None, None, delta, *[None] * ctx.n, *grads)
@@ -202,10 +218,10 @@ class Recorder:
     """The state of one context: sources, uses and contributions.
 
     Args:
-        model: whose parameters are followed.
-        max_bytes: for per-example gradients held at once.
-        kept: names of parameters whose contributions are kept whole.
-        squares: keep sum_k c_k^2 of every parameter.
+        model: the model whose parameters are followed.
+        max_bytes: most bytes of per-example gradients at a time.
+        kept: names of parameters whose c_k are kept.
+        squares: whether to keep sum_k c_k^2 of every parameter.
     """
 
     def __init__(
@@ -236,12 +252,12 @@ class Recorder:
         self._totals: dict[int, Tensor] = {}
         self._incoming: dict[int, Tensor] = {}
         self._earlier: dict[int, Tensor] = {}
-        self._first: dict[int, int] = {}  # backward pass, by number of the call
+        self._first: dict[int, int] = {}  # first backward pass, by number of the call
         self._again: set[int] = set()
         self._pass: int | None = None
 
     def hooks(self) -> Iterator[Any]:
-        """Register a hook before and one after each parameter's gradient, and yield the handles."""
+        """Register hooks before and after the accumulation of each parameter's gradient."""
         for param in self.params:
             yield param.register_hook(self._before(param))
             yield param.register_post_accumulate_grad_hook(self._after)
@@ -256,26 +272,26 @@ class Recorder:
         return source if recorder is self else None
 
     def replaces(self, source: Source | None) -> bool:
-        """Whether a closed form may put its own sum in the place of autograd's."""
+        """Whether a closed form may replace autograd's gradient by its own sum."""
         return source is not None and source.is_parameter and self.verification is None
 
     def label(self, tensor: Tensor) -> str:
-        """Return the name of a parameter, or of what a tensor was computed from."""
+        """Return the name of a parameter, or of the parameters a tensor was computed from."""
         source = self.source_of(tensor)
         params = source.params if source else ()
         return " and ".join(repr(self.names[id(p)]) for p in params) or "a constant"
 
     def owner_of(self, *tensors: Tensor | None) -> str:
-        """Return `` 'name'`` of the module that owns one of the tensors, or nothing."""
+        """Return `` 'name'`` of the module that owns one of the tensors; empty if none does."""
         names = [self.names.get(id(t)) for t in tensors]
         return next((f" {n.rpartition('.')[0] or n!r}" for n in names if n), "")
 
     def derive(self, tensor: Tensor, source: Source) -> None:
-        """Note that ``tensor`` is ``source.computed`` in the user's graph."""
+        """Record that ``tensor`` was computed from parameters, as ``source.computed`` was."""
         setattr(tensor, _DERIVED, (self, source))
 
     def refuse_reentrant(self, site: Site) -> None:
-        """Refuse an operation that ran and went back inside another backward pass."""
+        """Raise if an operation ran forward and backward inside another backward pass."""
         if site.task != -1 and not self.silent:
             raise PerExampleError(
                 f"{self.label_of(site)} is used in a reentrant checkpoint, whose backward pass "
@@ -288,10 +304,15 @@ class Recorder:
         return ", ".join(repr(self.names[id(p)]) for use in site.uses for p in use.source.params)
 
     def take(self, site: Site, use: Use, contributions: Contributions) -> Iterator[Tensor]:
-        """Take the contributions of one use and yield their sums where they replace.
+        """Record the contributions of one use; yield their sums if they replace gradients.
 
-        Where it is the parameter's only use, mean and variance come from the same products now;
-        else the contributions wait until :meth:`_after` can add them up.
+        If it is the parameter's only use, mean and variance are computed at once, from the same
+        products; else the contributions are kept until :meth:`_after` adds them up.
+
+        Args:
+            site: the operation.
+            use: the use of one parameter, or of a tensor computed from parameters.
+            contributions: the examples' contributions through this use.
         """
         if self.silent:
             if use.replaces:
@@ -319,7 +340,7 @@ class Recorder:
                 yield estimate.total if alone else mine.total(self.max_bytes)
 
     def begin_pass(self) -> None:
-        """Forget what a backward pass left that reached no parameter, as autograd.grad does."""
+        """Discard contributions of an earlier backward pass without parameters (autograd.grad)."""
         task = torch._C._current_graph_task_id()
         if task != self._pass:
             self._pass = task
@@ -377,7 +398,7 @@ class Recorder:
             attach(param, variance)
 
     def _refuse_again(self, param: Tensor) -> None:
-        """Refuse a sum of gradients of the same examples: their variances do not add up."""
+        """Raise if gradients of the same examples were added: their variances do not add up."""
         if id(param) in self._again:
             raise PerExampleError(
                 f"{self.names[id(param)]}: several backward passes from one forward pass "
@@ -400,7 +421,7 @@ class Recorder:
         return variance
 
     def _keep_squares(self, param: Tensor, estimate: Estimate, examples: int) -> None:
-        """Solve the formula of the variance for sum_k c_k^2."""
+        """Compute sum_k c_k^2 from the variance, by the formula solved for it."""
         if self._squares:
             squares = estimate.total.square().add_(estimate.variance, alpha=examples - 1)
             self.second_moments[self.names[id(param)]] = squares.div_(examples)
@@ -414,7 +435,7 @@ class Recorder:
             )
 
     def _check(self, param: Tensor, variance: Tensor | None) -> None:
-        """In a verified pass, compare what was seen with what arrived."""
+        """In a verified pass, compare the contributions with the gradient that arrived."""
         total = self._totals.pop(id(param), None)
         grad = self._incoming.pop(id(param), None)
         if self.verification is None or grad is None:

@@ -1,9 +1,9 @@
-"""LSTM, GRU and RNN: torch's fast forward pass, and a backward pass that shows the gates.
+"""The rule for LSTM, GRU and RNN: torch's fast forward pass, and svag's own backward pass.
 
-Forward, each layer and direction runs torch's own kernel without a graph. Backward, the gates of
-all steps come from one product, since the states are known; what is left to do step by step is one
-product with the recurrent weights and two or three elementwise operations. The gradients of the
-gates, times inputs and states, are the weights' contributions, as in a dense layer.
+In the forward pass each layer and direction runs torch's own kernel without a graph. svag's
+backward pass (:mod:`~svag.variance.per_example.recurrent_backward`) returns the gradients of the
+gates, which torch's kernel does not. These and the inputs and states give the weights'
+contributions, as in a dense layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,7 +49,7 @@ def _back(
     d_out: Tensor,
     d_last: Sequence[Tensor],
 ) -> Gates:
-    """Run back through a layer, from the gradients of its output and of its last states."""
+    """Run the backward pass of a layer, from the gradients of its output and its last states."""
     if packed is None:
         d_out = d_out.clone()
         d_out[-1] += d_last[0]
@@ -73,7 +73,7 @@ def _run(
 
 
 class Watch(torch.autograd.Function):
-    """Pass the results of a layer on, and make the contributions on the way back."""
+    """Pass the results of a layer on unchanged; make the contributions in the backward pass."""
 
     @staticmethod
     def forward(
@@ -86,7 +86,18 @@ class Watch(torch.autograd.Function):
         n: int,
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Return the output and the last states."""
+        """Return the output and the last states.
+
+        Args:
+            ctx: autograd's context.
+            kind: ``"lstm"``, ``"gru"``, ``"tanh"`` or ``"relu"``.
+            site: the operation.
+            weights: the layer's weights, detached.
+            packed: mark of packed sequences; None for sequences of one length.
+            x: inputs, ``(T, B, in)``.
+            n: number of initial states.
+            rest: initial states, then the output and the last states.
+        """
         start, (out, *last) = rest[:n], rest[n:]
         ctx.kind, ctx.site, ctx.weights, ctx.packed, ctx.n = kind, site, weights, packed, n
         ctx.save_for_backward(x, out, *start)
@@ -95,7 +106,13 @@ class Watch(torch.autograd.Function):
     @staticmethod
     @once
     def backward(ctx: Any, d_out: Tensor, *d_last: Tensor) -> Gradients:
-        """Return the gradients as they are."""
+        """Return the gradients unchanged.
+
+        Args:
+            ctx: autograd's context.
+            d_out: gradients of the output, ``(T, B, width)``.
+            d_last: gradients of the last states.
+        """
         if not ctx.site.idle:
             x, out, *start = ctx.saved_tensors
             with torch._C.DisableTorchFunction():
@@ -118,7 +135,18 @@ class Layer(torch.autograd.Function):
         h0: Tensor,
         *rest: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Return the output and the last states."""
+        """Return the output and the last states.
+
+        Args:
+            ctx: autograd's context.
+            kind: ``"lstm"``, ``"gru"``, ``"tanh"`` or ``"relu"``.
+            site: the operation.
+            weights: the layer's weights, detached.
+            packed: mark of packed sequences; None for sequences of one length.
+            x: inputs, ``(T, B, in)``.
+            h0: initial state, ``(B, width)``.
+            rest: for an LSTM the initial cells; then the parameters, for autograd.
+        """
         start = (h0, rest[0]) if kind == "lstm" else (h0,)
         out, last = _run(kind, weights, packed, x, start)
         ctx.kind, ctx.site, ctx.weights, ctx.packed = kind, site, weights, packed
@@ -128,7 +156,13 @@ class Layer(torch.autograd.Function):
     @staticmethod
     @once
     def backward(ctx: Any, d_out: Tensor, *d_last: Tensor) -> Gradients:
-        """Return the gradients of the input, the initial states and the parameters."""
+        """Return the gradients of the input, the initial states and the parameters.
+
+        Args:
+            ctx: autograd's context.
+            d_out: gradients of the output, ``(T, B, width)``.
+            d_last: gradients of the last states.
+        """
         x, out, *start = ctx.saved_tensors
         with torch._C.DisableTorchFunction():
             gates = _back(ctx.kind, ctx.weights, ctx.packed, x, start, out, d_out, d_last)
@@ -145,7 +179,7 @@ class Layer(torch.autograd.Function):
 
 
 def _gradients(site: Site, gates: Gates, delta: Tensor) -> list[Tensor]:
-    """Hand the contributions of each weight to the recorder; return the sums that replace."""
+    """Give the contributions of each weight to the recorder; return the sums that replace."""
     site.recorder.refuse_reentrant(site)
     where = site.where
 
@@ -182,7 +216,7 @@ def _rule(
     args: Sequence[Any],
     kwargs: dict[str, Any],
 ) -> Any:
-    """Run the layers one after the other, each with its own way back."""
+    """Run the layers one after the other, each with its own backward pass."""
     if kwargs or len(args) != 9:
         raise PerExampleError(
             f"{func.__name__} was called in a way that torch.nn's modules do not; use them, or "
@@ -205,7 +239,7 @@ def _rule(
 
 
 class Stack(NamedTuple):
-    """What torch's functions are told of the layers, in their order."""
+    """The arguments of torch's functions after data and states, in their order."""
 
     flat: Sequence[Tensor]
     has_bias: bool

@@ -1,7 +1,7 @@
-"""The way back through LSTM, GRU and RNN layers, which shows the gradients of the gates.
+"""The backward pass of LSTM, GRU and RNN layers, which returns the gradients of the gates.
 
-The gates of all steps come from one product, since the states are known; what is left to do step by
-step is one product with the recurrent weights and two or three elementwise operations.
+Since all states are known, the gates of all steps are recomputed by one matrix product. Each step
+then takes one product with the recurrent weights and a few elementwise operations.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 
 class Weights(NamedTuple):
-    """Of one layer and direction; biases are None without bias, ``w_hr`` without projection."""
+    """Weights of a layer and direction; biases or ``w_hr`` (projection) are None if it has none."""
 
     w_ih: Tensor
     w_hh: Tensor
@@ -22,7 +22,7 @@ class Weights(NamedTuple):
     w_hr: Tensor | None
 
     def given(self) -> list[Tensor]:
-        """Return those that are there, in torch's order."""
+        """Return the weights that are not None, in torch's order."""
         return [w for w in self if w is not None]
 
 
@@ -30,9 +30,9 @@ class Gates(NamedTuple):
     """Gradients by time step, ``(T, B, width)``, and the factors of the weights' contributions.
 
     Attributes:
-        by_input: of what the input weights feed.
-        by_state: of what the recurrent weights feed; another tensor in a GRU only.
-        inputs: x.
+        by_input: gradients of the input weights' products, W_ih x.
+        by_state: gradients of the recurrent weights' products, W_hh h; other values in a GRU only.
+        inputs: the inputs x.
         states: the state before each step.
         start: gradients of the initial states.
         projected: (gradient of the projected state, state before the projection), or None.
@@ -49,10 +49,18 @@ class Gates(NamedTuple):
 def backward_lstm(
     weights: Weights, x: Tensor, start: Sequence[Tensor], out: Tensor, d_out: Tensor, d_cell: Tensor
 ) -> Gates:
-    """Run back through an LSTM layer.
+    """Run the backward pass of an LSTM layer.
 
-    With c_t = f c_(t-1) + i g and h_t = o tanh c_t (times W_hr with a projection). The gradient of
-    the last cells is ``(B, width)``, or ``(T, B, width)`` where sequences end at different steps.
+    The layer is c_t = f c_(t-1) + i g and h_t = o tanh c_t (times W_hr with a projection).
+
+    Args:
+        weights: weights of the layer.
+        x: inputs, ``(T, B, in)``.
+        start: initial states h_0 and c_0, ``(B, width)`` each.
+        out: outputs h_t, ``(T, B, width)``.
+        d_out: gradients of the outputs, ``(T, B, width)``.
+        d_cell: gradient of the last cells, ``(B, width)``, or ``(T, B, width)`` if sequences end at
+            different steps.
     """
     h0, c0 = start
     states, pre = _preactivations(weights, x, h0, out)
@@ -92,7 +100,15 @@ def backward_lstm(
 def backward_gru(
     weights: Weights, x: Tensor, start: Sequence[Tensor], out: Tensor, d_out: Tensor, _: Tensor
 ) -> Gates:
-    """Run back through a GRU layer, h_t = (1 - z) n + z h_(t-1), n = tanh(n_x + r n_h)."""
+    """Run the backward pass of a GRU layer, h_t = (1 - z) n + z h_(t-1), n = tanh(n_x + r n_h).
+
+    Args:
+        weights: weights of the layer.
+        x: inputs, ``(T, B, in)``.
+        start: initial state h_0, ``(B, width)``.
+        out: outputs h_t, ``(T, B, width)``.
+        d_out: gradients of the outputs, ``(T, B, width)``.
+    """
     states = torch.cat((start[0].unsqueeze(0), out[:-1]))
     by_x = functional.linear(x, weights.w_ih, weights.b_ih)
     by_h = functional.linear(states, weights.w_hh, weights.b_hh)
@@ -116,7 +132,7 @@ def backward_gru(
 
 
 def _backward_simple(slope: Callable[[Tensor], Tensor]) -> Callable[..., Gates]:
-    """Return the way back through h_t = phi(...), given phi' as a function of h_t."""
+    """Return the backward pass of h_t = phi(...), given phi' as a function of h_t."""
 
     def backward(
         weights: Weights, x: Tensor, start: Sequence[Tensor], out: Tensor, d_out: Tensor, _: Tensor

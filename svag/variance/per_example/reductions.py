@@ -1,4 +1,4 @@
-"""Operations that reduce some dimensions, or work along one."""
+"""Rules for operations that reduce some dimensions, or work along one."""
 
 from torch import Tensor
 
@@ -21,7 +21,7 @@ _REDUCTIONS = _SUMS | {
 
 @rule(*_REDUCTIONS)
 def _reduction(op: Operation) -> Where:
-    """Drop the reduced dimensions; over the examples only a sum is harmless."""
+    """Drop the reduced dimensions; over the examples' dimension only sums are allowed."""
     source = op.args[0] if op.args else op.inputs[0]
     if op.name in ("max", "min") and isinstance(op.given("other", 1), Tensor):
         return elementwise(op)
@@ -31,7 +31,7 @@ def _reduction(op: Operation) -> Where:
     if isinstance(where, Single):
         return where
     if isinstance(op.given("q", 1), Tensor) and op.given("q", 1).dim() and "quantile" in op.name:
-        return op.unknown()  # the quantiles make a dimension of their own
+        return op.unknown()  # several quantiles add a dimension
     reduced = _reduced(op, source.dim())
     if reduced is None:
         return op.unknown()
@@ -48,7 +48,7 @@ _DIM_AT |= {"linalg_vector_norm": 2, "vector_norm": 2}
 
 
 def _reduced(op: Operation, dims: int) -> list[int] | None:
-    """Return the dimensions that a reduction reduces, None if that is not clear."""
+    """Return the dimensions that a reduction reduces; None if they cannot be determined."""
     position = _DIM_AT.get(op.name, 1)
     given = op.given("dim", position, op.kwargs.get("axis"))
     if op.name in ("mode", "kthvalue", "median", "nanmedian") and given is None:
@@ -80,7 +80,7 @@ _ALONG = {
 
 @rule(*_ALONG)
 def _along(op: Operation) -> Where:
-    """Keep the examples if they lie along another dimension than the operation works along."""
+    """Keep the mark, unless the operation works along the examples' dimension."""
     source = op.args[0] if op.args else op.inputs[0]
     position = 1 if op.name == "glu" else _ALONG[op.name]
     dim = op.given("dim", position, -1)

@@ -1,6 +1,7 @@
-"""Replace all other examples and see that nothing of one's changes, in the model and in the loss.
+"""Checks that one example's results do not change when all other examples are replaced.
 
-Replaced by another's, not permuted: a mean over the mini-batch does not notice a permutation.
+It checks the model's outputs and the loss. The others are replaced by copies of another example,
+not permuted, since a mean over the mini-batch does not change under a permutation.
 """
 
 import copy
@@ -36,12 +37,12 @@ class Replacement:
     """A call of the model with the other examples replaced, made before the call itself.
 
     Args:
-        model: whose state is put back afterwards.
-        module: that is called; the model or a part of it.
-        example: that stays.
-        turn: chooses the example that takes the place of the others.
-        args: of the call, marked.
-        kwargs: of the call, marked.
+        model: the model, whose state is restored afterwards.
+        module: the module that is called: the model or a part of it.
+        example: the example that is not replaced.
+        turn: seed for the choice of the example that replaces the others.
+        args: positional arguments of the call, marked.
+        kwargs: keyword arguments of the call, marked.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Replacement:
         self._outputs = None if self._moved is None else self._run(*self._moved)
 
     def _with_others_replaced(self, turn: int) -> tuple[Any, Any] | None:
-        """Return the arguments with another example in every other's place; None if that fails."""
+        """Return the arguments with all other examples replaced; None if that fails."""
         every = (*self.args, *self.kwargs.values())
         if any(True for _ in found_in(every, PackedSequence)):
             return None
@@ -69,7 +70,7 @@ class Replacement:
         return replaced(self.args, moved), replaced(self.kwargs, moved)
 
     def _run(self, args: Any, kwargs: Any, *, dropout: bool = True) -> list[Tensor] | None:
-        """Call the module so that nobody notices; None if it raises."""
+        """Call the module without side effects; None if it raises."""
         with (
             torch._C.DisableTorchFunction(),
             nullcontext() if dropout else _without_dropout(self.model),
@@ -79,12 +80,12 @@ class Replacement:
         ):
             try:
                 output = self.module(*args, **kwargs)
-            except Exception:  # it may refuse such examples; the call itself runs next
+            except Exception:  # the module may not accept such examples
                 return None
             return [t.detach() for t in tensors_in(_values(output))]
 
     def compare(self, output: Any) -> None:
-        """Compare with the output of the call itself.
+        """Compare with the output of the original call.
 
         Raises:
             PerExampleError: the model mixes examples.
@@ -94,7 +95,7 @@ class Replacement:
         if self._outputs is None or len(outputs) != len(self._outputs):
             return
         if self._versions != [t._version for t in every]:
-            return  # the model writes into its inputs
+            return  # the model writes into its inputs, so the call cannot be repeated
         found = self._difference(outputs, [t.detach() for t in outputs], self._outputs)
         if found is None or self._moved is None:
             return
@@ -127,7 +128,14 @@ class Replacement:
 
 
 def others_replaced(tensor: Tensor, where: Placed, example: int, turn: int = 0) -> Tensor:
-    """Return a copy in which the rows of all other examples are one other example's."""
+    """Return a copy in which the rows of all other examples are replaced by one of theirs.
+
+    Args:
+        tensor: the tensor.
+        where: its mark.
+        example: the example whose rows stay.
+        turn: seed for the choice of the example that replaces the others.
+    """
     if isinstance(where, Single):
         return tensor.detach().clone()
     choices = [k for k in range(where.examples) if k != example]
@@ -138,7 +146,7 @@ def others_replaced(tensor: Tensor, where: Placed, example: int, turn: int = 0) 
 
 
 def _donors(owners: Owners, example: int, donor: int) -> Owners:
-    """Return, for each row of another example, the donor's row of the same number."""
+    """Return indices that replace every row of another example by the donor's row in that place."""
     source = np.flatnonzero(owners == donor)
     order = np.arange(len(owners))
     for other in set(owners.tolist()) - {example} if len(source) else ():
@@ -148,14 +156,20 @@ def _donors(owners: Owners, example: int, donor: int) -> Owners:
 
 
 def rows_of(tensor: Tensor, where: Placed, example: int) -> Tensor:
-    """Return one example's rows."""
+    """Return one example's rows.
+
+    Args:
+        tensor: the tensor.
+        where: its mark.
+        example: number of the example.
+    """
     if isinstance(where, Single):
         return tensor if where.example == example else tensor[:0]
     return tensor.index_select(where.dim, row_selector(where, tensor, example))
 
 
 def _differ(before: Tensor, after: Tensor) -> tuple[float, float] | None:
-    """Return by how much two tensors differ and how large they are, None if only by rounding."""
+    """Return the norms of a difference and of the tensor; None if they differ by rounding only."""
     if before.shape != after.shape:
         return float("nan"), float(before.norm())
     if not before.is_floating_point() or not bool(before.isfinite().all()):
@@ -166,7 +180,7 @@ def _differ(before: Tensor, after: Tensor) -> tuple[float, float] | None:
 
 
 class _Random:
-    """The generators as a call found them."""
+    """The states of all generators before a call."""
 
     def __init__(self) -> None:
         self._cpu = torch.random.get_rng_state()
@@ -176,7 +190,7 @@ class _Random:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Begin from that state, and put back what there was."""
+        """Set the generators to these states inside the context, and restore them after it."""
         now = _Random()
         self._set()
         try:
@@ -197,7 +211,7 @@ _INTERNAL = frozenset({"_parameters", "_buffers", "_modules", "training"})
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run without the hooks that see outputs, and put attributes and buffers back."""
+    """Run without the hooks on outputs, and restore attributes and buffers afterwards."""
     modules = list(model.modules())
     hooks = [m._forward_hooks for m in modules]
     attributes = [_attributes(m) for m in modules]
@@ -255,7 +269,7 @@ def _put_back(module: nn.Module, held: dict[str, Any], contents: dict[str, Any])
 
 @contextmanager
 def _without_dropout(model: nn.Module) -> Iterator[None]:
-    """Let dropout pass everything on: masks need not fall the same way on other examples."""
+    """Switch dropout off, since its masks may differ when examples are replaced."""
     layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
     before = [m.dropout for m in layers]
     for layer in layers:
@@ -285,16 +299,16 @@ class _NoDropout(TorchFunctionMode):
 
 
 class LossTape:
-    """The operations after the model's: what the loss does, so that it can be done again.
+    """Records the operations after the model, those of the loss, to run them again.
 
-    Targets stay, and so does what the loss computes from them alone, such as the number of tokens
-    it divides by.
+    Targets, and values that the loss computes from them alone, such as the number of tokens, are
+    not replaced.
 
     Args:
-        example: that stays.
+        example: the example that is not replaced.
 
     Attributes:
-        outputs: of the model.
+        outputs: outputs of the model.
     """
 
     def __init__(self, example: int) -> None:
@@ -303,12 +317,19 @@ class LossTape:
         self._tape: list[tuple[Callable[..., Any], Any, Any, Any]] = []
 
     def record(self, func: Callable[..., Any], args: Any, kwargs: Any, out: Any) -> None:
-        """Note an operation after the model's."""
+        """Record an operation after the model.
+
+        Args:
+            func: the function.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+            out: its result.
+        """
         if any(True for _ in tensors_in((out,))) or out is None:
             self._tape.append((func, args, kwargs, out))
 
     def check(self, loss: Tensor) -> None:
-        """Run the loss on the outputs, and on outputs with the others' replaced.
+        """Run the loss again on the outputs, and on outputs with the other examples replaced.
 
         Raises:
             PerExampleError: the gradient at this example's output changed.
@@ -342,7 +363,7 @@ class LossTape:
     def _gradients(
         self, loss: Tensor, outputs: Sequence[Tensor], values: Sequence[Tensor], state: _Random
     ) -> Sequence[Tensor] | None:
-        """Return the gradients at given outputs; None if what was seen does not give the loss."""
+        """Return the loss's gradients at given outputs; None if some operation was not seen."""
         fresh = [t.clone().requires_grad_() for t in values]
         known = {id(t): f.view_as(f) for t, f in zip(outputs, fresh, strict=True)}
         with state.again():
@@ -361,7 +382,7 @@ class LossTape:
         out: Any,
         known: dict[int, Tensor],
     ) -> None:
-        """Run one operation again; what it writes into is a copy."""
+        """Run one operation again; it writes into copies."""
         name = getattr(func, "__name__", "")
         writes = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
         if (writes or name.startswith("__i")) and args and isinstance(args[0], Tensor):

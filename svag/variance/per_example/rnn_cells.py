@@ -1,7 +1,7 @@
-"""LSTMCell, GRUCell and RNNCell, written out as operations that have rules.
+"""Rules for LSTMCell, GRUCell and RNNCell, which are run as operations that have rules.
 
-A cell called T times makes T uses of its weights; their products are concatenated before they are
-multiplied, so that it costs what a layer over T positions does.
+A cell that is called T times uses its weights T times. The factors of these products are
+concatenated before they are multiplied, so that the cost is that of a layer over T positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ def _relu(by_x: Tensor, by_h: Tensor, _: Tensor) -> Tensor:
 
 
 def _beside(mode: Interception, x: Tensor, state: Any) -> Any:
-    """Place a constant state by the rows of the input, to which the cell adds it row by row."""
+    """Give a constant state the mark of the input, since the cell combines them row by row."""
     if not isinstance(state, Tensor):
         return tuple(_beside(mode, x, part) for part in state)
     where = mark_of(x)
@@ -66,7 +66,7 @@ def _rule(cell: Cell) -> Rule:
             by_h = functional.linear(h, w_hh, b_hh)
             if not _in_step(where, (by_x, by_h, *tensors_in((state,)))):
                 return cell(by_x, by_h, state)
-        out = cell(by_x, by_h, state)  # row by row, so that the rows stay whose they are
+        out = cell(by_x, by_h, state)  # works row by row, so that the owners of rows stay
         for tensor in tensors_in((out,)):
             mark(tensor, where)  # type: ignore[arg-type]
         return out
@@ -75,7 +75,7 @@ def _rule(cell: Cell) -> Rule:
 
 
 def _in_step(where: object, tensors: Sequence[Tensor]) -> bool:
-    """Whether all have the examples where the input has them, along its rows."""
+    """Whether all tensors have the same mark as the input, with the examples along the rows."""
     return isinstance(where, Layout) and all(mark_of(t) == where for t in tensors)
 
 

@@ -1,4 +1,4 @@
-"""Which passes are verified: the first of its kind, and every n-th after it."""
+"""Counts passes by kind: the first of a kind and every n-th after it are verified."""
 
 import weakref
 from collections import Counter
@@ -16,7 +16,7 @@ _passes: "weakref.WeakKeyDictionary[nn.Module, Counter[Hashable]]" = weakref.Wea
 
 
 def turn_of(model: nn.Module, kind: Hashable) -> int:
-    """Count one more pass of a kind, over all contexts; return how many there were before."""
+    """Count a pass of a kind, over all contexts; return the number of passes before it."""
     counts = _passes.setdefault(model, Counter())
     counts[kind] += 1
     return counts[kind] - 1
@@ -25,11 +25,18 @@ def turn_of(model: nn.Module, kind: Hashable) -> int:
 def kind_of(
     model: nn.Module, module: nn.Module, examples: int, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> Hashable:
-    """Return what tells passes apart that may go another way through the model.
+    """Return the kind of a pass: a key that differs if the model may run other operations.
 
-    The module called, its mode, which parameters are trained, precision, and the inputs: how many
-    examples, and of each tensor the dtype and which sizes are multiples of the number of examples.
-    Other sizes do not matter: sequences of every length are of one kind.
+    It consists of the module, its mode, the trainable parameters, the precision, the number of
+    examples, and for each input tensor its dtype and which sizes are multiples of the number of
+    examples. Other sizes do not count, so that sequences of all lengths have the same kind.
+
+    Args:
+        model: the model.
+        module: the module that is called: the model or a part of it.
+        examples: the number of examples.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
     """
     trained = sum(p.requires_grad for p in model.parameters())
     modes = sum(m.training for m in model.modules())

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def found_in(values: Any, kind: type[T]) -> Iterator[T]:
-    """Yield what is of a kind among values and in lists, tuples and dicts among them."""
+    """Yield the values of a type in a structure of lists, tuples and dicts."""
     for value in values:
         if isinstance(value, kind):
             yield value
@@ -21,7 +21,7 @@ def found_in(values: Any, kind: type[T]) -> Iterator[T]:
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Yield the tensors among values, likewise."""
+    """Yield the tensors in a structure of lists, tuples and dicts."""
     return found_in(values, Tensor)
 
 

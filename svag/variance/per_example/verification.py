@@ -1,10 +1,9 @@
-"""Verify a pass against autograd: one example's cotangent alone, through the same graph.
+"""Verifies a pass against autograd: a backward pass of one example alone through the same graph.
 
-Whatever svag believes about rows and examples, autograd does not use it. So where the examples are
-added up, at the end of the loss, the gradient is set to 0 for all but one example, and autograd
-runs back from there through the same graph, without a second forward pass, generators or shapes:
-what arrives at a parameter is that example's contribution. In a verified pass no tap replaces
-anything, so that the graph is autograd's own.
+autograd does not use svag's marks. At the point where the loss sums over the examples, the gradient
+is set to 0 for all but one example, and autograd runs the backward pass from there through the same
+graph; no second forward pass is needed. The gradient of a parameter is then that example's
+contribution. In a verified pass no tap replaces a gradient, so that the graph is autograd's own.
 """
 
 import random
@@ -23,33 +22,33 @@ _ROUNDING = {torch.float64: 1e-14, torch.float32: 3e-6}
 
 
 class Grad(Protocol):
-    """Runs autograd so that what checkpointing runs again is followed."""
+    """Runs autograd with the interception on, so that recomputed checkpoints are followed."""
 
     def grad(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
-        """Return what ``torch.autograd.grad`` does."""
+        """Run ``torch.autograd.grad``."""
 
 
 class Silenced(Protocol):
-    """The recorder, as far as it is needed here."""
+    """The part of the recorder that verification needs."""
 
     silent: bool
     used_outside: bool
 
     @property
     def params(self) -> Sequence[nn.Parameter]:
-        """That are followed."""
+        """The followed parameters."""
 
 
 class Verification:
-    """What one verified forward and backward pass collects.
+    """The data of one verified forward and backward pass.
 
     Args:
-        examples: B.
-        turn: number of verified passes before; another example is taken each time.
+        examples: B, the number of examples.
+        turn: number of verified passes before; each pass verifies another example.
 
     Attributes:
-        example: whose contributions are compared.
-        outputs: of the model, where autograd is asked if the operations of the loss are not seen.
+        example: the example whose contributions are compared.
+        outputs: outputs of the model, whose gradients are used if the loss is not seen.
     """
 
     def __init__(self, examples: int, turn: int) -> None:
@@ -71,9 +70,9 @@ class Verification:
                 self._computed_in.add(tensor.dtype)
 
     def cut_at(self, tensor: Tensor, where: Placed) -> None:
-        """Note a tensor whose gradient, row by row, is known to be some example's.
+        """Record a tensor at which the gradient of all other examples can be set to 0.
 
-        Used up by one operation only, so that nothing else adds to its gradient.
+        Only one operation may use the tensor, so that its gradient is complete.
         """
         self._cut.append((tensor, where))
 
@@ -86,13 +85,13 @@ class Verification:
         *,
         seen: bool,
     ) -> None:
-        """Run back with one example's cotangent alone, before the user's backward pass.
+        """Run a backward pass with one example's gradient alone, before the user's.
 
         Args:
-            roots: that the user's backward pass starts from.
-            gradients: of them, as given to ``backward``.
-            autograd: runs backward.
-            recorder: that is told to keep silent.
+            roots: tensors that the user's backward pass starts from.
+            gradients: their gradients, as given to ``backward``.
+            autograd: runs the backward pass.
+            recorder: the recorder, which ignores this backward pass.
             seen: whether all operations of the loss are known.
         """
         cut = self._cut if seen else self.outputs
@@ -126,19 +125,25 @@ class Verification:
         grads: list[Tensor],
         params: Sequence[nn.Parameter],
     ) -> None:
-        """Keep what arrives at the parameters."""
+        """Run autograd from some tensors and keep the gradients of the parameters."""
         found = autograd.grad(tensors, list(params), grads, retain_graph=True, allow_unused=True)
         for param, grad in zip(params, found, strict=True):
             if grad is not None:
                 self._alone[id(param)] = grad
 
     def begin(self) -> None:
-        """A backward pass begins."""
+        """Clear the sums, at the start of a backward pass."""
         self._mine.clear()
         self._scales.clear()
 
     def scale(self, params: Sequence[Tensor], delta: Tensor, data: Sequence[Tensor]) -> None:
-        """Note how large the numbers are that a parameter's gradient is added up from."""
+        """Record the size of the terms of parameters' gradients, for a bound on rounding errors.
+
+        Args:
+            params: the parameters.
+            delta: gradient of an operation's output.
+            data: tensors that the contributions are computed from, the input first.
+        """
         size = float(delta.norm())
         for tensor in data[:1]:
             if tensor.is_floating_point():
@@ -149,7 +154,7 @@ class Verification:
             self._dtypes[id(param)] = min(narrow, key=lambda d: -torch.finfo(d).eps)
 
     def take(self, param: Tensor, contributions: Contributions) -> None:
-        """Add up what svag says that the example contributes."""
+        """Add svag's contribution of the example to a parameter's gradient."""
         if isinstance(contributions.innermost, Shared):
             return
         mine = contributions.chunk(self.example, self.example + 1)[0]
@@ -158,6 +163,12 @@ class Verification:
 
     def check(self, param: Tensor, name: str, grad: Tensor, total: Tensor | None) -> None:
         """Compare the sum of the contributions with the gradient, and one with autograd's.
+
+        Args:
+            param: the parameter.
+            name: its name, for messages.
+            grad: its gradient in this backward pass.
+            total: sum of svag's contributions; None if there are none.
 
         Raises:
             PerExampleError: they differ by more than rounding.
@@ -184,13 +195,13 @@ class Verification:
             raise PerExampleError(
                 f"{name}: what svag attributes to example {self.example} differs from what "
                 f"autograd gives for it alone (by a norm of {missing:.3g}, of "
-                f"{float(alone.norm()):.3g}), so the examples lie in another way than it seems: "
+                f"{float(alone.norm()):.3g}), so svag is wrong about where the examples are: "
                 "name the arguments that hold them (examples=...) and their dimension (batch_dim), "
                 "or use svag.micro_batch_variance, which needs none of this"
             )
 
     def _difference(self, param: Tensor, a: Tensor, b: Tensor) -> tuple[float, float]:
-        """Return the norm of a difference, and how large rounding may make it."""
+        """Return the norm of a difference, and a bound on it from rounding errors."""
         dtypes = {self._dtypes.get(id(param), param.dtype), *self._computed_in}
         dtype = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
         wide = torch.promote_types(torch.float32, torch.promote_types(a.dtype, b.dtype))

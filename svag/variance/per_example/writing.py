@@ -1,4 +1,4 @@
-"""Operations that write or add into a tensor: each row they write is whose the values' row is."""
+"""Rules for operations that write or add into a tensor: a row gets the owner of the values' row."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -60,10 +60,10 @@ def _overwritten(op: Operation, target: Tensor, parts: Any, values: Any) -> Wher
 
 
 def _marked(op: Operation, target: Tensor, parts: Sequence[Any]) -> Where:
-    """A constant at places that examples choose, ``x[arange(B), lengths] = 1``.
+    """A constant is written at places that examples choose, ``x[arange(B), lengths] = 1``.
 
-    Only along a dimension whose index is constant is a row of the target written by the same
-    examples whatever they choose.
+    The examples must be along a dimension whose index is constant: only then is each row of the
+    target written by the same example for all values of the other indices.
     """
     if not all(isinstance(p, Tensor) and p.dtype == torch.long and p.dim() == 1 for p in parts):
         return op.unknown()
@@ -86,7 +86,7 @@ def _marked(op: Operation, target: Tensor, parts: Sequence[Any]) -> Where:
 
 
 def _by_mask(op: Operation, target: Tensor, parts: Any) -> Where:
-    """A mask of the mini-batch says whose each row of the target is, written or not."""
+    """Write where a mask of the mini-batch is true; the mask's owners are those of the target."""
     mask = parts[0] if len(parts) == 1 else None
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() > target.dim():
         return CONSTANT
@@ -99,7 +99,7 @@ def _dims_of(where: Where) -> int:
 
 
 def _aligned_dims(target: Tensor, values: Tensor, given: Where) -> int:
-    """Return how many dimensions of the target lie before the values' rows, or at them."""
+    """Return the number of the target's dimensions up to that of the values' rows."""
     if isinstance(given, Single):
         return 0
     assert isinstance(given, Layout | Scattered)
@@ -119,7 +119,7 @@ def _accumulated(op: Operation, target: Tensor, parts: Any, values: Tensor) -> W
 
 
 def _added_by_mask(op: Operation, target: Tensor, parts: Any, values: Tensor) -> Where:
-    """Add where a mask is true: every entry to one of the same example."""
+    """Add where a mask is true; every entry must be added to one of the same example."""
     where = op.where(target)
     found = _overwritten(op, target, parts, values)
     if not isinstance(where, Layout | Scattered) or not isinstance(found, Layout | Scattered):
@@ -144,7 +144,7 @@ def _index_copy(op: Operation) -> Where:
 
 
 def _added(op: Operation, target: Tensor, dim: int, index: Tensor, values: Tensor) -> Where:
-    """Add rows to rows: each sum must be one example's."""
+    """Add rows to rows; every sum must belong to one example."""
     where, given = op.where(target), op.where(values)
     if given is CONSTANT and isinstance(where, IS_PLACED):
         return where
@@ -167,13 +167,13 @@ def _added(op: Operation, target: Tensor, dim: int, index: Tensor, values: Tenso
         return op.mixes()
     names = np.arange(len(largest))
     if len(names) == given.examples and np.all((largest == names) | (largest == NOBODY)):
-        return Layout(dim, given.examples)  # an example to which nothing is added has its row too
+        return Layout(dim, given.examples)  # examples without added rows have a row, too
     return placed(dim, given.examples, largest)
 
 
 @rule("scatter", "scatter_add", "scatter_reduce")
 def _scattered(op: Operation) -> Where:
-    """Write or add entries where an index says."""
+    """Write or add entries at the positions of an index."""
     target, dim, index = op.args[0], op.given("dim", 1), op.given("index", 2)
     values = op.given("src", 3, op.kwargs.get("value"))
     where, given = op.where(target), op.where(values)
