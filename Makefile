@@ -3,17 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check
+.PHONY: demo test test-fast check
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/lab.installed
 	$(BIN)/svag compare digits --out demo
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest --numprocesses auto --thin 2
-
-test-all: $(VENV)/dev.installed
 	$(BIN)/python -m pytest --numprocesses auto
+
+test-fast: $(VENV)/dev.installed
+	$(BIN)/python -m pytest --numprocesses auto --fast
 
 check: $(VENV)/dev.installed
 	$(BIN)/ruff check .

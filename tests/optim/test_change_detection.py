@@ -188,8 +188,11 @@ def test_autograd_hears_of_what_was_updated_and_of_nothing_else():
     assert [state["exp_avg"]._version for state in states] == [1, 0, 1, 1, 1]
 
 
-def test_a_refused_step_leaves_no_address_behind():
-    """What a look has seen before another gradient is refused must not count as known."""
+def test_a_refused_step_leaves_no_address_behind(capfd):
+    """What a look has seen before another gradient is refused must not count as known.
+
+    Before torch 2.13 asking a sparse tensor for its strides printed a C++ stack.
+    """
     params = [nn.Parameter(torch.zeros(4)) for _ in range(2)]
     optimizer = svag.SGD(params, lr=1.0)
     first = torch.ones(4)
@@ -198,47 +201,14 @@ def test_a_refused_step_leaves_no_address_behind():
     optimizer.step()
     params[0].grad = later = torch.full((4,), 5.0)
     params[1].grad = torch.ones(4).to_sparse()
-    with pytest.raises(RuntimeError, match="sparse"):
+    with pytest.raises(RuntimeError, match=r"does not support sparse gradients.*sparse=False"):
         optimizer.step()
+    assert capfd.readouterr() == ("", "")
     params[1].grad = torch.ones(4)
     optimizer.step()
     assert params[0].grad is later
     assert params[0].tolist() == [-6.0] * 4
     assert params[1].tolist() == [-2.0] * 4
-
-
-@pytest.mark.parametrize("fused", [None, False])
-def test_a_parameter_that_changes_its_group_has_the_new_group_s_options(fused):
-    params = [nn.Parameter(torch.zeros(1)) for _ in range(3)]
-    groups = [{"params": params[:2], "lr": 1.0}, {"params": params[2:], "lr": 100.0}]
-    optimizer = svag.SGD(groups, lr=1.0, fused=fused)
-    for _ in range(2):
-        for param in params:
-            param.grad = torch.ones(1)
-        optimizer.step()
-        moved = optimizer.param_groups[0]["params"]
-        if len(moved) == 2:
-            optimizer.param_groups[1]["params"].insert(0, moved.pop())
-    assert [param.item() for param in params] == [-2.0, -101.0, -200.0]
-
-
-@pytest.mark.parametrize("fused", [None, False])
-def test_a_state_that_is_cleared_starts_afresh(fused):
-    ends = []
-    for clears in (True, False):
-        param = nn.Parameter(torch.zeros(3))
-        optimizer = svag.MSVAG([param], fused=fused)
-        for _ in range(2):
-            param.grad = torch.ones(3)
-            optimizer.step()
-        if clears:
-            optimizer.state[param].clear()
-        else:
-            optimizer = svag.MSVAG([param], fused=fused)
-        param.grad = torch.full((3,), 2.0)
-        optimizer.step()
-        ends.append(param.detach().clone())
-    assert torch.equal(*ends)
 
 
 @pytest.mark.parametrize("steps", [0, 1])
@@ -310,25 +280,6 @@ def test_any_other_member_of_groups_and_states_is_noticed(change):
     assert not holds(optimizer)
     step(optimizer)
     assert holds(optimizer)
-
-
-def test_an_option_that_changes_where_it_is_counts_at_the_next_step():
-    """Tensors are read at every step, other options when they are other objects."""
-    p = nn.Parameter(torch.zeros(3))
-    lr = torch.tensor(1.0)
-    optimizer = svag.SGD([p], lr=lr, fused=True)
-    p.grad = torch.ones(3)
-    for rate in (1.0, 0.5, 0.25):
-        lr.fill_(rate)
-        optimizer.step()
-    assert p.tolist() == [-1.75] * 3
-    optimizer.param_groups[0]["lr"] = 2.0
-    optimizer.step()
-    optimizer.step()
-    assert p.tolist() == [-5.75] * 3
-    optimizer.param_groups[0]["maximize"] = True
-    optimizer.step()
-    assert p.tolist() == [-3.75] * 3
 
 
 class Wrapped(Tensor):
