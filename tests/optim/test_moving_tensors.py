@@ -31,7 +31,6 @@ from .stepping import (
     held,
     parameter,
     parameters,
-    train,
 )
 
 # Where tensors are is a matter of which averages there are, not of what is made of them: 0 to 2.
@@ -69,7 +68,7 @@ def follow(case: Case, params: list[Any], change: Any, flags: Any, **options: An
         FreshLoop(case, params, **options),
     )
     for n in range(5):
-        change(optimizer, n)
+        change(optimizer, n, *([reference] if change in WRITTEN.values() else []))
         gradients = drawn(held(optimizer), n)
         for p, gradient in zip(held(optimizer), gradients, strict=True):
             p.grad = gradient.clone()
@@ -128,7 +127,40 @@ def across(tensor: Tensor) -> Tensor:
     return tensor.transpose(0, 1).clone(memory_format=torch.contiguous_format).transpose(0, 1)
 
 
-CHANGES: dict[str, Callable[[Any, int], Any]] = {
+def written(name: str, write: Callable[[dict[str, Any]], Any]) -> Callable[..., None]:
+    """What a user writes into the states, and the reference's with them, before the third step."""
+
+    def change(optimizer: Any, n: int, reference: FreshLoop) -> None:
+        states = [*(optimizer.state[p] for p in held(optimizer)), *reference.states]
+        for state in states if n == 2 else ():
+            if name in state:
+                write(state)
+
+    return change
+
+
+def dropped(one_only: bool) -> Callable[..., None]:
+    """What is dropped begins afresh."""
+
+    def change(optimizer: Any, n: int, reference: FreshLoop) -> None:
+        if n == 3 and one_only:
+            optimizer.state.pop(held(optimizer)[3], None)
+            reference.states[3] = {}
+        elif n == 3:
+            optimizer.state.clear()
+            reference.states = [{} for _ in reference.states]
+
+    return change
+
+
+WRITTEN: dict[str, Callable[..., Any]] = {
+    "states cleared": dropped(one_only=False),
+    "a state deleted": dropped(one_only=True),
+    "step filled": written("step", lambda state: state["step"].fill_(7)),
+    "step replaced": written("step", lambda state: state.update(step=torch.tensor(20.0))),
+    "average halved": written("exp_avg", lambda state: state["exp_avg"].mul_(0.5)),
+}
+CHANGES: dict[str, Callable[..., Any]] = {
     "nothing": lambda optimizer, n: None,
     ".data of parameters": of_each(lambda p, state: set_data(p, p.data.clone())),
     "swap_tensors": of_each(swap),
@@ -139,6 +171,7 @@ CHANGES: dict[str, Callable[[Any, int], Any]] = {
     "states replaced": replace_states,
     "state_dict reloaded": reload_,
     "channels_last and back": cross_layouts,
+    **WRITTEN,
     "transposed storage": of_each(lambda p, state: set_data(p, across(p.data))),
 }
 
@@ -205,50 +238,6 @@ def test_groups_may_be_edited_in_place(case: Case, flags: Any) -> None:
         optimizer.step()
         ends = [loop.params[0] for loop in loops]
         assert_all_close(params, ends)
-
-
-@pytest.mark.parametrize("one_only", [False, True], ids=["clear", "del"])
-@every_flag
-@few
-def test_state_that_is_dropped_begins_afresh(case: Case, flags: Any, one_only: bool) -> None:
-    params = parameters()
-    optimizer = case.build(params, **flags)
-    train(optimizer, steps=3)
-    dropped = params if not one_only else params[3:4]
-    for p in dropped:
-        if one_only:
-            optimizer.state.pop(p, None)
-        else:
-            optimizer.state.clear()
-    loop = FreshLoop(case, dropped)
-    for n in range(3):
-        gradients = drawn(params, n)
-        for p, gradient in zip(params, gradients, strict=True):
-            p.grad = gradient
-        optimizer.step()
-        loop.step(gradients if not one_only else gradients[3:4])
-    assert_all_close(dropped, loop.params)
-
-
-@every_flag
-@by_name(named("m-ssd", "m-svag", "adam"))
-def test_what_a_user_writes_into_the_state_counts(case: Case, flags: Any) -> None:
-    p = parameter(40)
-    optimizer, loop = case.build([p], **flags), FreshLoop(case, [p])
-    for n in range(6):
-        gradients = drawn([p], n)
-        p.grad = gradients[0].clone()
-        for state in (optimizer.state.get(p, {}), loop.states[0]):
-            if n == 2:
-                state["step"].fill_(7)
-            if n == 3:
-                state["exp_avg"].mul_(0.5)
-            if n == 4:
-                state["step"] = torch.tensor(20.0)
-        optimizer.step()
-        loop.step(gradients)
-        assert_all_close([p], loop.params)
-    assert float(optimizer.state[p]["step"]) == 22
 
 
 @every_flag
