@@ -97,19 +97,11 @@ def test_fully_sharded_parameters_train_as_whole_ones(
     net, optimizer = alone(case)
     ends = came_of(both, "fsdp", f"{case}, {way}")
     assert_same(ends["parameters"], net.parameters())
+    step = {"step": False} if case.anatomy.buffers else {}
+    assert ends["placed"] == {**step, **dict.fromkeys(case.anatomy.buffers, True)}
     for p, state in zip(net.parameters(), ends["state"], strict=True):
         assert state.keys() == optimizer.state[p].keys()
         assert_same(list(state.values()), optimizer.state[p].values())
-
-
-@every_way
-@every_case
-def test_sharded_state_is_placed_as_its_parameter(
-    both: list[dict[str, Any]], case: Case, way: str
-) -> None:
-    step = {"step": False} if case.anatomy.buffers else {}
-    expected = {**step, **dict.fromkeys(case.anatomy.buffers, True)}
-    assert came_of(both, "fsdp", f"{case}, {way}")["placed"] == expected
 
 
 @pytest.mark.parametrize("form", ["nested", "flat"])
@@ -119,19 +111,12 @@ def test_a_distributed_checkpoint_resumes_exactly(
 ) -> None:
     ends = came_of(both, "checkpoints", f"{case}, {form}")
     assert all(map(torch.equal, ends["resumed"], ends["straight"]))
+    # torch makes the state to be loaded into by a step with lr = 0 and gradients of zero
+    start = [p.detach() for p in worker.model().parameters()]
+    assert all(map(torch.equal, ends["before loading"], start))
     assert ends["lr"] == worker.OPTIONS["lr"]
     assert ends["steps"] == ([worker.STEPS] if case.anatomy.buffers else [])
     assert_same(ends["resumed"], alone(case)[0].parameters())
-
-
-@pytest.mark.parametrize("form", ["nested", "flat"])
-@every_case
-def test_state_made_to_be_loaded_into_moves_no_parameter(
-    both: list[dict[str, Any]], case: Case, form: str
-) -> None:
-    """torch makes it by a step with lr = 0 and gradients of zero."""
-    before = came_of(both, "checkpoints", f"{case}, {form}")["before loading"]
-    assert all(map(torch.equal, before, (p.detach() for p in worker.model().parameters())))
 
 
 @by_name(worker.STATEFUL)

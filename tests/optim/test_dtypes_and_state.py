@@ -5,6 +5,7 @@ Rounding is in test_rounding.py.
 
 import copy
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -126,54 +127,48 @@ def test_a_changed_dtype_gives_the_right_step_or_an_error_and_no_damage(
     assert_all_close([p.float() for p in params], loop.params, rtol=bound, atol=bound)
 
 
-@every_engine
-@by_name([case for case in EVERY_KIND if case.averages])
-@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
-def test_the_default_dtype_changes_nothing(case: Case, engine: str, default: torch.dtype) -> None:
-    """With a bfloat16 step the count would stop at 256, and so would the debiasing."""
-    plainly, under = (case.build([parameter(3)], **ENGINES[engine]) for _ in range(2))
-    give_gradients([*held(plainly)], 1)
-    held(under)[0].grad = held(plainly)[0].grad.clone()
-    for _ in range(258):
-        plainly.step()
+def with_default(default: torch.dtype | torch.device, steps: Callable[[], Any]) -> None:
+    if isinstance(default, torch.device):
+        with default:
+            return steps()
     torch.set_default_dtype(default)
     try:
-        for _ in range(258):
-            under.step()
+        steps()
     finally:
         torch.set_default_dtype(torch.float32)
-    assert float(under.state[held(under)[0]]["step"]) == 258
-    assert torch.equal(held(under)[0], held(plainly)[0])
+
+
+@every_engine
+@every_kind
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.device("meta")], ids=str)
+def test_the_default_dtype_and_device_change_nothing(case: Case, engine: str, default: Any) -> None:
+    """With a bfloat16 step the count would stop at 256, and so would the debiasing."""
+    plainly, under = (case.build(parameters()[:4], **ENGINES[engine]) for _ in range(2))
+    for optimizer in (plainly, under):
+        give_gradients(held(optimizer), 1)
+
+    def steps(optimizer: Any) -> None:
+        for _ in range(258):
+            optimizer.step()
+
+    steps(plainly)
+    with_default(default, lambda: steps(under))
+    assert_all_equal(held(under), held(plainly))
+    kept = [under.state[p] for p in held(under) if case.averages]
+    assert {float(state["step"]) for state in kept} <= {258.0}
+    assert {value.device.type for state in kept for value in state.values()} <= {"cpu"}
 
 
 @every_engine
 @pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)
 def test_the_step_has_torchs_dtype(default: torch.dtype, engine: str) -> None:
     """torch's: that of a fused step is always float32."""
-    torch.set_default_dtype(default)
-    try:
-        ours = svag.MSVAG([parameter(4)], **ENGINES[engine])
-        theirs = torch.optim.Adam([parameter(4)], **ENGINES[engine])
-        train(ours, theirs, steps=2)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    makes = (svag.MSVAG, torch.optim.Adam)
+    ours, theirs = (make([parameter(4)], **ENGINES[engine]) for make in makes)
+    with_default(default, lambda: train(ours, theirs, steps=2))
     one, other = (o.state[held(o)[0]]["step"] for o in (ours, theirs))
     assert one.dtype == other.dtype
     assert float(one) == 2
-
-
-@every_engine
-@every_kind
-def test_the_default_device_changes_nothing(case: Case, engine: str) -> None:
-    """State is where its parameter is, and the step on the CPU."""
-    plainly, under = (case.build(parameters(), **ENGINES[engine]) for _ in range(2))
-    train(plainly, steps=3)
-    for n in range(3):
-        give_gradients(held(under), 100 + n)
-        with torch.device("meta"):
-            under.step()
-    assert_all_equal(held(under), held(plainly))
-    assert {t.device.type for p in held(under) for t in under.state[p].values()} <= {"cpu"}
 
 
 # ------------------------------------------------------------------------------------------ state

@@ -152,12 +152,17 @@ def test_adams_state_in_m_svag_keeps_the_moments_and_its_own_options(make: Make)
     assert param.isfinite().all()
 
 
-def test_a_state_without_second_moment_starts_at_zero_variance() -> None:
+@pytest.mark.parametrize("source", ["moving-average", "within-batch"])
+def test_a_state_without_second_moment_starts_at_zero_variance(source: Any) -> None:
     param, donor, _ = trained(svag.MSGD, 5)
-    taker = svag.MSVAG([param])
+    taker = svag.MSVAG([param], variance=source)
     load(taker, donor.state_dict())
-    mean, second = (taker.state[param][n] / (1 - 0.9**5) for n in ("exp_avg", "exp_avg_sq"))
-    torch.testing.assert_close(second, mean**2, rtol=1e-12, atol=0)
+    state = taker.state[param]
+    if source == "within-batch":
+        assert not state["exp_avg_var"].any()
+    else:
+        mean, second = (state[name] / (1 - 0.9**5) for name in ("exp_avg", "exp_avg_sq"))
+        torch.testing.assert_close(second, mean**2, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("make", [torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax])

@@ -4,7 +4,6 @@ import copy
 import inspect
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -59,10 +58,6 @@ def test_adam_has_torchs_signature_in_torchs_order() -> None:
 # ------------------------------------------------------------------------------- one for all
 
 COMMON: dict[str, dict[str, Any]] = {
-    "default": {},
-    "decoupled weight decay, maximize": {
-        "weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True
-    },
     "capturable": {"capturable": True, "weight_decay": 0.1},
     "tensor step size, capturable": {"lr": torch.tensor(0.01), "capturable": True},
 }  # fmt: skip
@@ -83,32 +78,21 @@ def test_every_engine_takes_the_steps_of_a_float64_loop(case, engine: str, optio
 
 @one_by_one
 @every_method
-def test_a_tensor_step_size_of_any_shape_may_change_in_place(case, flags: Any) -> None:
+def test_a_tensor_step_size_may_change_in_place_and_by_a_scheduler(case, flags: Any) -> None:
     for shape in ((), (1,), (1, 1)):
         lr = torch.full(shape, 0.25)
-        optimizer = case.build(parameters(), lr=lr, **flags)
-        reference = case.build(parameters(), lr=0.25, foreach=False)
+        one, other = case.build(parameters(), lr=lr, **flags), case.build(parameters(), lr=0.25)
+        schedulers = [lr_scheduler.ExponentialLR(o, 0.5) for o in (one, other)]
         for n in range(4):
-            train(optimizer, reference, steps=1, seed=n)
-            lr.mul_(0.5)
-            reference.param_groups[0]["lr"] *= 0.5
-        assert optimizer.param_groups[0]["lr"] is lr
-        assert_all_close(held(optimizer), held(reference))
-
-
-@one_by_one
-@every_method
-def test_schedulers_write_into_a_tensor_step_size(case, flags: Any) -> None:
-    lr = torch.tensor(0.2)
-    one, other = (case.build(parameters(), lr=rate, **flags) for rate in (lr, 0.2))
-    schedulers = [lr_scheduler.ExponentialLR(o, 0.5) for o in (one, other)]
-    for n in range(4):
-        train(one, other, steps=1, seed=n)
-        for scheduler in schedulers:
-            scheduler.step()
-    assert one.param_groups[0]["lr"] is lr
-    assert lr.item() == pytest.approx(0.2 * 0.5**4)
-    assert_all_close(held(one), held(other))
+            train(one, other, steps=1, seed=n)
+            if shape == ():
+                schedulers[0].step()
+            else:
+                lr.mul_(0.5)
+            schedulers[1].step()
+        assert one.param_groups[0]["lr"] is lr
+        assert lr.item() == pytest.approx(0.25 * 0.5**4)
+        assert_all_close(held(one), held(other))
 
 
 # --------------------------------------------------------------------------------------- groups
@@ -233,83 +217,56 @@ def test_an_option_of_another_row_is_no_note(make: Any, option: dict[str, Any]) 
 
 # -------------------------------------------------------------------------------------- refusals
 
-Make = Callable[[Any], Any]
-RAW_WITHIN_BATCH = {"factor": "sqrt", "relative_variance": "raw", "variance": "within-batch"}
+RAW_BATCH = {"factor": "sqrt", "relative_variance": "raw", "variance": "within-batch"}
 ADAM, MSVAG = TABLE["adam"].anatomy, TABLE["m-svag"].anatomy
-ERRORS: dict[str, tuple[Make, type[Exception], str]] = {
-    "negative lr": (lambda p: svag.MSVAG(p, lr=-1), ValueError, "Invalid learning rate: -1"),
-    "NaN lr": (lambda p: svag.MSVAG(p, lr=math.nan), ValueError, "Invalid learning rate: nan"),
-    "lr of a string": (lambda p: svag.Adam(p, lr="0.1"), ValueError, "learning rate: '0.1'"),
-    "lr of two elements": (lambda p: svag.MSVAG(p, lr=torch.ones(2)), ValueError, "1-element"),
-    "beta of 1": (lambda p: svag.MSVAG(p, beta=1.0), ValueError, "parameter at index 0: 1.0"),
-    "second beta": (
-        lambda p: svag.Adam(p, betas=(0.9, 1.5)), ValueError, "beta parameter at index 1: 1.5"
-    ),
-    "betas of a number": (lambda p: svag.Adam(p, betas=0.9), ValueError, "Invalid betas: 0.9"),
-    "one beta": (lambda p: svag.Adam(p, betas=(0.9,)), ValueError, "give two decays"),
-    "beta of a string": (
-        lambda p: svag.Adam(p, betas=("0.9", 0.9)), ValueError, "parameter at index 0: '0.9'"
-    ),
-    "eps": (lambda p: svag.Adam(p, eps=-1), ValueError, "Invalid epsilon value: -1"),
-    "weight decay": (lambda p: svag.SSD(p, weight_decay=-1), ValueError, "weight_decay value: -1"),
-    "beta in a group": (
-        lambda p: svag.MSGD([{"params": p, "beta": 2}]), ValueError, "parameter at index 0: 2"
-    ),
-    "unknown keyword": (
-        lambda p: svag.MSVAG(p, wieght_decay=0.1), TypeError, "Did you mean 'weight_decay'"
-    ),
-    "beta of SGD": (lambda p: svag.SGD(p, beta=0.9), TypeError, "'beta'"),
-    "foreach and differentiable": (
-        lambda p: svag.MSVAG(p, foreach=True, differentiable=True), ValueError, "foreach=None"
-    ),
-    "fused and differentiable": (
-        lambda p: svag.MSVAG(p, fused=True, differentiable=True), RuntimeError, "fused=None"
-    ),
-    "fused and foreach": (
-        lambda p: svag.MSVAG(p, fused=True, foreach=True), RuntimeError, "choose one"
-    ),
-    "state dtype": (
-        lambda p: svag.MSVAG(p, state_dtype=torch.float16), ValueError,
-        "torch.float16.*torch.bfloat16",
-    ),
-    "no state dtype": (
-        lambda p: svag.MSVAG(p, state_dtype="bfloat16"), ValueError, "'bfloat16'.*torch.bfloat16"
-    ),
-    "state dtype in a group": (
-        lambda p: svag.MSVAG([{"params": p, "state_dtype": torch.int8}]), ValueError,
-        "torch.int8.*torch.bfloat16",
-    ),
-    "bfloat16 and differentiable": (
-        lambda p: svag.MSVAG(p, state_dtype=BF16, differentiable=True), ValueError,
-        "differentiable.*no derivative|no derivative.*differentiable",
-    ),
-    "rounding and differentiable": (
-        lambda p: svag.MSVAG(p, stochastic_rounding=True, differentiable=True), RuntimeError,
-        "no derivative",
-    ),
-    "seed": (lambda p: svag.MSVAG(p, seed=-1), ValueError, r"\[0, 2\^32\)"),
-    "large seed": (lambda p: svag.MSVAG(p, seed=2**32), ValueError, r"4294967296.*\[0, 2\^32\)"),
-    "beta of a raw row": (lambda p: Dissected(p, anatomy=ADAM, beta=0.9), TypeError, "betas"),
-    "betas of a corrected row": (
-        lambda p: Dissected(p, anatomy=MSVAG, betas=(0.9, 0.9)), TypeError, "it takes lr, beta"
-    ),
-    "no anatomy": (lambda p: Dissected(p, anatomy="adam"), ValueError, r"svag\.Anatomy"),
-    "a factor": (lambda p: Anatomy(factor="cube"), ValueError, "'none', 'svag', 'sqrt', 'erf'"),
-    "a direction": (lambda p: Anatomy("nesterov"), ValueError, "'gradient', 'momentum'"),
-    "a sign": (lambda p: Anatomy(sign="yes"), ValueError, "True, False"),
-    "raw variance of a mini-batch": (
-        lambda p: Anatomy(**RAW_WITHIN_BATCH), ValueError, "relative_variance='corrected'"
-    ),
-}  # fmt: skip
+ERRORS: tuple[tuple[Any, dict[str, Any], type[Exception], str], ...] = (
+    (svag.MSVAG, {"lr": -1}, ValueError, "Invalid learning rate: -1"),
+    (svag.MSVAG, {"lr": math.nan}, ValueError, "Invalid learning rate: nan"),
+    (svag.Adam, {"lr": "0.1"}, ValueError, "Invalid learning rate: '0.1'"),
+    (svag.MSVAG, {"lr": torch.ones(2)}, ValueError, "1-element"),
+    (svag.MSVAG, {"beta": 1.0}, ValueError, "Invalid beta parameter at index 0: 1.0"),
+    (svag.Adam, {"betas": (0.9, 1.5)}, ValueError, "Invalid beta parameter at index 1: 1.5"),
+    (svag.Adam, {"betas": ("0.9", 0.9)}, ValueError, "beta parameter at index 0: '0.9'"),
+    (svag.Adam, {"betas": 0.9}, ValueError, "Invalid betas: 0.9"),
+    (svag.Adam, {"betas": (0.9,)}, ValueError, "give two decays"),
+    (svag.Adam, {"eps": -1}, ValueError, "Invalid epsilon value: -1"),
+    (svag.SSD, {"weight_decay": -1}, ValueError, "Invalid weight_decay value: -1"),
+    (svag.MSVAG, {"wieght_decay": 0.1}, TypeError, "Did you mean 'weight_decay'"),
+    (svag.SGD, {"beta": 0.9}, TypeError, "'beta'"),
+    (svag.MSVAG, {"foreach": True, "differentiable": True}, ValueError, "foreach=None"),
+    (svag.MSVAG, {"fused": True, "differentiable": True}, RuntimeError, "fused=None"),
+    (svag.MSVAG, {"fused": True, "foreach": True}, RuntimeError, "choose one"),
+    (svag.MSVAG, {"state_dtype": torch.float16}, ValueError, "torch.float16.*torch.bfloat16"),
+    (svag.MSVAG, {"state_dtype": "bfloat16"}, ValueError, "'bfloat16'.*torch.bfloat16"),
+    (svag.MSVAG, {"state_dtype": BF16, "differentiable": True}, ValueError, "no derivative"),
+    (svag.MSVAG, {"stochastic_rounding": True, "differentiable": True}, RuntimeError,
+     "differentiable.*no derivative"),
+    (svag.MSVAG, {"seed": -1}, ValueError, r"\[0, 2\^32\)"),
+    (svag.MSVAG, {"seed": 2**32}, ValueError, r"4294967296.*\[0, 2\^32\)"),
+    (Dissected, {"anatomy": ADAM, "beta": 0.9}, TypeError, "betas"),
+    (Dissected, {"anatomy": MSVAG, "betas": (0.9, 0.9)}, TypeError, "it takes lr, beta"),
+    (Dissected, {"anatomy": "adam"}, ValueError, r"svag\.Anatomy"),
+    (Anatomy, {"factor": "cube"}, ValueError, "'none', 'svag', 'sqrt', 'erf'"),
+    (Anatomy, {"direction": "nesterov"}, ValueError, "'gradient', 'momentum'"),
+    (Anatomy, {"sign": "yes"}, ValueError, "True, False"),
+    (Anatomy, RAW_BATCH, ValueError, "relative_variance='corrected'"),
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("error", ERRORS)
-def test_errors_quote_the_value_and_the_remedy(error: str) -> None:
-    make, kind, words = ERRORS[error]
+@pytest.mark.parametrize(("make", "options", "kind", "words"), ERRORS)
+def test_errors_quote_the_value_and_the_remedy(make: Any, options: Any, kind: Any, words: str):
     with pytest.raises(kind) as caught:
-        make([parameter(2)])
+        make(**({} if make is Anatomy else {"params": [parameter(2)]}), **options)
     assert isinstance(caught.value, SvagError)
     assert re.search(words, str(caught.value), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"), [({"beta": 2}, "index 0: 2"), ({"state_dtype": torch.int8}, "torch.int8")]
+)
+def test_the_options_of_a_group_are_looked_at_likewise(option: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        svag.MSVAG([{"params": [parameter(2)], **option}])
 
 
 @every_engine

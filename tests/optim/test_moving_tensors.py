@@ -339,22 +339,16 @@ TURNS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
 @pytest.mark.parametrize("turn", TURNS)
 @one_by_one
 @few
-def test_what_turns_into_a_view_without_moving_is_noticed(
-    case: Case, flags: Any, turn: str
-) -> None:
-    """Between two steps the address stays, and what is read there has to be read otherwise.
-
-    Not with foreach=True: torch's list operations themselves refuse negated views.
-    """
+def test_what_turns_into_a_view_without_moving_is_noticed(case: Case, flags: Any, turn: str):
+    """Between two steps the address stays, and what is read there has to be read otherwise."""
     p = parameter(8, 8, dtype=torch.complex64 if "conjugate" in turn else torch.float32)
     optimizer = case.build([p], **flags)
     for n in range(5):
         (p.grad,) = drawn([p], n)
         if n >= 3:
             TURNS[turn](p, optimizer.state.get(p, {}))
-        loop = FreshLoop(case, [p])
+        loop, gradient = FreshLoop(case, [p]), anew(p.grad)
         loop.states[0] = {name: anew(value) for name, value in optimizer.state[p].items()}
-        gradient = anew(p.grad)
         if refused(optimizer):
             assert n >= 3
             return

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from measured import assert_within
-from reference import error
 from torch import Tensor, nn
 
 import svag
@@ -23,7 +21,6 @@ from svag.variance.grad_var import current, is_current
 from .cases import (
     ENGINES,
     WITHIN_BATCH,
-    Case,
     by_name,
     every_engine,
     flat,
@@ -56,33 +53,6 @@ def descend(optimizer: torch.optim.Optimizer, param: Tensor, times: Sequence[int
 
 
 # ----------------------------------------------------------------------------- half precision
-
-# Averages with a variance beyond the range of float16 are another test's.
-HALF_COLUMNS = np.flatnonzero((VARIANCES.max(axis=0) < 1e3) & (np.abs(GRADIENTS).max(axis=0) > 0.1))
-
-
-@HALVES
-@every_engine
-@by_name([*named("adam-star/batch"), *FEW])
-def test_half_precision_goes_the_same_way(case: Case, engine, dtype):
-    """Ten steps, each rounded to half precision: 64 eps of the length of the way."""
-    columns = HALF_COLUMNS[::3]
-    options = {"lr": case.lr, **case.decay(0.5)}
-    p = nn.Parameter(torch.ones(len(columns), dtype=dtype))
-    gradients = [torch.from_numpy(g[columns]).to(dtype) for g in GRADIENTS[:10]]
-    variances = [torch.from_numpy(v[columns]).to(dtype) for v in VARIANCES[:10]]
-    optimizer = case.build([p], **options, **ENGINES[engine])
-    for gradient, variance in zip(gradients, variances, strict=True):
-        give(p, gradient, variance)
-        optimizer.step()
-    steps = case.reference(
-        list(map(flat, gradients)), np.ones(len(columns)), variances=map(flat, variances), **options
-    )
-    reach = 1.0 + sum(np.abs(step.update) for step in steps)
-    unit = torch.finfo(dtype).eps
-    distance = np.abs(flat(p) - steps[-1].theta) / (unit * reach)
-    assert_within(f"within-batch, eps of {dtype}, {engine}", float(distance.max()), 64.0)
-
 
 SIZE = 200
 
@@ -144,26 +114,6 @@ def test_half_gradients_are_adapted_by_a_variance_beyond_float16(case, engine, d
         assert not optimizer._plan.rest
 
 
-@HALVES
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_micro_batches_leave_float32(count, dtype):
-    generator = torch.Generator().manual_seed(1)
-    parts = (1e-4 * torch.randn(count, 50, generator=generator)).to(dtype)
-    param, late = (zeros(50, dtype) for _ in range(2))
-    with svag.micro_batch_variance([param, late]) as micro_batches:
-        for k, part in enumerate(parts):
-            loss = (part * param).sum()
-            (loss + (part * late).sum() if k else loss).backward()
-            micro_batches.micro_step()
-    without_first = parts.double() * (torch.arange(count) > 0)[:, None]
-    for p, c in ((param, parts.double()), (late, without_first)):
-        assert current(p).dtype == torch.float32
-        exact = count * c.var(0, unbiased=True)
-        error = ((current(p).double() - exact).abs() / c.square().sum(0)).max()
-        assert error < 8 * torch.finfo(dtype).eps
-        assert bool(current(p).any())
-
-
 CLIPS = {
     "torch's norm": (lambda ps: nn.utils.clip_grad_norm_(ps, 1e-4), 0.2),
     "svag's norm": (lambda ps: svag.clip_grad_norm_(ps, 1e-4), 0.2),
@@ -190,50 +140,6 @@ def test_clipping_leaves_float32(how, dtype):
 
 
 @every_engine
-@by_name(MOMENTUM)
-def test_late_and_missing_gradients_count_steps_of_their_own(case: Case, engine):
-    early, late = zeros(), zeros()
-    optimizer = case.build([early, late], lr=case.lr, beta=0.9, **ENGINES[engine])
-    for t in range(20):
-        optimizer.zero_grad()
-        give(early, GRADIENTS[t], VARIANCES[t])
-        if t % 4 == 3:
-            give(late, GRADIENTS[t], VARIANCES[t])
-        optimizer.step()
-    for p, times in ((early, slice(20)), (late, slice(3, 20, 4))):
-        steps = case.reference(
-            GRADIENTS[times], np.zeros(DIMENSION), variances=VARIANCES[times], lr=case.lr, beta=0.9
-        )
-        assert error(flat(p), steps[-1].theta) < 1e-12
-
-
-def path(case: Case, variance: Any, steps: int = 5, **options: Any) -> Tensor:
-    """Where steps along the conformance set lead; ``variance`` None: not adapted."""
-    p = zeros()
-    optimizer = case.build([p], lr=case.lr, **case.decay(0.9), **options)
-    for t in range(steps):
-        sample = None
-        if variance is not None:
-            sample = torch.as_tensor(variance(t), dtype=torch.float64).expand(DIMENSION)
-        give_tensors(p, torch.from_numpy(GRADIENTS[t]), sample)
-        optimizer.step()
-    return p.detach()
-
-
-@every_engine
-@by_name(WITHIN_BATCH)
-def test_limits_of_the_variance(case: Case, engine):
-    """Without any nothing is adapted; of pure noise nothing is believed."""
-    momentum, sign = case in MOMENTUM, case.anatomy.sign
-    (plain,) = named(("m-" if momentum else "") + ("ssd" if sign else "sgd"))
-    ours, theirs = (
-        path(c, v, **ENGINES[engine]) for c, v in ((case, lambda t: 0.0), (plain, None))
-    )
-    torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=0)
-    assert float(path(case, lambda t: 1e40, **ENGINES[engine]).abs().max()) < 1e-15
-
-
-@every_engine
 @by_name(WITHIN_BATCH)
 def test_infinite_variances_stop_a_coordinate_and_nan_shows_in_it(case, engine):
     inf, nan = float("inf"), float("nan")
@@ -249,25 +155,6 @@ def test_infinite_variances_stop_a_coordinate_and_nan_shows_in_it(case, engine):
     give(p, [1.0, nan, 1.0, 1.0], [0.1, 0.1, nan, 0.1])
     optimizer.step()
     assert p.isnan().tolist() == [False, True, True, False]
-
-
-@every_engine
-@by_name(WITHIN_BATCH)
-def test_the_first_step_is_adapted_already(case, engine):
-    """Unlike with moving averages, which have seen one gradient and no variance."""
-    ours = path(case, lambda t: VARIANCES[t], steps=1, **ENGINES[engine])
-    gradient = GRADIENTS[0].astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        eta_sq = np.where(gradient != 0, VARIANCES[0] / gradient**2, 0.0)
-    expected = {"svag": 1 / (1 + eta_sq), "sqrt": (1 + eta_sq) ** -0.5}
-    step = np.sign(gradient) if case.anatomy.sign else gradient
-    if case.anatomy.factor in expected:
-        moved = -case.lr * expected[case.anatomy.factor] * step
-        np.testing.assert_allclose(ours.numpy(), moved, rtol=1e-12)
-    else:
-        reach = case.lr * np.abs(step)
-        assert (np.abs(ours.numpy()) <= reach).all()
-        assert (np.abs(ours.numpy()) < 0.5 * reach).any()
 
 
 # ------------------------------------------------------------------- the variance itself
@@ -482,13 +369,3 @@ def test_switching_the_source_of_the_variance_keeps_that_of_the_average(towards,
     descend(taker, p, range(1))
     assert float(taker.state[p]["step"]) == steps + 1
     assert bool(p.isfinite().all())
-
-
-def test_an_average_without_variance_starts_at_none():
-    p = zeros()
-    donor = svag.MSGD([p])
-    descend(donor, p, range(3))
-    taker = svag.MSVAG([p], variance="within-batch")
-    with pytest.warns(UserWarning, match="keeps its own options"):
-        taker.load_state_dict(donor.state_dict())
-    assert torch.equal(taker.state[p]["exp_avg_var"], torch.zeros_like(p))
