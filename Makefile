@@ -3,17 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-versions check
+.PHONY: demo test test-fast test-versions check
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/lab.installed
 	$(BIN)/svag compare digits --out demo
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest --numprocesses auto --thin 2
-
-test-all: $(VENV)/dev.installed
 	$(BIN)/python -m pytest --numprocesses auto
+
+test-fast: $(VENV)/dev.installed
+	$(BIN)/python -m pytest --numprocesses auto --fast
 
 # The oldest torch that is claimed, one between and the newest: gigabytes each, and half an hour.
 # `make test-versions PYTHON=python3.13` tries another Python.
@@ -23,7 +23,7 @@ test-versions: $(VERSIONS:%=test-torch-%)
 test-torch-%:
 	$(PYTHON) -m venv $(VENV)-torch-$*
 	$(VENV)-torch-$*/bin/python -m pip install --quiet torch==$* --editable '.[lab,dev]'
-	$(VENV)-torch-$*/bin/python -m pytest --numprocesses auto --thin 2
+	$(VENV)-torch-$*/bin/python -m pytest --numprocesses auto
 
 check: $(VENV)/dev.installed
 	$(BIN)/ruff check .

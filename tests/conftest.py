@@ -68,26 +68,30 @@ def svag(
     return run
 
 
-_LARGE_GRIDS = ("test_conformance", "test_recipes", "test_torch_cases", "test_within_batch")
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that thins the largest grids."""
+    """Add the option that selects a quick cross-section."""
     parser.addoption(
-        "--thin", type=int, default=1, help="keep one of N cases of the optimizers' largest grids"
+        "--fast", action="store_true", help="one case of each test, without those marked slow"
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the mark of tests that take seconds and say little that others do not."""
+    config.addinivalue_line("markers", "slow: left out by --fast")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Thin the grids whose cases say much the same, the same ones each time."""
-    thin = config.getoption("--thin")
-    left_out = [item for item in items if _is_left_out(item, thin)]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        gone = {id(item) for item in left_out}
-        items[:] = [item for item in items if id(item) not in gone]
+    """Keep one case of each test: by a checksum, so that each engine and row has its share."""
+    if not config.getoption("--fast"):
+        return
+    kept: dict[tuple[object, str], pytest.Item] = {}
+    for item in items:
+        function = (item.parent, getattr(item, "originalname", item.name))
+        if not item.get_closest_marker("slow"):
+            kept[function] = min(kept.get(function, item), item, key=_checksum)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept.values()])
+    items[:] = kept.values()
 
 
-def _is_left_out(item: pytest.Item, thin: int) -> bool:
-    large = item.path.stem in _LARGE_GRIDS and hasattr(item, "callspec")
-    return large and zlib.crc32(item.name.encode()) % thin != 0
+def _checksum(item: pytest.Item) -> int:
+    return zlib.crc32(item.name.encode())

@@ -17,6 +17,7 @@ from reference import Step, run
 
 import svag
 from svag import Anatomy
+from svag.variance.grad_var import attach
 
 BETAS = (0.0, 0.5, 0.9, 0.99, 0.999)
 
@@ -30,9 +31,16 @@ class Case:
     kind: type[torch.optim.Optimizer] | None = None
     amsgrad: bool = False
 
+    def __str__(self) -> str:
+        return self.name + ("/batch" if self.within_batch else "")
+
     @property
     def raw(self) -> bool:
         return self.anatomy.relative_variance == "raw"
+
+    @property
+    def within_batch(self) -> bool:
+        return self.anatomy.variance == "within-batch"
 
     @property
     def averages(self) -> bool:
@@ -50,12 +58,14 @@ class Case:
             return {"betas": (beta, beta2), "amsgrad": self.amsgrad}
         return {"beta": beta} if self.averages else {}
 
-    def build(self, params: Any, **options: Any) -> torch.optim.Optimizer:
-        if self.kind is not None and self.anatomy.variance == "within-batch":
-            return self.kind(params, variance="within-batch", **options)
-        if self.kind is not None:
-            return self.kind(params, **options)
-        return svag.Dissected(params, anatomy=self.anatomy, **options)
+    def build(self, params: Any, **options: Any) -> Any:
+        if self.amsgrad:
+            options = {"amsgrad": True, **options}
+        if self.kind is None:
+            return svag.Dissected(params, anatomy=self.anatomy, **options)
+        if self.within_batch:
+            options["variance"] = "within-batch"
+        return self.kind(params, **options)
 
     def reference(self, gradients: Any, theta: Any, **options: Any) -> list[Step | None]:
         return list(run(self.anatomy, gradients, theta, **options))
@@ -118,30 +128,58 @@ ENGINES: dict[str, dict[str, Any]] = {
 """The ways to step on a CPU, by the flags that choose them; what None chooses is one of them."""
 
 every_engine = pytest.mark.parametrize("engine", ENGINES)
+every_flag = pytest.mark.parametrize("flags", [{}, *ENGINES.values()], ids=str)
+"""The engines and what None chooses: where one engine cannot serve, the choice is what counts."""
+one_by_one = pytest.mark.parametrize(
+    "flags", [{}, *(flags for engine, flags in ENGINES.items() if engine != "lists")], ids=str
+)
+"""Without the lists, with which torch itself does not serve views, overlaps or a tensor as lr."""
 
 
 def by_name(cases: Sequence[Case]) -> pytest.MarkDecorator:
     """Parametrize a test over cases."""
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+    return pytest.mark.parametrize("case", cases, ids=str)
 
 
-def named(name: str) -> Case:
-    return next(case for case in CASES if case.name == name)
+def named(*names: str) -> list[Case]:
+    """Cases of the table, in the order of the names; those of a mini-batch after a slash."""
+    table = {str(case): case for case in CASES + WITHIN_BATCH}
+    return [table[name] for name in names]
+
+
+EVERY_KIND = named("sgd", "m-ssd", "svag", "m-svag", "adam", "m-ssd-erf", "raw-m-sgd-svag")
+"""No average, one and two; a factor of each kind, corrected and raw. For what no row can change."""
+
+ROWS = (*METHODS, *named("m-svag/batch", "ssd-erf/batch"))
+"""The methods, and a mini-batch's variance beside an average and beside none."""
+
+every_method = by_name(METHODS)
+every_row = by_name(ROWS)
 
 
 def descend(
     optimizer: torch.optim.Optimizer,
     params: Sequence[torch.Tensor],
     gradients: Sequence[Sequence[torch.Tensor | None]],
+    variances: Sequence[Sequence[torch.Tensor]] | None = None,
 ) -> list[list[NDArray[np.float64]]]:
     """Step through ``gradients[t][i]``; the parameters after each step, flat and in float64."""
     history = []
-    for step in gradients:
-        for param, gradient in zip(params, step, strict=True):
+    for t, step in enumerate(gradients):
+        for i, (param, gradient) in enumerate(zip(params, step, strict=True)):
             param.grad = None if gradient is None else gradient.clone()
+            if variances is not None and gradient is not None:
+                attach(param, variances[t][i].clone())
         optimizer.step()
         history.append([flat(param) for param in params])
     return history
+
+
+def give(param: Any, gradient: torch.Tensor, variance: torch.Tensor | None = None) -> None:
+    """A gradient of the parameter's dtype, and its variance as a recorder leaves it."""
+    param.grad = gradient.detach().to(param.dtype, copy=True)
+    if variance is not None:
+        attach(param, variance.detach().clone())
 
 
 def flat(tensor: torch.Tensor) -> NDArray[np.float64]:

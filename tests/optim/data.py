@@ -1,4 +1,4 @@
-"""The fixed-seed set of gradients that conformance is measured on."""
+"""The fixed-seed set of gradients, and of their variances, that conformance is measured on."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,3 +30,13 @@ def conformance_gradients(seed: int = SEED) -> NDArray[np.float32]:
     pure_noise = scales(100, -3, 0) * noise(100)
     ordinary = scales(550, -3, 1) * (1.0 + noise(550) * scales(550, -1, 0.7))
     return np.hstack([zero, constant, late, quiet, pure_noise, ordinary]).astype(np.float32)
+
+
+def conformance_variances() -> NDArray[np.float32]:
+    """STEPS x DIMENSION, of relative variances from 1e-3 to 1e3; none at all in some columns."""
+    rng = np.random.default_rng(1)
+    scale = np.sqrt((conformance_gradients().astype(np.float64) ** 2).mean(axis=0))
+    relative = 10.0 ** rng.uniform(-3, 3, DIMENSION)
+    variances = scale**2 * relative * rng.chisquare(4, (STEPS, DIMENSION)) / 4
+    variances[:, ::17] = 0.0
+    return variances.astype(np.float32)

@@ -24,18 +24,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import svag
-from svag import METHODS, Anatomy, Dissected
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from optim.cases import Case, named
 
 WORLD, STEPS = 2, 4
-Make = Callable[..., torch.optim.Optimizer]
-
-MAKES: dict[str, Make] = {
-    **{key: getattr(svag, row.optimizer) for key, row in METHODS.items()},
-    "m-ssd-erf": lambda params, **options: Dissected(
-        params, anatomy=Anatomy("momentum", True, "erf"), **options
-    ),
-}
-STATEFUL = {name: make for name, make in MAKES.items() if name not in ("sgd", "ssd")}
+CASES = named("sgd", "m-ssd", "m-svag", "adam", "m-ssd-erf")
+STATEFUL = [case for case in CASES if case.averages]
 FLAGS: dict[str, dict[str, Any]] = {"as is best": {}, "for-loop": {"foreach": False}}
 OPTIONS = {"lr": 0.02, "weight_decay": 0.1}
 
@@ -87,14 +82,13 @@ class Ends(dict[str, Any]):
 
 
 def every_case(
-    run: Callable[[Make, dict[str, Any]], Any],
+    run: Callable[[Case, dict[str, Any]], Any],
     ways: dict[str, dict[str, Any]],
-    makes: dict[str, Make] = MAKES,
+    cases: list[Case] = CASES,
 ) -> dict[str, Any]:
     ends = Ends()
-    for name, make in makes.items():
-        for way, flags in ways.items():
-            ends.note(f"{name}, {way}", lambda make=make, flags=flags: run(make, flags))
+    for case, (way, flags) in itertools.product(cases, ways.items()):
+        ends.note(f"{case}, {way}", lambda case=case, flags=flags: run(case, flags))
     return dict(ends)
 
 
@@ -102,10 +96,10 @@ def every_case(
 
 
 def ddp() -> dict[str, Any]:
-    def case(make: Make, flags: dict[str, Any]) -> Any:
+    def case(make: Case, flags: dict[str, Any]) -> Any:
         net = model()
         replica = nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)
-        optimizer = make(replica.parameters(), **OPTIONS, **flags)
+        optimizer = make.build(replica.parameters(), **OPTIONS, **flags)
         descend(replica, optimizer, range(STEPS), my_part())
         return whole_parameters(net)
 
@@ -153,9 +147,9 @@ def placed_as_parameters(optimizer: torch.optim.Optimizer) -> dict[str, bool]:
 
 
 def fsdp() -> dict[str, Any]:
-    def case(make: Make, flags: dict[str, Any]) -> Any:
+    def case(make: Case, flags: dict[str, Any]) -> Any:
         net = sharded_model()
-        optimizer = make(net.parameters(), **OPTIONS, **flags)
+        optimizer = make.build(net.parameters(), **OPTIONS, **flags)
         descend(net, optimizer, range(STEPS), my_part())
         return {
             "parameters": whole_parameters(net),
@@ -177,18 +171,18 @@ HALF = STEPS // 2
 def checkpoints(folder: Path) -> dict[str, Any]:
     """Half a run, saved by torch.distributed.checkpoint; the other half by a fresh optimizer."""
 
-    def case(make: Make, flags: dict[str, Any]) -> Any:
+    def case(make: Case, flags: dict[str, Any]) -> Any:
         options = dcp_state.StateDictOptions(**flags)
         where = folder / f"checkpoint-{next(count)}"
         net = sharded_model()
-        optimizer = make(net.parameters(), **OPTIONS)
+        optimizer = make.build(net.parameters(), **OPTIONS)
         descend(net, optimizer, range(HALF), my_part())
         first, second = dcp_state.get_state_dict(net, optimizer, options=options)
         dcp.save({"model": first, "optimizer": second}, checkpoint_id=where)
         descend(net, optimizer, range(HALF, STEPS), my_part())
 
         fresh = sharded_model()
-        other = make(fresh.parameters(), lr=0.5)
+        other = make.build(fresh.parameters(), lr=0.5)
         blank = {
             "model": dcp_state.get_model_state_dict(fresh, options=options),
             "optimizer": dcp_state.get_optimizer_state_dict(fresh, other, options=options),
@@ -222,15 +216,15 @@ def gathered() -> dict[str, Any]:
     "Expected device to be set", and its own SGD without momentum fails as well.
     """
 
-    def case(make: Make, flags: dict[str, Any]) -> Any:
+    def case(make: Case, flags: dict[str, Any]) -> Any:
         net = sharded_model()
-        optimizer = make(net.parameters(), **OPTIONS)
+        optimizer = make.build(net.parameters(), **OPTIONS)
         descend(net, optimizer, range(HALF), my_part())
         options = dcp_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
         # copied, since torch hands out and takes in the very tensors that count the steps
         first, second = copy.deepcopy(dcp_state.get_state_dict(net, optimizer, options=options))
         fresh = sharded_model()
-        other = make(fresh.parameters(), lr=0.5)
+        other = make.build(fresh.parameters(), lr=0.5)
         spread = dcp_state.StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
         leads = dist.get_rank() == 0
         # in two calls: set_state_dict takes an empty dict for "no model to load" and hangs
@@ -253,14 +247,14 @@ def dtensors() -> dict[str, Any]:
     """Parameters of every placement beside a plain one, in one optimizer."""
     mesh = init_device_mesh("cpu", (WORLD,))
 
-    def case(make: Make, flags: dict[str, Any]) -> Any:
+    def case(make: Case, flags: dict[str, Any]) -> Any:
         values, placements = plain_values(), ([Shard(0)], [Shard(1)], [Replicate()])
         params = [
             nn.Parameter(distribute_tensor(value, mesh, placement))
             for value, placement in zip(values, placements, strict=False)
         ]
         params.append(nn.Parameter(values[-1]))
-        optimizer = make(params, **OPTIONS, **flags)
+        optimizer = make.build(params, **OPTIONS, **flags)
         for n in range(STEPS):
             for p, gradient in zip(params, plain_gradients(n), strict=True):
                 apart = isinstance(p, DTensor)
@@ -284,13 +278,13 @@ def redistributed() -> dict[str, Any]:
     def replicas(whole: Tensor) -> DTensor:
         return distribute_tensor(whole, mesh, [Replicate()])
 
-    def case(make: Make, flags: dict[str, Any]) -> Any:
+    def case(make: Case, flags: dict[str, Any]) -> Any:
         placements = ([Shard(0)], [Shard(1)], [Replicate()], [Shard(0)])
         params = [
             nn.Parameter(distribute_tensor(value, mesh, placement))
             for value, placement in zip(plain_values(), placements, strict=True)
         ]
-        optimizer = make(params, **OPTIONS, **flags)
+        optimizer = make.build(params, **OPTIONS, **flags)
         for n in range(STEPS):
             ways = (replicas, summands, summands, summands)
             for p, way, gradient in zip(params, ways, plain_gradients(n), strict=True):

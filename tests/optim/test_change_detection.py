@@ -195,8 +195,11 @@ def test_autograd_hears_of_what_was_updated_and_of_nothing_else():
     assert [state["exp_avg"]._version for state in states] == [1, 0, 1, 1, 1]
 
 
-def test_a_refused_step_leaves_no_address_behind():
-    """What a look has seen before another gradient is refused must not count as known."""
+def test_a_refused_step_leaves_no_address_behind(capfd):
+    """What a look has seen before another gradient is refused must not count as known.
+
+    Before torch 2.13 asking a sparse tensor for its strides printed a C++ stack.
+    """
     params = [nn.Parameter(torch.zeros(4)) for _ in range(2)]
     optimizer = svag.SGD(params, lr=1.0)
     first = torch.ones(4)
@@ -205,8 +208,9 @@ def test_a_refused_step_leaves_no_address_behind():
     optimizer.step()
     params[0].grad = later = torch.full((4,), 5.0)
     params[1].grad = torch.ones(4).to_sparse()
-    with pytest.raises(RuntimeError, match="sparse"):
+    with pytest.raises(RuntimeError, match=r"does not support sparse gradients.*sparse=False"):
         optimizer.step()
+    assert capfd.readouterr() == ("", "")
     params[1].grad = torch.ones(4)
     optimizer.step()
     assert params[0].grad is later
@@ -223,9 +227,10 @@ def test_an_interrupted_step_leaves_no_address_behind(monkeypatch):
     param.grad = first
     optimizer.step()
     param.grad = second
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(cpu.Table, "place", interrupt)
-        optimizer.step()
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
     optimizer.step()
     assert first.tolist() == [1.0] * 4  # still there, where a step must not look
     assert param.tolist() == [-6.0] * 4
@@ -236,48 +241,15 @@ def test_a_step_that_is_interrupted_while_it_compiles_does_not_count(monkeypatch
     param = nn.Parameter(torch.zeros(4))
     optimizer = svag.MSVAG([param], lr=1.0)
     param.grad = torch.ones(4)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(cpu, "_loop", interrupt)
-        optimizer.step()
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
     assert optimizer.state[param]["step"] == 0
 
 
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("fused", [None, False])
-def test_a_parameter_that_changes_its_group_has_the_new_group_s_options(fused):
-    params = [nn.Parameter(torch.zeros(1)) for _ in range(3)]
-    groups = [{"params": params[:2], "lr": 1.0}, {"params": params[2:], "lr": 100.0}]
-    optimizer = svag.SGD(groups, lr=1.0, fused=fused)
-    for _ in range(2):
-        for param in params:
-            param.grad = torch.ones(1)
-        optimizer.step()
-        moved = optimizer.param_groups[0]["params"]
-        if len(moved) == 2:
-            optimizer.param_groups[1]["params"].insert(0, moved.pop())
-    assert [param.item() for param in params] == [-2.0, -101.0, -200.0]
-
-
-@pytest.mark.parametrize("fused", [None, False])
-def test_a_state_that_is_cleared_starts_afresh(fused):
-    ends = []
-    for clears in (True, False):
-        param = nn.Parameter(torch.zeros(3))
-        optimizer = svag.MSVAG([param], fused=fused)
-        for _ in range(2):
-            param.grad = torch.ones(3)
-            optimizer.step()
-        if clears:
-            optimizer.state[param].clear()
-        else:
-            optimizer = svag.MSVAG([param], fused=fused)
-        param.grad = torch.full((3,), 2.0)
-        optimizer.step()
-        ends.append(param.detach().clone())
-    assert torch.equal(*ends)
 
 
 PUT_AWAY: dict[str, Callable[[Any, dict[str, Any]], object]] = {
@@ -386,25 +358,6 @@ def test_any_other_member_of_groups_and_states_is_noticed(change):
     assert not holds(optimizer)
     step(optimizer)
     assert holds(optimizer)
-
-
-def test_an_option_that_changes_where_it_is_counts_at_the_next_step():
-    """Tensors are read at every step, other options when they are other objects."""
-    p = nn.Parameter(torch.zeros(3))
-    lr = torch.tensor(1.0)
-    optimizer = svag.SGD([p], lr=lr, fused=True)
-    p.grad = torch.ones(3)
-    for rate in (1.0, 0.5, 0.25):
-        lr.fill_(rate)
-        optimizer.step()
-    assert p.tolist() == [-1.75] * 3
-    optimizer.param_groups[0]["lr"] = 2.0
-    optimizer.step()
-    optimizer.step()
-    assert p.tolist() == [-5.75] * 3
-    optimizer.param_groups[0]["maximize"] = True
-    optimizer.step()
-    assert p.tolist() == [-3.75] * 3
 
 
 class Wrapped(Tensor):

@@ -13,18 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from svag import METHODS
-
 from . import distributed_worker as worker
+from .cases import Case, by_name, named
 
 WORKER = Path(worker.__file__)
 LIMIT = 240.0  # seconds until two processes that wait for each other are given up
-BUFFERS = {
-    **{key: set(row.anatomy.buffers) for key, row in METHODS.items()},
-    "m-ssd-erf": {"exp_avg", "exp_avg_sq"},
-}
-
-every_make = pytest.mark.parametrize("name", worker.MAKES)
+every_case = by_name(worker.CASES)
 every_way = pytest.mark.parametrize("way", worker.FLAGS)
 
 
@@ -54,17 +48,17 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"ends-{rank}.pt", weights_only=True) for rank in ranks]
 
 
-def came_of(both: list[dict[str, Any]], scenario: str, case: str) -> Any:
+def came_of(both: list[dict[str, Any]], scenario: str, what: str) -> Any:
     """The values on rank 0; where a rank failed in this case, it fails here with those words."""
     for rank in both:
-        assert not isinstance(rank[scenario][case], str), rank[scenario][case]
-    return both[0][scenario][case]
+        assert not isinstance(rank[scenario][what], str), rank[scenario][what]
+    return both[0][scenario][what]
 
 
-def alone(name: str, steps: int = worker.STEPS) -> tuple[nn.Module, torch.optim.Optimizer]:
+def alone(case: Case, steps: int = worker.STEPS) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The same run in this process: whole batches, whole tensors, a for-loop."""
     net = worker.model()
-    optimizer = worker.MAKES[name](net.parameters(), **worker.OPTIONS, foreach=False)
+    optimizer = case.build(net.parameters(), **worker.OPTIONS, foreach=False)
     worker.descend(net, optimizer, range(steps), slice(None))
     return net, optimizer
 
@@ -75,74 +69,62 @@ def assert_same(ours: list[Tensor], theirs: Any, bound: float = 1e-10) -> None:
 
 
 def test_the_runs_go_somewhere() -> None:
-    start, (net, _) = worker.model(), alone("m-svag")
+    start, (net, _) = worker.model(), alone(*named("m-svag"))
     for p, q in zip(start.parameters(), net.parameters(), strict=True):
         assert not torch.allclose(p, q, rtol=1e-3, atol=1e-3)
 
 
 @every_way
-@every_make
-def test_two_replicas_train_as_one_process(both: list[dict[str, Any]], name: str, way: str) -> None:
-    assert_same(came_of(both, "ddp", f"{name}, {way}"), alone(name)[0].parameters())
+@every_case
+def test_two_replicas_train_as_one_process(
+    both: list[dict[str, Any]], case: Case, way: str
+) -> None:
+    assert_same(came_of(both, "ddp", f"{case}, {way}"), alone(case)[0].parameters())
 
 
 def test_state_may_be_spread_over_replicas(both: list[dict[str, Any]]) -> None:
     assert_same(
-        came_of(both, "ddp", "m-svag, ZeroRedundancyOptimizer"), alone("m-svag")[0].parameters()
+        came_of(both, "ddp", "m-svag, ZeroRedundancyOptimizer"),
+        alone(*named("m-svag"))[0].parameters(),
     )
 
 
 @every_way
-@every_make
+@every_case
 def test_fully_sharded_parameters_train_as_whole_ones(
-    both: list[dict[str, Any]], name: str, way: str
+    both: list[dict[str, Any]], case: Case, way: str
 ) -> None:
-    net, optimizer = alone(name)
-    ends = came_of(both, "fsdp", f"{name}, {way}")
+    net, optimizer = alone(case)
+    ends = came_of(both, "fsdp", f"{case}, {way}")
     assert_same(ends["parameters"], net.parameters())
+    step = {"step": False} if case.anatomy.buffers else {}
+    assert ends["placed"] == {**step, **dict.fromkeys(case.anatomy.buffers, True)}
     for p, state in zip(net.parameters(), ends["state"], strict=True):
         assert state.keys() == optimizer.state[p].keys()
         assert_same(list(state.values()), optimizer.state[p].values())
 
 
-@every_way
-@every_make
-def test_sharded_state_is_placed_as_its_parameter(
-    both: list[dict[str, Any]], name: str, way: str
-) -> None:
-    step = {"step": False} if BUFFERS[name] else {}
-    expected = {**step, **dict.fromkeys(BUFFERS[name], True)}
-    assert came_of(both, "fsdp", f"{name}, {way}")["placed"] == expected
-
-
 @pytest.mark.parametrize("form", ["nested", "flat"])
-@every_make
+@every_case
 def test_a_distributed_checkpoint_resumes_exactly(
-    both: list[dict[str, Any]], name: str, form: str
+    both: list[dict[str, Any]], case: Case, form: str
 ) -> None:
-    ends = came_of(both, "checkpoints", f"{name}, {form}")
+    ends = came_of(both, "checkpoints", f"{case}, {form}")
     assert all(map(torch.equal, ends["resumed"], ends["straight"]))
+    # torch makes the state to be loaded into by a step with lr = 0 and gradients of zero
+    start = [p.detach() for p in worker.model().parameters()]
+    assert all(map(torch.equal, ends["before loading"], start))
     assert ends["lr"] == worker.OPTIONS["lr"]
-    assert ends["steps"] == ([worker.STEPS] if BUFFERS[name] else [])
-    assert_same(ends["resumed"], alone(name)[0].parameters())
+    assert ends["steps"] == ([worker.STEPS] if case.anatomy.buffers else [])
+    assert_same(ends["resumed"], alone(case)[0].parameters())
 
 
-@pytest.mark.parametrize("form", ["nested", "flat"])
-@every_make
-def test_state_made_to_be_loaded_into_moves_no_parameter(
-    both: list[dict[str, Any]], name: str, form: str
-) -> None:
-    """torch makes it by a step with lr = 0 and gradients of zero."""
-    before = came_of(both, "checkpoints", f"{name}, {form}")["before loading"]
-    assert all(map(torch.equal, before, (p.detach() for p in worker.model().parameters())))
-
-
-@pytest.mark.parametrize("name", worker.STATEFUL)
+@by_name(worker.STATEFUL)
 def test_a_gathered_state_is_that_of_one_process_and_can_be_spread_again(
-    both: list[dict[str, Any]], name: str
+    both: list[dict[str, Any]], case: Case
 ) -> None:
-    ends = came_of(both, "gathered", f"{name}, full")
-    net, optimizer = alone(name, worker.STEPS // 2)
+    ends = came_of(both, "gathered", f"{case}, full")
+    net, optimizer = alone(case, worker.STEPS // 2)
     for label, p in net.named_parameters():
         state = ends["state"].get(label, {})
         assert set(state) == set(optimizer.state[p])
@@ -151,25 +133,25 @@ def test_a_gathered_state_is_that_of_one_process_and_can_be_spread_again(
 
 
 @pytest.mark.parametrize("way", [*worker.FLAGS, "capturable"])
-@every_make
+@every_case
 def test_dtensors_of_any_placement_step_as_plain_tensors_beside_a_plain_one(
-    both: list[dict[str, Any]], name: str, way: str
+    both: list[dict[str, Any]], case: Case, way: str
 ) -> None:
-    assert_same(came_of(both, "dtensors", f"{name}, {way}"), plain_run(name))
+    assert_same(came_of(both, "dtensors", f"{case}, {way}"), plain_run(case))
 
 
-@every_way
-@every_make
+@pytest.mark.parametrize("way", worker.FLAGS)
+@every_case
 def test_gradients_distributed_in_another_way_than_their_parameters_count_whole(
-    both: list[dict[str, Any]], name: str, way: str
+    both: list[dict[str, Any]], case: Case, way: str
 ) -> None:
-    assert_same(came_of(both, "redistributed", f"{name}, {way}"), plain_run(name))
+    assert_same(came_of(both, "redistributed", f"{case}, {way}"), plain_run(case))
 
 
-def plain_run(name: str) -> list[nn.Parameter]:
+def plain_run(case: Case) -> list[nn.Parameter]:
     """Where plain tensors end that are stepped through the same gradients in this process."""
     params = [nn.Parameter(value) for value in worker.plain_values()]
-    optimizer = worker.MAKES[name](params, **worker.OPTIONS, foreach=False)
+    optimizer = case.build(params, **worker.OPTIONS, foreach=False)
     for n in range(worker.STEPS):
         for p, gradient in zip(params, worker.plain_gradients(n), strict=True):
             p.grad = gradient

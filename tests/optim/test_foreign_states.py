@@ -13,6 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR, StepLR
 
 import svag
 
+from .cases import ENGINES, METHODS, Case, by_name, every_engine, named
+from .stepping import parameter, train
+
 Make = Callable[..., torch.optim.Optimizer]
 
 
@@ -96,6 +99,8 @@ def test_what_has_no_average_of_gradients_is_said_to_start_afresh(make: Make) ->
     assert "afresh" in words
     assert "taken over, rescaled" not in words
     assert not taker.state.get(param)
+    train(taker, steps=1)
+    assert float(taker.state[param]["step"]) == 1
 
 
 def test_parameters_of_one_state_are_told_apart() -> None:
@@ -106,6 +111,107 @@ def test_parameters_of_one_state_are_told_apart() -> None:
     words = load(svag.MSVAG([first, second]), donor.state_dict())
     assert re.search(r"For 1 of the parameters: exp_avg and exp_avg_sq taken over", words)
     assert re.search(r"For 1 of the parameters: the saved optimizer has no state", words)
+
+
+# ------------------------------------------------------------------------------- torch's Adam
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["today's", "older torch's"])
+def test_adams_state_loads_into_ours_and_goes_on_alike(older: bool) -> None:
+    """An older torch has fewer options, and a step that is a number."""
+    theirs, donor, _ = trained(torch.optim.Adam, 5, lr=0.05)
+    saved = copy.deepcopy(donor.state_dict())
+    if older:
+        (group,), names = saved["param_groups"], ("lr", "betas", "eps", "weight_decay", "amsgrad")
+        saved["param_groups"] = [{name: group[name] for name in (*names, "params")}]
+        saved["state"][0]["step"] = 5
+    ours = nn.Parameter(theirs.detach().clone())
+    optimizer = svag.Adam([ours])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    train(donor, optimizer, steps=5)
+    assert float(optimizer.state[ours]["step"]) == 10
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, svag.Adam])
+def test_adams_state_in_m_svag_keeps_the_moments_and_its_own_options(make: Make) -> None:
+    param, donor, _ = trained(make, 5, betas=(0.9, 0.999))
+    taker = svag.MSVAG([param], lr=0.2, beta=0.8)
+    load(taker, donor.state_dict())
+    group, state, old = taker.param_groups[0], taker.state[param], donor.state[param]
+    assert (group["lr"], group["beta"]) == (0.2, 0.8)
+    assert "betas" not in group
+    assert float(state["step"]) == 5
+    for name, beta in (("exp_avg", 0.9), ("exp_avg_sq", 0.999)):
+        debiased = old[name] / (1 - beta**5)
+        torch.testing.assert_close(state[name] / (1 - 0.8**5), debiased, rtol=1e-12, atol=0)
+    train(taker, steps=1)
+    assert param.isfinite().all()
+
+
+@pytest.mark.parametrize("source", ["moving-average", "within-batch"])
+def test_a_state_without_second_moment_starts_at_zero_variance(source: Any) -> None:
+    param, donor, _ = trained(svag.MSGD, 5)
+    taker = svag.MSVAG([param], variance=source)
+    load(taker, donor.state_dict())
+    state = taker.state[param]
+    if source == "within-batch":
+        assert not state["exp_avg_var"].any()
+    else:
+        mean, second = (state[name] / (1 - 0.9**5) for name in ("exp_avg", "exp_avg_sq"))
+        torch.testing.assert_close(second, mean**2, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("make", [torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax])
+def test_other_optimizers_are_not_taken_for_adam(make: Make) -> None:
+    param, donor, _ = trained(make, 1)
+    optimizer = svag.Adam([param], lr=0.2)
+    load(optimizer, donor.state_dict(), "another optimizer")
+    assert optimizer.param_groups[0]["lr"] == 0.2
+    train(optimizer, steps=1)
+
+
+@by_name([case for case in METHODS if case.averages])
+def test_every_method_takes_over_from_every_other(case: Case) -> None:
+    for other in METHODS:
+        for dtype in (torch.float32, torch.complex64, torch.bfloat16):
+            p = parameter(5, dtype=dtype)
+            donor, optimizer = other.build([p], foreach=False), case.build([p], foreach=False)
+            train(donor, steps=3)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore" if other != case else "error")
+                optimizer.load_state_dict(donor.state_dict())
+            train(optimizer, steps=2)
+            assert torch.view_as_real(p).isfinite().all() if p.is_complex() else p.isfinite().all()
+            assert float(optimizer.state[p]["step"]) == (5 if other.averages else 2)
+
+
+@every_engine
+@by_name(named("m-svag", "adam"))
+def test_averages_are_taken_over_in_the_dtype_of_this_optimizers_state(case, engine) -> None:
+    """Here options stay this optimizer's own; there and back, rounded once to nearest."""
+    (p,) = params = [parameter(300)]
+    donor = svag.AdamStar(params)
+    train(donor, steps=3)
+    saved = copy.deepcopy(donor.state_dict())
+    if case.name == "m-svag":
+        saved["param_groups"][0]["anatomy"] = "something else"
+    optimizer = case.build([p], state_dtype=torch.bfloat16, **ENGINES[engine])
+    load(optimizer, saved)
+    state = optimizer.state[p]
+    assert optimizer.param_groups[0]["state_dtype"] == torch.bfloat16
+    assert state["exp_avg"].dtype == state["exp_avg_sq"].dtype == torch.bfloat16
+    mean = donor.state[p]["exp_avg"]
+    torch.testing.assert_close(state["exp_avg"].float(), mean, rtol=2.0**-8, atol=0)
+    train(optimizer, steps=1)
+    back = svag.MSVAG([p]) if case.name == "adam" else svag.Adam([p])
+    load(back, optimizer.state_dict())
+    assert back.state[p]["exp_avg"].dtype == torch.float32
+    train(back, steps=1)
+    assert bool(p.isfinite().all())
 
 
 # --------------------------------------------------------------------------- other libraries' names

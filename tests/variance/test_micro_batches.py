@@ -297,12 +297,17 @@ def test_complex_parameters_are_pairs_of_reals() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype: torch.dtype) -> None:
-    c = torch.randn(4, 100, generator=torch.Generator().manual_seed(2)).to(dtype)
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+def test_half_precision(scale: float, count: int, dtype: torch.dtype) -> None:
+    """In float32: gradients of 1e-4 have variances of 1e-8, which are nothing in float16."""
+    c = (scale * torch.randn(count, 100, generator=torch.Generator().manual_seed(2))).to(dtype)
     variance = current(accumulated(c))
     assert variance.dtype == torch.float32
     expected, slack = oracle(c.double().numpy()), 16 * torch.finfo(dtype).eps
-    np.testing.assert_allclose(variance.double().numpy(), expected, rtol=slack, atol=slack)
+    close = {"rtol": slack, "atol": slack * scale**2}
+    np.testing.assert_allclose(variance.double().numpy(), expected, **close)
+    assert bool(variance.any())
 
 
 def test_gradients_with_a_graph_are_left_to_it() -> None:
