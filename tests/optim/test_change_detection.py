@@ -133,6 +133,9 @@ CHANGES: dict[str, Callable[[list[Any], list[dict[str, Any]]], object]] = {
     "gradient laid out anew": lambda p, s: setattr(p[4], "grad", p[4].grad.contiguous()),
     "gradient with gaps": lambda p, s: setattr(p[0], "grad", torch.zeros(10)[::2]),
     "gradient of its negative": lambda p, s: setattr(p[0], "grad", torch._neg_view(p[0].grad)),
+    "parameter of its negative": lambda p, s: setattr(p[0], "data", torch._neg_view(p[0].data)),
+    "average of its negative": lambda p, s: s[0].update(exp_avg=torch._neg_view(s[0]["exp_avg"])),
+    "all turned": lambda p, s: (p[1].data.t_(), s[1]["exp_avg"].t_(), p[1].grad.t_()),
     "sparse gradient": lambda p, s: setattr(p[1], "grad", torch.zeros(4, 3).to_sparse()),
     "gradient that lies nowhere": lambda p, s: setattr(p[0], "grad", Nowhere(5)),
 }
@@ -206,6 +209,7 @@ def test_a_refused_step_leaves_no_address_behind(capfd):
     for param in params:
         param.grad = first.clone()
     optimizer.step()
+    capfd.readouterr()  # that a loop is compiled
     params[0].grad = later = torch.full((4,), 5.0)
     params[1].grad = torch.ones(4).to_sparse()
     with pytest.raises(RuntimeError, match=r"does not support sparse gradients.*sparse=False"):
