@@ -122,8 +122,8 @@ class Update:
                         torch._foreach_copy_(stored, _unflatten_dense_tensors(result, stored))
         elif listed:
             ops = on_lists(dtype)
-            columns = [None if c[0] is None else Tensors(c) for c in zip(*listed, strict=True)]
-            results = element_of(self.switches, ops)(*columns, self._numbers(ops, step))
+            lists = [None if c[0] is None else Tensors(c) for c in zip(*listed, strict=True)]
+            results = element_of(self.switches, ops)(*lists, self._numbers(ops, step))
             for name, result in zip(_KEPT, results, strict=True):
                 if result is not None:
                     stored = [getattr(row, name) for row in listed]
