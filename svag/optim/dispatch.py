@@ -295,6 +295,8 @@ def may_be_fused(group: Group) -> bool:
 def in_turns(entries: Sequence[Entry]) -> list[list[Entry]]:
     """Part parameters so that those that share memory are updated one after the other."""
     turns = _turns(entries)
+    if not turns:
+        return [list(entries)]
     rounds: dict[int, list[Entry]] = {}
     for entry in entries:
         rounds.setdefault(turns.get(entry.place, 0), []).append(entry)

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import svag
 from svag import Anatomy, Dissected
 from svag.errors import MissingVariance
+from svag.optim.engines import eager
 from svag.variance.grad_var import attach
 
 from .cases import CASES, ENGINES, EVERY_KIND, ROWS, Case, by_name, every_engine, every_flag, named
@@ -165,9 +166,37 @@ def calls_of_a_step(case: Case, count: int, **options: Any) -> Counter[str]:
 
 @by_name(CASES)
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "maximize": True}], ids=str)
-def test_the_number_of_operations_on_lists_is_that_of_one_tensor(case: Case, options: Any) -> None:
+def test_the_number_of_operations_on_lists_is_that_of_one_tensor(
+    case: Case, options: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On an accelerator each is a launch."""
+    monkeypatch.setattr(eager, "_joinable", lambda rows: False)
     assert calls_of_a_step(case, 20, **options) == calls_of_a_step(case, 2, **options)
+
+
+@by_name(CASES)
+def test_lists_as_an_accelerator_has_them_step_as_joined_tensors(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several sizes, layouts and steps; a CPU joins them, part by part."""
+
+    def run() -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        shapes = ((), (3, 4), (0,), (70_000,), (65_536,), (5,))
+        params = [nn.Parameter(torch.randn(s, generator=generator).double()) for s in shapes]
+        params[1] = nn.Parameter(params[1].detach().t())
+        optimizer = case.build(params, **case.decay(0.9), foreach=True)
+        for n in range(3):
+            for i, param in enumerate(params):
+                grad = torch.randn(param.shape, generator=generator).double()
+                param.grad = None if (i, n) == (5, 0) else grad
+            optimizer.step()
+        return [param.detach() for param in params]
+
+    joined = run()
+    monkeypatch.setattr(eager, "_joinable", lambda rows: False)
+    for one, other in zip(joined, run(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
 
 
 # ------------------------------------------------------------------------------ autograd's guard

@@ -103,16 +103,28 @@ class Update:
                 stored.copy_(value)
 
     def _step(self, step: Scalar, rows: list[Operands]) -> None:
-        """Update small tensors as one list, large ones one by one, in pieces that fit a cache."""
+        """Update small tensors together, large ones one by one, in pieces that fit a cache."""
         listed, single = (rows, []) if self.foreach else ([], rows)
         if self.foreach is None:
             listed = [row for row in rows if _listable(row)]
             single = [row for row in rows if not _listable(row)]
         dtype = rows[0].param.dtype
-        if listed:
+        if listed and _joinable(listed):
+            ops = on_tensors(dtype)
+            element, numbers = element_of(self.switches, ops), self._numbers(ops, step)
+            for batch in _batches(listed):
+                columns = list(zip(*batch, strict=True))
+                joined = [None if c[0] is None else _joined(c) for c in columns]
+                sizes = [row.param.numel() for row in batch]
+                for name, result in zip(_KEPT, element(*joined, numbers), strict=True):
+                    if result is not None:
+                        stored = [getattr(row, name) for row in batch]
+                        parts = zip(result.split(sizes), stored, strict=True)
+                        torch._foreach_copy_(stored, [part.view(t.shape) for part, t in parts])
+        elif listed:
             ops = on_lists(dtype)
-            columns = [None if c[0] is None else Tensors(c) for c in zip(*listed, strict=True)]
-            results = element_of(self.switches, ops)(*columns, self._numbers(ops, step))
+            lists = [None if c[0] is None else Tensors(c) for c in zip(*listed, strict=True)]
+            results = element_of(self.switches, ops)(*lists, self._numbers(ops, step))
             for name, result in zip(_KEPT, results, strict=True):
                 if result is not None:
                     stored = [getattr(row, name) for row in listed]
@@ -165,6 +177,32 @@ def _pieces(row: Operands) -> Iterable[Operands]:
         for tensor in row
     )
     return itertools.starmap(Operands, zip(*columns, strict=True))
+
+
+def _joinable(rows: list[Operands]) -> bool:
+    """Whether tensors are better joined to one than calculated with as a list: on a CPU."""
+    tensors = itertools.chain.from_iterable(rows)
+    return rows[0].param.device.type == "cpu" and all(
+        tensor is None or type(tensor) in PLAIN for tensor in tensors
+    )
+
+
+def _joined(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _batches(rows: list[Operands]) -> Iterable[list[Operands]]:
+    """Part rows so that the temporaries of the tensors that they make stay in cache."""
+    batches: list[list[Operands]] = []
+    room = 0
+    for piece in itertools.chain.from_iterable(map(_pieces, rows)):
+        size = piece.param.numel()
+        if not batches or size > room:
+            batches.append([])
+            room = _PIECE
+        batches[-1].append(piece)
+        room -= size
+    return batches
 
 
 def _map(function: Callable[[Tensor], Tensor], row: Operands) -> Operands:

@@ -1,7 +1,7 @@
 """The rule's operations in torch: on one tensor, and on a list of tensors at once.
 
-On a CPU it is faster to run the whole rule on a tensor while that is in cache; on a device where a
-kernel launch costs more than its work, to run each operation on a list of all tensors.
+On a CPU it is faster to run the whole rule on a tensor while that is in cache, small ones joined;
+on a device where a kernel launch costs more than its work, each operation on a list of all tensors.
 """
 
 import math
