@@ -150,8 +150,11 @@ def named(*names: str) -> list[Case]:
 EVERY_KIND = named("sgd", "m-ssd", "svag", "m-svag", "adam", "m-ssd-erf", "raw-m-sgd-svag")
 """No average, one and two; a factor of each kind, corrected and raw. For what no row can change."""
 
+FEW = [*EVERY_KIND, *named("m-svag/batch", "ssd-erf/batch")]
+"""And of a mini-batch's variance, with an average and without."""
+
 ROWS = (*METHODS, *named("m-svag/batch", "ssd-erf/batch"))
-"""The methods, and a mini-batch's variance beside an average and beside none."""
+"""The methods, and a mini-batch's variance likewise."""
 
 every_method = by_name(METHODS)
 every_row = by_name(ROWS)

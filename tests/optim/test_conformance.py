@@ -22,6 +22,7 @@ from .cases import (
     BETAS,
     CASES,
     ENGINES,
+    FEW,
     METHODS,
     WITHIN_BATCH,
     Case,
@@ -151,9 +152,19 @@ GROUPS: tuple[tuple[Any, float, dict[str, Any]], ...] = (
 SIXTHS = ((0, 2), (2, 4), (4, 5), (5, 7), (7, 9), (9, 10))
 
 
-@both_precisions
-@every_engine
-@every_case
+# A loop for groups is compiled for each row in float32, and for a few in float64: how a gradient is
+# altered and decays has nothing to do with how it is stored.
+@pytest.mark.parametrize(
+    ("case", "engine", "dtype"),
+    [
+        (case, engine, dtype)
+        for case in CASES + WITHIN_BATCH
+        for engine in ENGINES
+        for dtype in BOUND
+        if engine != "fused" or dtype == torch.float32 or case in FEW
+    ],
+    ids=str,
+)
 def test_groups_of_different_options(case: Case, engine, dtype):
     """All in one call of the fused engine; decay does not vary within a mini-batch."""
     share = (1.0, 0.5, 2.0, 1.0, 1.0, 0.5)

@@ -34,7 +34,7 @@ from .stepping import (
 )
 
 # Where tensors are is a matter of which averages there are, not of what is made of them: 0 to 2.
-few = by_name(named("ssd", "m-ssd", "m-svag", "adam"))
+few = by_name(named("ssd", "m-ssd", "m-svag"))
 
 
 def refused(optimizer: Any) -> bool:
@@ -297,7 +297,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("since", [0, 2])
 @pytest.mark.parametrize("kind", VIEWS)
 @every_flag
-@few
+@by_name(named("ssd", "m-svag"))
 def test_gradients_may_be_views(case: Case, flags: Any, kind: str, since: int) -> None:
     """From the first step on, or after two with gradients of their own."""
     p = parameter(37, 23, dtype=torch.complex64 if "conjugate" in kind else torch.float32)

@@ -24,7 +24,7 @@ from .stepping import (
 )
 
 # A scaler sees gradients and found_inf, whatever the row: averages of each kind, and none.
-FEW = named("ssd", "m-svag", "adam", "m-svag/batch", "ssd-erf/batch")
+SCALED = named("ssd", "m-svag", "adam", "m-svag/batch", "ssd-erf/batch")
 
 
 class Line(nn.Module):
@@ -61,7 +61,7 @@ RECIPES = ("scaler.step alone", "svag.unscale_", "scaler.unscale_")
 @pytest.mark.parametrize("worst", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("recipe", RECIPES)
 @every_engine
-@by_name(FEW)
+@by_name(SCALED)
 def test_a_scaler_skips_steps_with_infinite_gradients_and_nothing_else(
     case: Case, engine: str, recipe: str, worst: float
 ) -> None:
