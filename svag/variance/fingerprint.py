@@ -51,6 +51,8 @@ def _flat(tensor: Tensor) -> Tensor:
 def _sum(flat: Tensor) -> Tensor:
     """Sum memory as 64-bit integers, and the remaining bytes as smaller integers."""
     size, count = flat.itemsize, flat.numel()
+    if count == 0:  # whose stride need not be 1
+        return torch.zeros((), dtype=torch.int64, device=flat.device)
     if size >= 8 or (count * size % 8 == 0 and flat.storage_offset() * size % 8 == 0):
         return flat.view(torch.int64).sum()
     each = 8 // size

@@ -81,8 +81,8 @@ def test_folders_apart_need_a_place(folders: list[Path], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--study", "abc"), "--study abc: it is of one folder"),
-        (("--target", "0.9"), "--target 0.9: it is of one folder"),
+        (("--study", "abc"), "--study abc applies to one folder only"),
+        (("--target", "0.9"), "--target 0.9 applies to one folder only"),
         (("missing",), "there is no folder missing"),
     ],
 )

@@ -25,6 +25,7 @@ LAYOUTS = {
     "one in an odd place": lambda t: t.reshape(-1)[5:6],
     "expanded": lambda t: t[:1].expand(4, -1),
     "empty": lambda t: t[:0],
+    "nothing, expanded": lambda t: t[0, 0].expand(3)[:0],
     "nothing in an odd place": lambda t: t.reshape(-1)[5:5],
     "a number": lambda t: t[0, 0],
     "negated": lambda t: torch._neg_view(t),
