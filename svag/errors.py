@@ -61,6 +61,10 @@ class DataError(SvagError, OSError):
     """A data set is missing, cannot be fetched, or is not the file it should be."""
 
 
+class DissectionError(SvagError, RuntimeError):
+    """A model, loss or batch cannot be dissected as it is."""
+
+
 class RecordError(SvagError, OSError):
     """Records cannot be read, or nothing can be written where they should go."""
 

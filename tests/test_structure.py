@@ -173,6 +173,8 @@ FLOORS = (
     ("svag.lab.capture",),
     ("svag.lab.session", "svag.lab.checkpoints"),
     ("svag.lab.train", "svag.lab.scale", "svag.lab.timing"),
+    ("svag.diagnosis", "svag.diagnosis.objective"),
+    ("svag.diagnosis.sampling",),
     (
         *("svag.lab.executors", "svag.lab.executors.threads", "svag.lab.executors.cluster"),
         "svag.lab.executors.driving",

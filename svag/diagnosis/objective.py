@@ -1,0 +1,259 @@
+"""The loss of a model as a pure function of its parameters and a mini-batch.
+
+    L_B(theta) = loss of the batch B at theta  (+ 1/2 sum_i lambda_i theta_i^2)
+
+The model is in training mode, as in training, with the random numbers of each batch fixed: dropout
+masks and everything else that is drawn are the same at every evaluation of one batch. Buffers, such
+as the running statistics of BatchNorm, are restored after every evaluation.
+"""
+
+import contextlib
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from svag.errors import DissectionError, InvalidOption
+from svag.problems.nested import Nested, mapped, tensors
+from svag.problems.seeding import seed_everything
+
+Loss: TypeAlias = Callable[[Any, Any], Tensor]
+BatchLoss: TypeAlias = Callable[[nn.Module, Any], Tensor]
+
+_AGREES = 1e-4
+"""Relative difference of two evaluations that is rounding (kernels of a GPU are not exact)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A mini-batch with what else its loss depends on.
+
+    Attributes:
+        content: what the user's loader yielded.
+        seed: seeds the generators before every forward pass.
+        carried: the state that ``model.carried_state`` has before the batch, if one is carried.
+    """
+
+    content: Any
+    seed: int
+    carried: Nested = None
+
+    @property
+    def size(self) -> int | None:
+        """Number of examples: length of the first tensor; None if there is none."""
+        found = (t for _, t in _leaves(self.content) if isinstance(t, Tensor) and t.ndim)
+        first = next(found, None)
+        return None if first is None else len(first)
+
+
+class Objective:
+    """A model's loss at parameters that are set from outside.
+
+    Args:
+        model: the model; its trainable parameters are what is dissected.
+        loss_fn: mean loss from the model's outputs and the targets; batches are then pairs
+            ``(inputs, targets)``.
+        batch_loss: instead of ``loss_fn``, the loss from the model and a batch of any kind.
+        precision: returns the context of the forward pass, such as autocast.
+        weight_decay: lambda of the L2 term of each parameter, by the parameter's name.
+        carries: whether ``model.carried_state`` is carried from batch to batch.
+
+    Attributes:
+        names: names of the trainable parameters.
+        params: the parameters, in the same order, each once.
+
+    Raises:
+        InvalidOption: neither or both of the losses are given, or nothing is trainable.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Loss | None = None,
+        *,
+        batch_loss: BatchLoss | None = None,
+        precision: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
+        weight_decay: Mapping[str, float] | None = None,
+        carries: bool = False,
+    ) -> None:
+        if (loss_fn is None) == (batch_loss is None):
+            raise InvalidOption(
+                "give loss_fn(outputs, targets) for batches (inputs, targets), or "
+                "batch_loss(model, batch) for others, and not both"
+            )
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad and p.numel()}
+        if not named:
+            raise InvalidOption("the model has no trainable parameter, so there is no direction")
+        wrong = [n for n, p in named.items() if not p.is_floating_point()]
+        if wrong:
+            raise InvalidOption(f"parameter {wrong[0]!r} is complex; dissect takes real ones")
+        self.model = model
+        self.names, self.params = list(named), list(named.values())
+        self.size = sum(p.numel() for p in self.params)
+        self.device = self.params[0].device
+        self._loss_fn, self._batch_loss = loss_fn, batch_loss
+        self._precision, self._carries = precision, carries
+        decays = weight_decay or {}
+        self._decayed = [(p, decays[n]) for n, p in named.items() if decays.get(n)]
+        self._buffers = [b for b in model.buffers() if b is not None]
+        self._kept = [b.detach().clone() for b in self._buffers]
+        self._versions = [b._version for b in self._buffers]
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether outputs and loss are known apart, which the Gauss-Newton matrix needs."""
+        return self._loss_fn is not None
+
+    def graph(self, batch: Batch) -> tuple[Tensor, Nested]:
+        """Return the loss with its graph, and the model's outputs (None for ``batch_loss``).
+
+        Call :meth:`restore` when the graph has been used.
+
+        Raises:
+            DissectionError: the loss is no tensor of one element.
+        """
+        model = self.model
+        content = self._placed(batch.content)
+        seed_everything(batch.seed)
+        if self._carries:
+            setattr(model, "carried_state", batch.carried)  # noqa: B010
+        outputs = None
+        with self._precision():
+            if self._batch_loss is not None:
+                loss = self._batch_loss(model, content)
+            else:
+                inputs, targets = self._pair(content)
+                outputs = model(inputs)
+                assert self._loss_fn is not None
+                loss = self._loss_fn(outputs, targets)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise DissectionError(
+                f"the loss of a batch is {shape}, not one number; return the mean over the batch"
+            )
+        return self._penalised(loss.reshape(())), outputs
+
+    @torch.no_grad()
+    def loss(self, batch: Batch) -> float:
+        """Return the loss of a batch at the parameters as they are; it may be inf or NaN."""
+        value, _ = self.graph(batch)
+        self.restore()
+        return float(value)
+
+    def gradient(self, batch: Batch) -> float:
+        """Leave the gradient of a batch in ``p.grad``, and return the loss."""
+        with torch.enable_grad():
+            for param in self.params:
+                param.grad = None
+            value, _ = self.graph(batch)
+            if not value.requires_grad:
+                raise DissectionError(
+                    "the loss does not depend on any trainable parameter, or its graph was cut "
+                    "(detach, no_grad, .item()); return the loss as the model's training does"
+                )
+            value.backward()  # type: ignore[no-untyped-call]
+        self.restore()
+        return float(value.detach())
+
+    def restore(self) -> None:
+        """Undo what forward passes have written to buffers."""
+        for number, (buffer, kept) in enumerate(zip(self._buffers, self._kept, strict=True)):
+            if buffer._version != self._versions[number]:
+                with torch.no_grad():
+                    buffer.copy_(kept)
+                self._versions[number] = buffer._version
+
+    @contextlib.contextmanager
+    def dissected(self) -> Iterator[None]:
+        """Put the model in training mode; at the end restore everything, bit for bit.
+
+        Restored are parameters, gradients, buffers, modes, carried state, and the generators of
+        Python, NumPy and torch.
+        """
+        model, params = self.model, self.params
+        values = [p.detach().clone() for p in params]
+        grads = [p.grad for p in params]
+        modes = [(module, module.training) for module in model.modules()]
+        carried = getattr(model, "carried_state", None)
+        state = random.getstate(), np.random.get_state()  # noqa: NPY002
+        devices = [self.device] if self.device.type == "cuda" else []
+        model.train()
+        try:
+            with torch.random.fork_rng(devices):
+                yield
+        finally:
+            with torch.no_grad():
+                for param, value in zip(params, values, strict=True):
+                    if not torch.equal(param, value):
+                        param.copy_(value)
+            for param, grad in zip(params, grads, strict=True):
+                param.grad = grad
+            self.restore()
+            for module, mode in modes:
+                module.training = mode
+            if self._carries:
+                setattr(model, "carried_state", carried)  # noqa: B010
+            random.setstate(state[0])
+            np.random.set_state(state[1])  # noqa: NPY002
+
+    def check(self, batch: Batch) -> float:
+        """Return the loss of a batch, and refuse one that is not finite or not reproducible.
+
+        Raises:
+            DissectionError: the loss is NaN or infinite, or differs between two evaluations.
+        """
+        first, second = self.loss(batch), self.loss(batch)
+        if not math.isfinite(first):
+            raise DissectionError(
+                f"the loss is {first} at the current parameters; there is nothing to improve on. "
+                "Dissect at parameters where it is finite"
+            )
+        if abs(first - second) > _AGREES * max(abs(first), abs(second)):
+            raise DissectionError(
+                f"two evaluations of one batch gave the losses {first:.7g} and {second:.7g}; the "
+                "loss must depend on parameters, batch, buffers and the global generators alone. "
+                "Look for state that the model keeps outside its buffers, or a generator of its own"
+            )
+        return first
+
+    def state_after(self) -> Nested:
+        """Return the state that the last forward pass has left in ``model.carried_state``."""
+        return mapped(Tensor.detach, getattr(self.model, "carried_state", None))
+
+    @property
+    def carries(self) -> bool:
+        """Whether state is carried from batch to batch."""
+        return self._carries
+
+    def _penalised(self, loss: Tensor) -> Tensor:
+        for param, decay in self._decayed:
+            loss = loss + 0.5 * decay * param.square().sum()
+        return loss
+
+    def _placed(self, content: Any) -> Any:
+        """Return a batch on the model's device."""
+        if hasattr(content, "to") and not isinstance(content, Tensor):
+            return content.to(self.device)
+        return mapped(lambda t: t.to(self.device, non_blocking=True), content)
+
+    @staticmethod
+    def _pair(content: Any) -> tuple[Any, Any]:
+        if isinstance(content, Sequence) and len(content) == 2:
+            return content[0], content[1]
+        raise DissectionError(
+            f"a batch is {type(content).__name__}, not a pair (inputs, targets); give "
+            "batch_loss=lambda model, batch: ... in place of loss_fn"
+        )
+
+
+def _leaves(content: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the tensors of a batch; a mapping such as Hugging Face's counts as a dictionary."""
+    if isinstance(content, Mapping):
+        content = dict(content)
+    yield from tensors(content)

@@ -1,0 +1,110 @@
+"""Mini-batches to measure on: a stream for gradients, and held ones for losses."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from svag.diagnosis.objective import Batch, Objective
+from svag.errors import DissectionError
+from svag.problems.nested import Nested
+
+_MOST_SKIPPED = 1000
+
+
+class Sampling:
+    """The user's batches, without end, as long as they can be started again.
+
+    A batch of another size than the first ones, such as the last of an epoch, is left out.
+
+    Args:
+        objective: the model and its loss.
+        batches: an iterable of batches. A ``DataLoader`` or list is started again when it ends.
+
+    Attributes:
+        batch_size: examples in a batch; None if batches have no tensors or sizes differ.
+        notes: what was left out, in a sentence each.
+
+    Raises:
+        DissectionError: there is no batch.
+    """
+
+    def __init__(self, objective: Objective, batches: Iterable[Any]) -> None:
+        self._objective = objective
+        self._iterator = iter(batches)
+        self._batches = None if self._iterator is batches else batches
+        self._carried: Nested = None
+        self._seeds = itertools.count(1)
+        self._taken = 0
+        self.notes: list[str] = []
+        first = self._raw()
+        self._waiting = [first]
+        more = [self._raw() for _ in range(2)] if self._batches is not None else []
+        self._waiting += more
+        sizes = Counter(Batch(content, 0).size for content in self._waiting)
+        self.batch_size, count = sizes.most_common(1)[0]
+        if count < len(self._waiting) and len(sizes) == len(self._waiting):
+            self.batch_size = None
+
+    def held(self, count: int) -> list[Batch]:
+        """Return batches to evaluate losses on; where state is carried, each with its own."""
+        batches = []
+        for batch in itertools.islice(self.stream(), count):
+            batches.append(batch)
+            if self._objective.carries:
+                self._objective.loss(batch)
+                self.note_state()
+        return batches
+
+    def stream(self) -> Iterator[Batch]:
+        """Yield batches to take gradients on.
+
+        Where state is carried, call :meth:`note_state` after the forward pass of each.
+
+        Raises:
+            DissectionError: the batches have ended and cannot be started again.
+        """
+        while True:
+            yield self._next()
+
+    def note_state(self) -> None:
+        """Keep the state that the model has after a batch of the stream, for the next one."""
+        if self._objective.carries:
+            self._carried = self._objective.state_after()
+
+    def _next(self) -> Batch:
+        for _ in range(_MOST_SKIPPED):
+            if self._objective.carries:  # a new epoch sets it to None
+                setattr(self._objective.model, "carried_state", self._carried)  # noqa: B010
+            content = self._waiting.pop(0) if self._waiting else self._raw()
+            if self._objective.carries:
+                self._carried = self._objective.model.carried_state
+            batch = Batch(content, next(self._seeds), self._carried)
+            if self.batch_size is None or batch.size == self.batch_size:
+                return batch
+            note = f"batches of other sizes than {self.batch_size} were left out"
+            if note not in self.notes:
+                self.notes.append(note)
+        raise DissectionError(
+            f"no batch of {self.batch_size} examples among {_MOST_SKIPPED}; make batches of one "
+            "size, for instance DataLoader(..., drop_last=True)"
+        )
+
+    def _raw(self) -> Any:
+        for again in (False, True):
+            if again:
+                if self._batches is None:
+                    break
+                self._iterator = iter(self._batches)
+            for content in self._iterator:
+                self._taken += 1
+                return content
+        if not self._taken:
+            raise DissectionError(
+                "there is no batch: the iterable is empty. Give a DataLoader, a list of batches, "
+                "or a generator that has some"
+            )
+        raise DissectionError(
+            f"the batches ended after {self._taken}, and a generator cannot be started again; "
+            "give something that can, such as a DataLoader, or a generator without end"
+        )
