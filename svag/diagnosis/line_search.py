@@ -66,13 +66,12 @@ class Line:
     def best_of(self, direction: Sequence[Tensor], batches: Sequence[Batch]) -> float:
         """Return roughly the best step size along one direction, within a factor of 4; 0 for none.
 
-        From a step of a hundredth of theta's norm (or of norm 0.01 at theta = 0) it goes up by
-        factors of 4 while the loss falls further, else down until it falls.
+        From :meth:`small_step` it goes up by factors of 4 while the loss falls further, else down
+        until it falls.
         """
-        length = _norm(direction)
-        if not 0 < length < math.inf:
+        lr = self.small_step(direction)
+        if not lr:
             return 0.0
-        lr = _SHARE * (_norm(self._theta) or 1.0) / length
 
         def gain(at: float) -> float:
             return float(self.decreases(direction, [at], batches).mean())
@@ -92,6 +91,14 @@ class Line:
                 return best * _COARSE
             value = lower
         return best if value > 0 else 0.0
+
+    def small_step(self, direction: Sequence[Tensor]) -> float:
+        """Return the step size that changes theta by a hundredth of its norm; 0 for no direction.
+
+        At theta = 0 it is a change of norm 0.01.
+        """
+        length = _norm(direction)
+        return _SHARE * (_norm(self._theta) or 1.0) / length if 0 < length < math.inf else 0.0
 
     def _before(self, batch: Batch) -> float:
         if batch.seed not in self._base:
