@@ -147,7 +147,8 @@ def worth(one: Decreases, reference: Decreases) -> tuple[float, Interval | None]
         return ratio, None
     count = min(len(fit.at_best), len(other.at_best))
     influence = (
-        fit.at_best[:count] / fit.improvement.value - other.at_best[:count] / other.improvement.value
+        fit.at_best[:count] / fit.improvement.value
+        - other.at_best[:count] / other.improvement.value
     )
     error = float(np.std(influence, ddof=1)) / math.sqrt(count)
     reach = float(stdtrit(count - 1, 1 - LEVEL / 2)) * error
@@ -159,7 +160,7 @@ class _Fit:
 
     def __init__(self, decreases: Decreases) -> None:
         table = decreases.table
-        finite = np.isfinite(table).all(axis=0)
+        finite: NDArray[np.bool_] = np.asarray(np.isfinite(table).all(axis=0))
         usable = int(np.argmin(finite)) if not finite.all() else len(finite)
         draws = len(table)
         if draws < _LEAST_DRAWS or usable < _LEAST_STEP_SIZES:

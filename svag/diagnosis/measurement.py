@@ -17,7 +17,7 @@ from svag.diagnosis.noise_summary import NoiseSummary
 from svag.diagnosis.objective import Batch, Objective
 from svag.diagnosis.sampling import Sampling
 from svag.entrants import Entrant
-from svag.variance import within_batch_variance
+from svag.variance.per_example import within_batch_variance
 
 MOST_DRAWS, LEAST_DRAWS = 48, 6
 """Draws of every method; the time left decides between the two."""
@@ -87,11 +87,11 @@ class Measurement:
         draws: int | None = None,
         progress: Callable[[float], None] = lambda share: None,
     ) -> Measured:
-        """Measure until ``draws`` are made in the first track, or the time is over.
+        """Measure until ``draws`` are made in every track, or the time is over.
 
         Args:
             tracks: what is done to the gradients.
-            seconds: time; at least ``LEAST_DRAWS`` draws are made all the same.
+            seconds: time; ``LEAST_DRAWS`` draws are made in the first track all the same.
             draws: number of draws, whatever the time; None lets the time decide.
             progress: called with the share that is done.
         """
@@ -101,13 +101,14 @@ class Measurement:
         for batch in self._sampling.stream():
             grads = self._gradient(batch, variances)
             for course in courses:
-                course.observe(grads)
-            made = courses[0].draws
+                if course.draws < (draws or MOST_DRAWS):
+                    course.observe(grads)
+            made = min(course.draws for course in courses)
             share = (time.perf_counter() - started) / max(seconds, 1e-9)
             progress(min(1.0, made / draws if draws else max(share, made / MOST_DRAWS)))
             if made >= (draws or MOST_DRAWS):
                 break
-            if draws is None and share >= 1 and made >= LEAST_DRAWS:
+            if draws is None and share >= 1 and courses[0].draws >= LEAST_DRAWS:
                 break
         for course in courses:
             self._measured.decreases += course.found

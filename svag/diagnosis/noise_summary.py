@@ -24,6 +24,7 @@ from svag.diagnosis.objective import Objective
 from svag.theory.factors import gamma_erf, gamma_sqrt, gamma_svag, success_probability
 
 Array: TypeAlias = NDArray[np.float64]
+Flags: TypeAlias = NDArray[np.bool_]
 
 SAMPLED = 4096
 """Coordinates whose gradients are kept, over all tensors."""
@@ -118,10 +119,7 @@ class NoiseSummary:
             for n, (name, size) in enumerate(zip(self._names, sizes, strict=True))
         ]
         weights = np.concatenate(
-            [
-                np.full(len(c), size / len(c))
-                for c, size in zip(self._chosen, sizes, strict=True)
-            ]
+            [np.full(len(c), size / len(c)) for c, size in zip(self._chosen, sizes, strict=True)]
         )
         total = (sum(sizes), float(grad_sq.sum()), float(variance.sum()), history, weights)
         return [*rows, self._row(_ALL, *total)]
@@ -149,7 +147,7 @@ class NoiseSummary:
         count = len(history)
         eta, still, unresolved = _eta(history)
         weights = np.ones(len(eta)) if weights is None else weights
-        moving = ~still
+        moving = np.logical_not(still)
         share = weights / weights.sum()
         known = np.where(moving, eta, 0.0)
         factors = (gamma_svag(known), gamma_sqrt(known), gamma_erf(known))
@@ -184,13 +182,13 @@ def _sampled(sizes: Sequence[int]) -> list[Tensor]:
     return chosen
 
 
-def _eta(history: Array) -> tuple[Array, Array, Array]:
+def _eta(history: Array) -> tuple[Array, Flags, Flags]:
     """Return sigma/|grad L| of each coordinate, whether it is still, and whether unresolved."""
     count = len(history)
     mean, variance = history.mean(axis=0), history.var(axis=0, ddof=1)
-    still = ~history.any(axis=0)
+    still: Flags = np.logical_not(history.astype(bool).any(axis=0))
     square = mean**2 - variance / count
-    unresolved = (square <= 0) & ~still
+    unresolved: Flags = np.logical_and(square <= 0, np.logical_not(still))
     with np.errstate(divide="ignore", invalid="ignore"):
         eta = np.sqrt(variance / np.where(unresolved | still, np.nan, square))
     return np.where(unresolved, np.inf, np.where(still, 0.0, eta)), still, unresolved
