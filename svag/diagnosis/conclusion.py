@@ -185,8 +185,8 @@ def rotation_note(plain: Factorial | None, rotated: Factorial | None) -> str:
         return ""
     text = (
         f"With the axes rotated at random, a step along the sign is worth {rotated.ratio:.3g} "
-        f"times that of the plain direction ({rotated.interval[0]:.3g} to {rotated.interval[1]:.3g}), "
-        f"against {plain.ratio:.3g} as they are"
+        f"times that of the plain direction ({rotated.interval[0]:.3g} to "
+        f"{rotated.interval[1]:.3g}), against {plain.ratio:.3g} as they are"
     )
     if plain.interval[0] > rotated.interval[1]:
         return f"{text}: the sign's worth rests on the axes."

@@ -212,6 +212,43 @@ def _check(plan: Plan) -> None:
         raise InvalidOption(f"draws={plan.draws!r}: an interval takes 3 or more")
 
 
+def conclude(found: Dissection) -> conclusions.Conclusion:
+    """Return what follows from the findings."""
+    cells = found.setting.cells
+    of_step = {(one.track, one.effect.name): one.effect for one in found.effects}
+    of_race = {one.name: one for one in found.race_effects}
+    scale = math.nan
+    if found.race is not None and found.race_effects:
+        mean = sum(found.race.losses[key] for key in cells) / len(cells)
+        scale = min(found.race.start_loss - mean, abs(mean))
+    statements = tuple(
+        conclusions.statement(
+            name, of_step.get(("plain", name)), of_race.get(name), found.race, scale
+        )
+        for name in (SIGN, ADAPTATION)
+    )
+    larger = {
+        count: of_step[name, SIGN]
+        for count in _LARGER
+        if (name := Track(count).name, SIGN) in of_step
+    }
+    plain = of_step.get(("plain", SIGN))
+    notes = (
+        conclusions.rotation_note(plain, of_step.get(("rotated", SIGN))),
+        conclusions.batch_note(plain, larger),
+    )
+    improvements = {one.method: one for one in found.improvements if one.track == "plain"}
+    entrants = [entrant(key) for key in found.setting.methods]
+    best, suggested = conclusions.suggestions(entrants, improvements, found.race)
+    return conclusions.Conclusion(
+        headline=conclusions.headline(statements, bool(found.race_effects)),
+        statements=statements,
+        notes=tuple(filter(None, notes)),
+        best=best,
+        suggestions=suggested,
+    )
+
+
 class _Work:
     """A dissection in progress."""
 
@@ -239,7 +276,7 @@ class _Work:
         if self._plan.variants:
             self._variants(found)
         found.skipped = [*self._skipped, *self._sampling.notes]
-        found.conclusion = self._conclude(found)
+        found.conclusion = conclude(found)
         found.setting = replace(found.setting, seconds=round(self._budget.spent, 1))
         return found
 
@@ -337,37 +374,4 @@ class _Work:
             loss=self._loss,
             gradients=base.gradients,
             evaluations=base.evaluations,
-        )
-
-    def _conclude(self, found: Dissection) -> conclusions.Conclusion:
-        of_step = {(one.track, one.effect.name): one.effect for one in found.effects}
-        of_race = {one.name: one for one in found.race_effects}
-        scale = math.nan
-        if found.race is not None and found.race_effects:
-            mean = sum(found.race.losses[key] for key in self._plan.cells) / len(self._plan.cells)
-            scale = min(found.race.start_loss - mean, abs(mean))
-        statements = tuple(
-            conclusions.statement(
-                name, of_step.get(("plain", name)), of_race.get(name), found.race, scale
-            )
-            for name in (SIGN, ADAPTATION)
-        )
-        larger = {
-            count: of_step[name, SIGN]
-            for count in _LARGER
-            if (name := Track(count).name, SIGN) in of_step
-        }
-        plain = of_step.get(("plain", SIGN))
-        notes = (
-            conclusions.rotation_note(plain, of_step.get(("rotated", SIGN))),
-            conclusions.batch_note(plain, larger),
-        )
-        improvements = {one.method: one for one in found.improvements if one.track == "plain"}
-        best, suggested = conclusions.suggestions(self._plan.methods, improvements, found.race)
-        return conclusions.Conclusion(
-            headline=conclusions.headline(statements, bool(found.race_effects)),
-            statements=statements,
-            notes=tuple(filter(None, notes)),
-            best=best,
-            suggestions=suggested,
         )
