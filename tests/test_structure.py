@@ -274,7 +274,7 @@ def test_public_names_are_there_and_no_others() -> None:
         "__version__", "METHODS", "Anatomy", "Dissected",
         "SGD", "MSGD", "SSD", "MSSD", "SVAG", "MSVAG", "Adam", "AdamStar",
         "within_batch_variance", "micro_batch_variance", "rank_variance",
-        "clip_grad_norm_", "clip_grad_value_", "unscale_",
+        "clip_grad_norm_", "clip_grad_value_", "unscale_", "dissect",
     }  # fmt: skip
     for key, row in svag.METHODS.items():
         assert key == row.key

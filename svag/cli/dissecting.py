@@ -47,6 +47,14 @@ def dissect(
         int | None,
         typer.Option(min=3, help="Draws of each direction; the budget decides by default."),
     ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps of the training that is planned; the problem's own."),
+    ] = None,
+    race_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most steps of a training in the race; by default --steps."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the model and of all draws.")] = 0,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, or auto: cuda if this machine has it, else cpu.")
@@ -76,11 +84,12 @@ def dissect(
     from svag.lab.template import template
 
     task = problems.get(problem)
+    planned = steps or task.steps
     plan = Plan(
         methods=tuple(entrant(text) for text in dict.fromkeys(split(methods))),
         budget=seconds_of(budget),
         draws=draws,
-        longest=task.steps,
+        longest=min(race_steps or planned, planned),
         problem=task.name,
         seed=seed,
     )
