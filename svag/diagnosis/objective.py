@@ -112,7 +112,6 @@ class Objective:
         self._decayed = [(p, decays[n]) for n, p in named.items() if decays.get(n)]
         self._buffers = [b for b in model.buffers() if b is not None]
         self._kept = [b.detach().clone() for b in self._buffers]
-        self._versions = [b._version for b in self._buffers]
         self._writes = False
 
     @property
@@ -175,11 +174,10 @@ class Objective:
         """Undo what forward passes have written to buffers, unless they are :meth:`writing`."""
         if self._writes:
             return
-        for number, (buffer, kept) in enumerate(zip(self._buffers, self._kept, strict=True)):
-            if buffer._version != self._versions[number]:
-                with torch.no_grad():
-                    buffer.copy_(kept)
-                self._versions[number] = buffer._version
+        # BatchNorm writes without counting versions up, so nothing tells what has changed.
+        if self._buffers:
+            with torch.no_grad():
+                torch._foreach_copy_(self._buffers, self._kept)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
