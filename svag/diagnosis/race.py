@@ -246,9 +246,9 @@ class Race:
         for _ in range(_MOST_MOVES + 1):
             losses = [self._heat(one, index, steps, seed) for seed in range(SEEDS)]
             if all(map(math.isfinite, losses)) or index - 1 not in self._grid:
-                break
+                return index
             index -= 1
-        return index
+        return index + 1
 
     def _heat(self, one: Entrant, index: int, steps: int, seed: int = 0) -> float:
         """Train once, unless it has been done, and return the final loss."""

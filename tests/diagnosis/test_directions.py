@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from diagnosis.quadratics import sampled
 from reference import run
 from scipy.stats import norm
 
+from diagnosis.quadratics import sampled
 from svag.anatomy import METHODS
 from svag.diagnosis.directions import Directions, Track, block_length
 from svag.diagnosis.line_search import Line

@@ -90,11 +90,16 @@ def test_everything_is_restored_after_an_interruption(error):
     model = Remembering()
     before = everything(model)
     objective = Objective(model, functional.cross_entropy)
-    with pytest.raises(error), objective.dissected():
-        objective.gradient(Batch(batches()[0], 0))
-        with torch.no_grad():
-            objective.params[1].mul_(3)
-        raise error
+
+    def interrupted():
+        with objective.dissected():
+            objective.gradient(Batch(batches()[0], 0))
+            with torch.no_grad():
+                objective.params[1].mul_(3)
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
     same(before, everything(model))
 
 
