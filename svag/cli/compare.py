@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from svag.problems import Data
     from svag.problems import Problem as Task
 
+_START_SECONDS = 60.0
 _SEEDS = {"quick": 5, "full": 10}
 
 
@@ -56,6 +57,13 @@ def compare(
     ] = "tuned",
     steps: Steps = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Final runs of every method, n.")] = None,
+    start: Annotated[
+        Literal["norms", "suggested"],
+        typer.Option(
+            help="Where searches begin: by the norms of parameters and gradient, or where a "
+            "dissection of a minute suggests."
+        ),
+    ] = "norms",
     selection_seeds: Annotated[
         int, typer.Option(min=1, help="Seeds that choose among neighbouring step sizes.")
     ] = 3,
@@ -144,6 +152,7 @@ def compare(
         steps=steps or (task.steps if budget == "full" else task.quick_steps),
         seeds=seeds or _SEEDS[budget],
         selection_seeds=selection_seeds,
+        start=start,
         protocol=protocol,
         select=select or task.select,
         smallest_effect=smallest_effect,
@@ -184,6 +193,7 @@ class _Settings:
     steps: int
     seeds: int
     selection_seeds: int
+    start: Literal["norms", "suggested"]
     protocol: Literal["tuned", "paper"]
     select: Literal["test", "validation"]
     smallest_effect: float | None
@@ -196,6 +206,7 @@ class _Settings:
 
 
 def _study(task: "Task", data: "Data", wanted: _Settings) -> "Study":
+    from svag.diagnosis.of_problem import suggested_starts
     from svag.entrants import entrant
     from svag.lab import scale
     from svag.lab.optimizers import check, code_version
@@ -220,6 +231,9 @@ def _study(task: "Task", data: "Data", wanted: _Settings) -> "Study":
     lrs = {key: numbers[0] for key, numbers in _by_method(wanted.lrs, "--lr").items()}
     grids = _by_method(wanted.grids, "--grid")
     searched = [key for key in wanted.methods if key not in lrs and key not in grids]
+    starts = scale.starts(task, data, base, searched)
+    if wanted.start == "suggested" and searched:
+        starts |= suggested_starts(task, data, base, searched, _START_SECONDS)
     code = {key: code_version(entrant(key)) for key in wanted.methods}
     return Study(
         base=base,
@@ -229,7 +243,7 @@ def _study(task: "Task", data: "Data", wanted: _Settings) -> "Study":
         selection_seeds=wanted.selection_seeds,
         lrs=lrs,
         grids={key: tuple(sorted(points)) for key, points in grids.items()},
-        starts=scale.starts(task, data, base, searched),
+        starts=starts,
         code={key: version for key, version in code.items() if version},
         smallest_effect=wanted.smallest_effect,
         source=task.source,
