@@ -113,6 +113,7 @@ class Objective:
         self._buffers = [b for b in model.buffers() if b is not None]
         self._kept = [b.detach().clone() for b in self._buffers]
         self._writes = False
+        self._theta: list[Tensor] = []
 
     @property
     def has_outputs(self) -> bool:
@@ -197,7 +198,7 @@ class Objective:
         Python, NumPy and torch.
         """
         model, params = self.model, self.params
-        values = [p.detach().clone() for p in params]
+        self._theta = [p.detach().clone() for p in params]
         grads = [p.grad for p in params]
         modes = [(module, module.training) for module in model.modules()]
         carried = getattr(model, "carried_state", None)
@@ -209,9 +210,10 @@ class Objective:
                 yield
         finally:
             with torch.no_grad():
-                for param, value in zip(params, values, strict=True):
+                for param, value in zip(params, self.theta, strict=True):
                     if not torch.equal(param, value):
                         param.copy_(value)
+            self._theta = []
             for param, grad in zip(params, grads, strict=True):
                 param.grad = grad
             self.restore()
@@ -221,6 +223,13 @@ class Objective:
                 setattr(model, "carried_state", carried)  # noqa: B010
             random.setstate(state[0])
             np.random.set_state(state[1])  # noqa: NPY002
+
+    @property
+    def theta(self) -> list[Tensor]:
+        """The parameters that are dissected: a copy, to come back to. Only within dissected()."""
+        if not self._theta:
+            raise RuntimeError("no dissection is going on")
+        return self._theta
 
     def check(self, batch: Batch) -> float:
         """Return the loss of a batch, and refuse one that is not finite or not reproducible.
