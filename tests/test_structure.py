@@ -173,7 +173,10 @@ FLOORS = (
     ("svag.lab.capture",),
     ("svag.lab.session", "svag.lab.checkpoints"),
     ("svag.lab.train", "svag.lab.scale", "svag.lab.timing"),
-    ("svag.diagnosis", "svag.diagnosis.objective", "svag.diagnosis.rotation"),
+    (
+        *("svag.diagnosis", "svag.diagnosis.objective", "svag.diagnosis.rotation"),
+        "svag.diagnosis.longer_training",
+    ),
     ("svag.diagnosis.budget", "svag.diagnosis.line_search", "svag.diagnosis.sampling"),
     ("svag.diagnosis.directions", "svag.diagnosis.noise_summary", "svag.diagnosis.improvement"),
     ("svag.diagnosis.measurement", "svag.diagnosis.race"),

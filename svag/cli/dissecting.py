@@ -89,6 +89,7 @@ def dissect(
         methods=tuple(entrant(text) for text in dict.fromkeys(split(methods))),
         budget=seconds_of(budget),
         draws=draws,
+        steps=planned,
         longest=min(race_steps or planned, planned),
         problem=task.name,
         seed=seed,
@@ -128,7 +129,10 @@ def present(found: "Dissection") -> None:
         console.print(f"- {one.text}", highlight=False, soft_wrap=True)
     for note in (*ended.notes, *found.skipped):
         console.print(f"- {note}", highlight=False, soft_wrap=True)
-    table = Table("method", "one step is worth", "its step size", "after the race", box=None)
+    table = Table(
+        *("method", "one step is worth", "its step size", "after the race", "suggested"), box=None
+    )
+    suggested = {one.method: f"{one.lr:g}" for one in ended.suggestions}
     plain = {one.method: one for one in found.improvements if one.track == "plain"}
     for key in found.setting.methods:
         step, worth = plain.get(key), "-"
@@ -138,7 +142,7 @@ def present(found: "Dissection") -> None:
         if found.race is not None and key in found.race.lrs:
             raced = f"loss {found.race.losses[key]:.4g} at lr {found.race.lrs[key]:g}"
         greedy = "-" if step is None else f"{step.lr:.2g}"
-        table.add_row(entrant(key).name, worth, greedy, raced)
+        table.add_row(entrant(key).name, worth, greedy, raced, suggested.get(key, "-"))
     console.print(table, highlight=False)
     if ended.suggestions:
         console.print(f"\n{ended.suggestions[0].line}", highlight=False, soft_wrap=True)

@@ -47,7 +47,8 @@ class Plan:
         methods: the methods.
         budget: seconds for everything.
         draws: number of draws of each direction; None lets the budget decide.
-        longest: most steps of a training in the race; None for no limit.
+        steps: length of the training that is planned; None if not known.
+        longest: most steps of a training in the race; None for ``steps``.
         race: whether there is a race.
         variants: whether rotated directions and larger batches are measured.
         states: states of optimizers to start from, by method and parameter.
@@ -59,6 +60,7 @@ class Plan:
     methods: tuple[Entrant, ...]
     budget: float = DEFAULT
     draws: int | None = None
+    steps: int | None = None
     longest: int | None = None
     race: bool = True
     variants: bool = True
@@ -94,6 +96,7 @@ def dissect(
     methods: Sequence[str] = PAPER_METHODS,
     budget: float | str = DEFAULT,
     draws: int | None = None,
+    steps: int | None = None,
     longest: int | None = None,
     race: bool = True,
     precision: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
@@ -122,7 +125,9 @@ def dissect(
             (42 %), then the race (36 %), the curvature (12 %), and variants (10 %).
         draws: number of draws of each direction, so that the result does not depend on the
             machine's speed; by default the budget decides, 6 to 48.
-        longest: most steps of a training in the race.
+        steps: length of the training that is planned. The step sizes that are suggested for sign
+            methods depend on it.
+        longest: most steps of a training in the race; by default ``steps``.
         race: whether to race; without, the suggestions rest on one step.
         precision: returns the context of the forward pass, such as autocast.
         out: folder for the records.
@@ -151,6 +156,7 @@ def dissect(
         methods=entrants,
         budget=seconds_of(budget),
         draws=draws,
+        steps=steps,
         longest=longest,
         race=race,
         states=None if optimizer is None else states_of(optimizer, entrants),
@@ -239,7 +245,9 @@ def conclude(found: Dissection) -> conclusions.Conclusion:
     )
     improvements = {one.method: one for one in found.improvements if one.track == "plain"}
     entrants = [entrant(key) for key in found.setting.methods]
-    best, suggested = conclusions.suggestions(entrants, improvements, found.race)
+    best, suggested = conclusions.suggestions(
+        entrants, improvements, found.race, found.setting.planned
+    )
     return conclusions.Conclusion(
         headline=conclusions.headline(statements, bool(found.race_effects)),
         statements=statements,
@@ -334,7 +342,7 @@ class _Work:
         if not plan.race or not starts:
             return
         trainer = FromHere(self._objective, self._sampling, self._held, plan.states)
-        found.race = Race(trainer, plan.longest).run(
+        found.race = Race(trainer, plan.longest or plan.steps).run(
             plan.methods,
             starts,
             seconds=self._budget.until("race"),
@@ -364,6 +372,7 @@ class _Work:
         return Setting(
             problem=plan.problem,
             step=plan.step,
+            planned=plan.steps,
             parameters=objective.size,
             batch_size=self._sampling.batch_size,
             methods=tuple(one.key for one in plan.methods),

@@ -31,6 +31,7 @@ class Setting:
     Attributes:
         problem: its name, or ``model``.
         step: training steps taken before; 0 at initialisation, None if not known.
+        planned: length of the training that is planned, in steps; None if not known.
         parameters: number of trainable parameters.
         batch_size: examples in a batch, if they are all of one size.
         methods: keys of the methods.
@@ -45,6 +46,7 @@ class Setting:
 
     problem: str
     step: int | None
+    planned: int | None
     parameters: int
     batch_size: int | None
     methods: tuple[str, ...]

@@ -117,7 +117,7 @@ def suggested_starts(
     plan = Plan(
         methods=tuple(entrant(key) for key in keys),
         budget=seconds,
-        longest=base.steps,
+        steps=base.steps,
         variants=False,
         problem=problem.name,
     )
@@ -210,7 +210,7 @@ def _race_alone(
         )
     trainer = _Sessions(problem, data, base)
     starts = {one.key: one.lr for one in plan.methods}
-    race = Race(trainer, plan.longest).run(
+    race = Race(trainer, plan.longest or plan.steps).run(
         plan.methods, starts, seconds=plan.budget, progress=lambda s: progress("race", s)
     )
     session = Session(problem, data, replace(base, method="sgd"))
@@ -218,6 +218,7 @@ def _race_alone(
         Setting(
             problem=problem.name,
             step=0,
+            planned=plan.steps,
             parameters=sum(p.numel() for p in session.model.parameters() if p.requires_grad),
             batch_size=base.batch_size,
             methods=tuple(one.key for one in plan.methods),

@@ -138,11 +138,15 @@ def test_suggestions_put_the_winner_first():
     }
     best, found = c.suggestions(entrants, improvements, RESULT)
     assert best == "adam"
-    assert [(one.method, one.lr, one.basis) for one in found] == [
-        ("adam", 0.01, "race"),
-        ("m-sgd", 0.1, "race"),
-        ("m-ssd", 0.001, "one step"),
+    assert [(one.method, one.lr, one.basis, one.raced) for one in found] == [
+        ("adam", 0.01, "race", 0.01),
+        ("m-sgd", 0.1, "race", 0.1),
+        ("m-ssd", 0.001, "one step", None),
     ]
+    _, found = c.suggestions(entrants, improvements, RESULT, planned=500)
+    assert [one.lr for one in found] == [0.005, 0.1, 0.001]  # 0.01 * 10^-0.3 for Adam
+    _, found = c.suggestions(entrants, improvements, RESULT, planned=5)
+    assert found[0].lr == 0.01
     best, found = c.suggestions(entrants, improvements, None)
     assert best == "m-ssd"
     assert c.suggestions(entrants, {}, None) == ("", ())
