@@ -124,11 +124,10 @@ def present(found: "Dissection") -> None:
     console = Console()
     ended = found.conclusion
     assert ended is not None
-    console.print(ended.headline, style="bold", highlight=False, soft_wrap=True)
-    for one in ended.statements:
-        console.print(f"- {one.text}", highlight=False, soft_wrap=True)
-    for note in (*ended.notes, *found.skipped):
-        console.print(f"- {note}", highlight=False, soft_wrap=True)
+    answer, _, line = str(found).partition("\n\n")
+    headline, _, rest = answer.partition("\n")
+    console.print(headline, style="bold", highlight=False, markup=False, soft_wrap=True)
+    console.print(rest, highlight=False, markup=False, soft_wrap=True)
     table = Table(
         *("method", "one step is worth", "its step size", "after the race", "suggested"), box=None
     )
@@ -144,8 +143,8 @@ def present(found: "Dissection") -> None:
         greedy = "-" if step is None else f"{step.lr:.2g}"
         table.add_row(entrant(key).name, worth, greedy, raced, suggested.get(key, "-"))
     console.print(table, highlight=False)
-    if ended.suggestions:
-        console.print(f"\n{ended.suggestions[0].line}", highlight=False, soft_wrap=True)
+    if line:
+        console.print(f"\n{line}", highlight=False, markup=False, soft_wrap=True)
 
 
 class _Bar:

@@ -93,6 +93,17 @@ class Dissection:
     skipped: list[str] = field(default_factory=list)
     conclusion: Conclusion | None = None
 
+    def __str__(self) -> str:
+        """Return the answer: headline, statements, notes, and the line to paste."""
+        if self.conclusion is None:
+            return f"a dissection of {self.setting.problem}, not finished"
+        ended = self.conclusion
+        says = [one.text for one in ended.statements]
+        lines = [ended.headline, *(f"- {text}" for text in (*says, *ended.notes, *self.skipped))]
+        if ended.suggestions:
+            lines += ["", ended.suggestions[0].line]
+        return "\n".join(lines)
+
     def rows(self) -> list[dict[str, Any]]:
         """Return the records."""
         found: list[dict[str, Any]] = [

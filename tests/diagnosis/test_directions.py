@@ -199,3 +199,29 @@ def check_line(problem, objective, line, held):
     assert best / 4 <= line.best_of([z], held) <= 4 * best
     assert line.best_of([-z], held) == 0
     assert line.best_of([0 * z], held) == 0
+
+
+def test_on_rotated_axes_the_sign_is_what_the_rotated_sign_was():
+    """theta -> R theta makes the plain sign of one problem the rotated sign of the other."""
+    problem = StochasticQuadratic(np.diag([1.0, 4.0, 0.5, 2.0, 3.0]), np.arange(5) - 2.5, 0.0)
+    objective, sampling = sampled(problem, seed=0)
+    rotation = Rotation(objective.params, 5)
+    basis = torch.eye(5, dtype=torch.float64)
+    matrix = torch.stack([rotation.apply([e])[0] for e in basis], dim=1).numpy()
+    turned = StochasticQuadratic(matrix @ problem.Q @ matrix.T, matrix @ problem.x_star, 0.0)
+    other, of_other = sampled(turned, seed=0)
+    lrs = [0.1, 0.5, 1.0]
+    found = {}
+    for name, subject, batches, track in (
+        ("diagonal, rotated sign", objective, sampling, Track(rotation=rotation)),
+        ("rotated, plain sign", other, of_other, Track()),
+        ("diagonal, plain sign", objective, sampling, Track()),
+    ):
+        with subject.dissected():
+            held = batches.held(1)
+            subject.gradient(held[0])
+            seen = track.take([p.grad for p in subject.params])
+            z = drawn_from(Directions(subject.params, [entrant("ssd")]), seen[0])["ssd"]
+            found[name] = Line(subject).decreases(track.back(z), lrs, held)[:, 0]
+    np.testing.assert_allclose(found["diagonal, rotated sign"], found["rotated, plain sign"])
+    assert not np.allclose(found["diagonal, plain sign"], found["rotated, plain sign"])
