@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -118,7 +119,8 @@ def dissect(
         batch_loss: instead of ``loss_fn``, ``batch_loss(model, batch)`` for batches of any kind;
             for instance ``lambda model, batch: model(**batch).loss``.
         optimizer: the optimizer that has trained the model so far. Its averages are the starting
-            point of its own method, if it is one of svag's or ``torch.optim.Adam``.
+            point of its own method, if it is one of svag's or ``torch.optim.Adam``. Weight decay
+            that it adds to the gradient becomes part of the loss.
         methods: what to dissect, as ``svag methods`` lists them; an optimizer of any package is
             ``package.module.name``.
         budget: time, in seconds or as ``"90s"``, ``"5m"``: directions and step sizes first
@@ -162,7 +164,13 @@ def dissect(
         states=None if optimizer is None else states_of(optimizer, entrants),
         seed=seed,
     )
-    objective = Objective(model, loss_fn, batch_loss=batch_loss, precision=precision)
+    objective = Objective(
+        model,
+        loss_fn,
+        batch_loss=batch_loss,
+        precision=precision,
+        weight_decay={} if optimizer is None else decays_of(model, optimizer),
+    )
     found = carry_out(objective, batches, plan, progress)
     if out is not None:
         found.write(Path(out))
@@ -202,6 +210,19 @@ def states_of(optimizer: Optimizer, entrants: Sequence[Entrant]) -> States:
         betas = [tuple(g.get("betas") or (g.get("beta"),)) for g in optimizer.param_groups]
         if states and all(group == tuple(one.betas) for group in betas):
             found[one.key] = states
+    return found
+
+
+def decays_of(model: nn.Module, optimizer: Optimizer) -> dict[str, float]:
+    """Return the weight decay that an optimizer adds to gradients, by the parameter's name."""
+    names = {param: name for name, param in model.named_parameters()}
+    found = {}
+    for group in optimizer.param_groups:
+        decoupled = any(
+            group.get(flag) for flag in ("decoupled_weight_decay", "decoupled")
+        ) or isinstance(optimizer, torch.optim.AdamW)
+        decay = 0.0 if decoupled else float(group.get("weight_decay") or 0.0)
+        found |= {names[p]: decay for p in group["params"] if decay and p in names}
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from svag.diagnosis.directions import Directions, Track, block_length
@@ -17,6 +18,7 @@ from svag.diagnosis.noise_summary import NoiseSummary
 from svag.diagnosis.objective import Batch, Objective
 from svag.diagnosis.sampling import Sampling
 from svag.entrants import Entrant
+from svag.errors import SparseGradient
 from svag.variance.per_example import within_batch_variance
 
 MOST_DRAWS, LEAST_DRAWS = 48, 6
@@ -124,7 +126,9 @@ class Measurement:
             objective.gradient(batch)
         self._sampling.note_state()
         self._measured.gradients += 1
-        grads = [_gradient_of(p) for p in objective.params]
+        grads = [
+            _gradient_of(name, p) for name, p in zip(objective.names, objective.params, strict=True)
+        ]
         if self._noise is not None:
             self._noise.observe(grads)
         return grads
@@ -200,6 +204,11 @@ class _Course:
         self.draws += 1
 
 
-def _gradient_of(param: Tensor) -> Tensor:
+def _gradient_of(name: str, param: Tensor) -> Tensor:
     """Return a parameter's gradient; 0 where the loss does not depend on it."""
+    if param.grad is not None and param.grad.layout is not torch.strided:
+        raise SparseGradient(
+            f"the gradient of {name!r} is sparse; make it dense to dissect the model, for instance "
+            "nn.Embedding(..., sparse=False)"
+        )
     return param.new_zeros(param.shape) if param.grad is None else param.grad

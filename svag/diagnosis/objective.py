@@ -78,7 +78,8 @@ class Objective:
         params: the parameters, in the same order, each once.
 
     Raises:
-        InvalidOption: neither or both of the losses are given, or nothing is trainable.
+        InvalidOption: neither or both of the losses are given, nothing is trainable, or a parameter
+            is neither float32 nor float64.
     """
 
     def __init__(
@@ -99,9 +100,13 @@ class Objective:
         named = {n: p for n, p in model.named_parameters() if p.requires_grad and p.numel()}
         if not named:
             raise InvalidOption("the model has no trainable parameter, so there is no direction")
-        wrong = [n for n, p in named.items() if not p.is_floating_point()]
-        if wrong:
-            raise InvalidOption(f"parameter {wrong[0]!r} is complex; dissect takes real ones")
+        for name, param in named.items():
+            if param.dtype not in (torch.float32, torch.float64):
+                raise InvalidOption(
+                    f"parameter {name!r} has the dtype {param.dtype}; dissect takes float32 and "
+                    "float64, since small steps are lost in half precision: model.float(), with "
+                    "precision=lambda: torch.autocast(...) if need be"
+                )
         self.model = model
         self.names, self.params = list(named), list(named.values())
         self.size = sum(p.numel() for p in self.params)

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import svag
 from diagnosis.quadratics import Quadratic, drawn, mean
+from svag.diagnosis.dissect import decays_of
 from svag.diagnosis.findings import of_kind, read
-from svag.errors import DissectionError, InvalidOption
+from svag.errors import DissectionError, InvalidOption, SparseGradient
 from svag.theory import StochasticQuadratic
 
 QUICK = {"budget": "1s", "draws": 6}
@@ -106,6 +107,29 @@ def test_batches_of_dictionaries_and_an_optimizers_state():
     found = svag.dissect(net, batches=data, batch_loss=loss, optimizer=optimizer, **QUICK)
     assert all(torch.equal(kept[k], v["exp_avg"]) for k, v in optimizer.state.items())
     assert found.conclusion.best
+
+
+def test_sparse_gradients_are_refused():
+    net = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Flatten(), nn.Linear(6, 2))
+    data = [(torch.randint(5, (8, 2)), torch.randint(2, (8,))) for _ in range(4)]
+    with pytest.raises(SparseGradient, match=r"'0\.weight' is sparse"):
+        svag.dissect(net, functional.cross_entropy, data, **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("make", "decay"),
+    [
+        (lambda p: torch.optim.Adam(p, weight_decay=0.1), 0.1),
+        (lambda p: torch.optim.AdamW(p, weight_decay=0.1), 0.0),
+        (lambda p: svag.MSVAG(p, weight_decay=0.1), 0.1),
+        (lambda p: svag.MSVAG(p, weight_decay=0.1, decoupled_weight_decay=True), 0.0),
+        (lambda p: torch.optim.SGD(p), 0.0),
+    ],
+)
+def test_weight_decay_that_is_added_to_gradients_belongs_to_the_loss(make, decay):
+    net = nn.Linear(6, 2)
+    found = decays_of(net, make(net.parameters()))
+    assert found == ({"weight": decay, "bias": decay} if decay else {})
 
 
 def test_interrupting_the_race_restores_everything(monkeypatch):
