@@ -216,7 +216,7 @@ def states_of(optimizer: Optimizer, entrants: Sequence[Entrant]) -> States:
 def decays_of(model: nn.Module, optimizer: Optimizer) -> dict[str, float]:
     """Return the weight decay that an optimizer adds to gradients, by the parameter's name."""
     names = {param: name for name, param in model.named_parameters()}
-    found = {}
+    found: dict[str, float] = {}
     for group in optimizer.param_groups:
         decoupled = any(
             group.get(flag) for flag in ("decoupled_weight_decay", "decoupled")
