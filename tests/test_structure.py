@@ -60,6 +60,7 @@ FLOORS = (
     ("svag.variance.rescaling",),
     (
         "svag.variance.clipping",
+        "svag.variance.unscaling",
         "svag.variance.micro_batches",
         "svag.variance.ranks",
         "svag.variance.noise",
