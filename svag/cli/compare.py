@@ -4,7 +4,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -152,7 +152,6 @@ def compare(
         steps=steps or (task.steps if budget == "full" else task.quick_steps),
         seeds=seeds or _SEEDS[budget],
         selection_seeds=selection_seeds,
-        start=start,
         protocol=protocol,
         select=select or task.select,
         smallest_effect=smallest_effect,
@@ -171,9 +170,11 @@ def compare(
     if dry_run:
         job.announce(Console(stderr=True), job.layout(trial=True))
         return
-    clusters.attach(directory, study, lambda line: say(console, line), detach=detach)
+    if start == "suggested":
+        job.study = _from_suggested(job, console)
+    clusters.attach(directory, job.study, lambda line: say(console, line), detach=detach)
     if detach:
-        say(console, clusters.detach(carried_out_on, task, study, place))
+        say(console, clusters.detach(carried_out_on, task, job.study, place))
         return
     carried_out = job.carry_out(console)
     failed = [record for record in carried_out if record.status == "error"]
@@ -193,7 +194,6 @@ class _Settings:
     steps: int
     seeds: int
     selection_seeds: int
-    start: Literal["norms", "suggested"]
     protocol: Literal["tuned", "paper"]
     select: Literal["test", "validation"]
     smallest_effect: float | None
@@ -206,7 +206,6 @@ class _Settings:
 
 
 def _study(task: "Task", data: "Data", wanted: _Settings) -> "Study":
-    from svag.diagnosis.of_problem import suggested_starts
     from svag.entrants import entrant
     from svag.lab import scale
     from svag.lab.optimizers import check, code_version
@@ -231,9 +230,6 @@ def _study(task: "Task", data: "Data", wanted: _Settings) -> "Study":
     lrs = {key: numbers[0] for key, numbers in _by_method(wanted.lrs, "--lr").items()}
     grids = _by_method(wanted.grids, "--grid")
     searched = [key for key in wanted.methods if key not in lrs and key not in grids]
-    starts = scale.starts(task, data, base, searched)
-    if wanted.start == "suggested" and searched:
-        starts |= suggested_starts(task, data, base, searched, _START_SECONDS)
     code = {key: code_version(entrant(key)) for key in wanted.methods}
     return Study(
         base=base,
@@ -243,11 +239,24 @@ def _study(task: "Task", data: "Data", wanted: _Settings) -> "Study":
         selection_seeds=wanted.selection_seeds,
         lrs=lrs,
         grids={key: tuple(sorted(points)) for key, points in grids.items()},
-        starts=starts,
+        starts=scale.starts(task, data, base, searched),
         code={key: version for key, version in code.items() if version},
         smallest_effect=wanted.smallest_effect,
         source=task.source,
     )
+
+
+def _from_suggested(job: "_Job", console: Console) -> "Study":
+    """Return a study whose searches begin where a dissection suggests, unless it has begun."""
+    from svag.diagnosis.of_problem import suggested_starts
+    from svag.lab import studies
+
+    study = job.study
+    if any(one.study.id == study.id for one in studies.filed(job.directory)):
+        return study
+    say(console, f"dissecting {job.task.name} for step sizes to begin at ({_START_SECONDS:g} s)")
+    found = suggested_starts(job.task, job.data, study.base, list(study.starts), _START_SECONDS)
+    return replace(study, starts={**study.starts, **found})
 
 
 class _Job:
