@@ -36,7 +36,7 @@ PROBLEMS = {
     **{f"quadratic_{n:02d}": f"results/dissect/problems.py:quadratic_{n:02d}" for n in range(20)},
 }
 POINTS = (0, 5, 25)
-BUDGET = "60s"
+BUDGET, DRAWS = "3m", "24"
 RACE = 5  # a training of the race has at most a fifth of the steps
 
 
@@ -76,7 +76,17 @@ def dissect(name: str, point: int, outcome: dict) -> None:
         return
     steps = round(point / 100 * outcome["steps"])
     svag(
-        *("dissect", PROBLEMS[name], "--budget", BUDGET, "--out", str(out), "--quiet"),
+        *(
+            "dissect",
+            PROBLEMS[name],
+            "--budget",
+            BUDGET,
+            "--draws",
+            DRAWS,
+            "--out",
+            str(out),
+            "--quiet",
+        ),
         *("--after", str(steps), "--with", "m-sgd", "--lr", str(lr), "--device", "cpu"),
         *("--steps", str(outcome["steps"]), "--race-steps", str(outcome["steps"] // RACE)),
     )
