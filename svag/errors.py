@@ -37,6 +37,10 @@ class MissingVariance(SvagError, RuntimeError):
     """A gradient has no within-batch variance, or only that of an earlier gradient."""
 
 
+class NoStepYet(SvagError, RuntimeError):
+    """Something was asked of an optimizer that it knows only after a step."""
+
+
 class TooFewSamples(SvagError, RuntimeError):
     """A variance was to be estimated from fewer than two micro-batches, ranks or examples."""
 

@@ -115,7 +115,7 @@ FLOORS = (
         "svag.optim.engines.eager",
         "svag.optim.engines.support",
     ),
-    ("svag.optim.dispatch",),
+    ("svag.optim.dispatch", "svag.optim.adaptation"),
     ("svag.optim.optimizer",),
     ("svag.optim.methods",),
     ("svag.optim",),
