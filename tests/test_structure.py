@@ -174,7 +174,9 @@ FLOORS = (
     ("svag.lab.session", "svag.lab.checkpoints"),
     ("svag.lab.train", "svag.lab.scale", "svag.lab.timing"),
     ("svag.diagnosis", "svag.diagnosis.objective"),
-    ("svag.diagnosis.sampling",),
+    ("svag.diagnosis.sampling", "svag.diagnosis.allowance", "svag.diagnosis.noise_figures"),
+    ("svag.diagnosis.averages", "svag.diagnosis.sinks", "svag.diagnosis.probes"),
+    ("svag.diagnosis.monitor",),
     (
         *("svag.lab.executors", "svag.lab.executors.threads", "svag.lab.executors.cluster"),
         "svag.lab.executors.driving",
@@ -191,7 +193,7 @@ FLOORS = (
     ("svag.progress", "svag.bench", "svag.bench.runner", "svag.bench.verdict"),
     ("svag.bench.allocation", "svag.bench.contestants"),
     ("svag.bench.step",),
-    ("svag.bench.variance", "svag.bench.rounding"),
+    ("svag.bench.variance", "svag.bench.rounding", "svag.bench.monitor"),
     ("svag.cli.cluster", "svag.cli.options", "svag.cli.several"),
     ("svag.cli.bench", "svag.cli.listing", "svag.cli.reporting"),
     ("svag.cli.compare", "svag.cli.exporting"),
@@ -268,7 +270,7 @@ def test_public_names_are_there_and_no_others() -> None:
         "__version__", "METHODS", "Anatomy", "Dissected",
         "SGD", "MSGD", "SSD", "MSSD", "SVAG", "MSVAG", "Adam", "AdamStar",
         "within_batch_variance", "micro_batch_variance", "rank_variance",
-        "clip_grad_norm_", "clip_grad_value_", "unscale_",
+        "clip_grad_norm_", "clip_grad_value_", "unscale_", "Monitor",
     }  # fmt: skip
     for key, row in svag.METHODS.items():
         assert key == row.key
