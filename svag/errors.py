@@ -53,6 +53,10 @@ class EngineUnavailable(SvagError, RuntimeError):
     """``fused=True`` was given, and no fused engine can update these parameters."""
 
 
+class MissingPackage(SvagError, ImportError):
+    """A package that is needed for this is not installed."""
+
+
 class UnknownName(SvagError, ValueError):
     """No problem or method has this name."""
 

@@ -177,6 +177,8 @@ FLOORS = (
     ("svag.diagnosis.sampling", "svag.diagnosis.allowance", "svag.diagnosis.noise_figures"),
     ("svag.diagnosis.averages", "svag.diagnosis.sinks", "svag.diagnosis.probes"),
     ("svag.diagnosis.monitor",),
+    ("svag.integrations", "svag.integrations.figures"),
+    ("svag.integrations.hf", "svag.integrations.lightning"),
     (
         *("svag.lab.executors", "svag.lab.executors.threads", "svag.lab.executors.cluster"),
         "svag.lab.executors.driving",
