@@ -1,0 +1,605 @@
+"""The monitor's figures, against the reference and the truth; its schedule; training unchanged."""
+
+import copy
+import json
+import math
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import torch
+from numpy.typing import NDArray
+from optim.cases import Case, by_name, give, named
+from torch import Tensor, nn
+
+import svag
+from svag import Monitor
+from svag.diagnosis import allowance
+from svag.errors import InvalidOption, RecordError
+
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+Make = Callable[..., torch.optim.Optimizer]
+
+
+def drawn(mean: Any, std: Any, steps: int, seed: int = 0) -> NDArray[np.float64]:
+    """Independent Gaussian gradients, of shape (steps, d)."""
+    noise = np.random.default_rng(seed).standard_normal((steps, len(np.atleast_1d(mean))))
+    return np.asarray(mean + std * noise)
+
+
+def watched(
+    make: Make, gradients: NDArray[np.float64], variances: Any = None, **options: Any
+) -> list[dict[str, Any]]:
+    """All records of a run along these gradients; the parameter stays where it is."""
+    param = nn.Parameter(torch.zeros(gradients.shape[1], dtype=torch.float64))
+    optimizer = make([param])
+    records: list[dict[str, Any]] = []
+    options = {"every": 1, "budget": None, "coordinates": None, "by_layer": False, **options}
+    with Monitor(optimizer, to=records.append, **options):
+        for t, gradient in enumerate(gradients):
+            sample = None if variances is None else torch.from_numpy(variances[t])
+            give(param, torch.from_numpy(gradient), sample)
+            optimizer.step()
+    return records
+
+
+# ----------------------------------------------------------------- figures are what they say
+
+
+def expected_figures(case: Case, step: Any, t: int, beta: float, var: Any) -> dict[str, float]:
+    """From the reference's averages, sorted and summed by hand."""
+    share = reference.rho(beta, t)
+    m, s = step.m, np.maximum(step.v - step.m**2, -np.inf) / (1 - share)
+    if case.within_batch:
+        of_mean = reference.within_batch_variance(case.anatomy, list(var[: t + 1]), beta)
+        m, share = (step.m, share) if case.anatomy.direction == "momentum" else (step.gradient, 1.0)
+        s = of_mean / share
+    there = (m != 0) | (s != 0)
+    eta_sq = np.sort(np.maximum(s[there], 0) / m[there] ** 2)
+    at = [math.ceil(level * len(eta_sq)) - 1 for level in LEVELS]
+    gamma = step.gamma[there]
+    return {
+        "entries": len(m),
+        "sampled": len(m),
+        "non_finite": 0.0,
+        "at_rest": (np.count_nonzero(~there) + np.count_nonzero(gamma < 0.01)) / len(m),
+        "gamma_mean": gamma.mean(),
+        "variance": s.sum(),
+        "grad_sq": (m**2 - share * s).sum(),
+        **{f"eta_sq_p{round(100 * q):02d}": eta_sq[i] for q, i in zip(LEVELS, at, strict=True)},
+    }
+
+
+@by_name(
+    named("m-svag", "svag", "adam", "adam-star", "m-ssd-erf", "adam-amsgrad", "raw-sgd-svag")
+    + named("m-svag/batch", "svag/batch")
+)
+def test_figures_are_those_of_the_reference(case: Case) -> None:
+    mean = np.concatenate([np.zeros(40), np.linspace(-2, 2, 160)])
+    std = np.concatenate([np.zeros(20), np.ones(80), np.full(100, 0.1)])
+    gradients = drawn(mean, std, 12)
+    variances = gradients**2 * 0.3 if case.within_batch else None
+    records = watched(lambda p: case.build(p, lr=0.0), gradients, variances, batch_size=8)
+    decay = case.decay(0.9)
+    steps = case.reference(gradients, np.zeros(200), lr=0.0, variances=variances, **decay)
+    for t in (1, 2, 11):
+        record = dict(records[t])
+        assert (record.pop("kind"), record.pop("layer")) == ("monitor", None)
+        expected_step = 0 if str(case) == "svag/batch" else t + 1
+        assert record.pop("step") == (expected_step or t + 1)
+        record.pop("overhead")
+        record.pop("noise_scale")
+        expected = expected_figures(case, steps[t], t, 0.9, variances)
+        if case.name == "adam-amsgrad":  # v is the largest, which is no estimate of a moment
+            assert record["gamma_mean"] == pytest.approx(expected["gamma_mean"])
+        else:
+            assert record == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_torchs_own_adam_is_read_as_ours(kind: Make, amsgrad: bool) -> None:
+    gradients = drawn(np.linspace(-1, 1, 50), 1.0, 6)
+    theirs = watched(lambda p: kind(p, lr=0.0, amsgrad=amsgrad), gradients)
+    ours = watched(lambda p: svag.Adam(p, lr=0.0, amsgrad=amsgrad), gradients)
+    for one, other in zip(theirs, ours, strict=True):
+        del one["overhead"], other["overhead"]
+        assert one == pytest.approx(other)
+
+
+def test_one_gradient_shows_no_variance() -> None:
+    for beta, steps in ((0.9, 1), (0.0, 3)):
+        record = watched(
+            lambda p, beta=beta: svag.MSVAG(p, beta=beta), drawn(np.ones(5), 1.0, steps)
+        )[-1]
+        assert record["gamma_mean"] == 1.0
+        assert record["variance"] is record["grad_sq"] is record["eta_sq_p50"] is None
+
+
+def test_averages_that_are_not_finite_are_left_out_and_counted() -> None:
+    gradients = drawn(np.ones(8), 0.5, 4)
+    full = watched(svag.MSVAG, gradients[:, 2:])[-1]
+    gradients[2, 0], gradients[2, 1] = np.nan, np.inf
+    record = watched(svag.MSVAG, gradients)[-1]
+    assert record["non_finite"] == 0.25
+    assert record["variance"] == pytest.approx(full["variance"])
+    assert record["eta_sq_p75"] == pytest.approx(full["eta_sq_p75"])
+    nothing = watched(svag.MSVAG, np.full((2, 3), np.nan), batch_size=4)[-1]
+    assert nothing["non_finite"] == 1.0
+    assert nothing["gamma_mean"] is nothing["variance"] is nothing["noise_scale"] is None
+    json.dumps(nothing, allow_nan=False)
+
+
+def test_complex_entries_count_as_two_and_half_precision_is_widened() -> None:
+    whole = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+    half = nn.Parameter(torch.zeros(5, dtype=torch.bfloat16))
+    empty = nn.Parameter(torch.zeros(0))
+    optimizer = svag.MSVAG([whole, half, empty])
+    with Monitor(optimizer, 2, None) as monitor:
+        for n in (1, 2):
+            for param in (whole, half, empty):
+                param.grad = torch.full_like(param, n)
+            optimizer.step()
+    assert [(r["layer"], r["entries"]) for r in monitor.last] == [
+        (None, 11),
+        ("param0", 6),
+        ("param1", 5),
+    ]
+    assert monitor.last[1]["at_rest"] == 0.5  # the imaginary parts
+
+
+# --------------------------------------------------------------- against the truth, simulated
+
+
+def standard_errors(eta_sq: float, beta: float, *, two_betas: bool) -> tuple[float, float]:
+    """Of s and of the noise scale of one reading, relative, times sqrt(d); delta method.
+
+    m is Gaussian and, with one beta, independent of s, whose variance is that of a weighted sample
+    variance. With a longer memory of squares, the error 2 mu (m - mu) of m^2 is left in s.
+    """
+    c2, c3 = (1 - beta) ** 2 / (1 - beta**2), (1 - beta) ** 3 / (1 - beta**3)
+    of_s = 2 * (c2 - 2 * c3 + c2**2) / (1 - c2) ** 2
+    if two_betas:
+        of_s = (4 * c2 / eta_sq + 2 * c2**2) / (1 - c2) ** 2 + of_s
+    of_mean = 4 * c2 * eta_sq + (2 + of_s) * (c2 * eta_sq) ** 2
+    return math.sqrt(of_s), math.sqrt(of_mean + of_s)
+
+
+D, B = 3000, 32
+FROZEN = {
+    "M-SVAG": lambda p: svag.MSVAG(p, lr=0.0),
+    "SVAG": lambda p: svag.SVAG(p, lr=0.0),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.0),
+    "Adam 0.99": lambda p: torch.optim.Adam(p, lr=0.0, betas=(0.9, 0.99)),
+}
+
+
+@pytest.mark.parametrize("eta_sq", [0.1, 1.0, 10.0, 100.0])
+@pytest.mark.parametrize("name", FROZEN)
+def test_the_noise_scale_is_the_true_one_at_frozen_parameters(name: str, eta_sq: float) -> None:
+    gradients = drawn(np.ones(D), math.sqrt(eta_sq), 150)
+    record = watched(FROZEN[name], gradients, batch_size=B, every=150)[-1]
+    of_s, of_scale = standard_errors(eta_sq, 0.9, two_betas="Adam" in name)
+    assert of_scale / math.sqrt(D) < 0.2
+    assert record["variance"] == pytest.approx(D * eta_sq, rel=4 * of_s / math.sqrt(D))
+    assert record["noise_scale"] == pytest.approx(B * eta_sq, rel=4 * of_scale / math.sqrt(D))
+
+
+def test_averaged_readings_of_the_noise_scale_are_closer() -> None:
+    eta_sq, readings = 100.0, 12
+    gradients = drawn(np.ones(300), math.sqrt(eta_sq), 40 * readings)
+    records = watched(lambda p: svag.MSVAG(p, lr=0.0), gradients, batch_size=B, every=40)
+    single = [B * r["variance"] / r["grad_sq"] for r in records]
+    truth = B * eta_sq
+    assert abs(records[-1]["noise_scale"] / truth - 1) < 0.5 * np.std(single) / truth
+    weights = 0.9 ** np.arange(readings)[::-1]
+    ratio = (weights @ [r["variance"] for r in records]) / (
+        weights @ [r["grad_sq"] for r in records]
+    )
+    assert records[-1]["noise_scale"] == pytest.approx(B * ratio)
+
+
+@pytest.mark.parametrize("eta_sq", [0.01, 0.1, 1.0, 10.0])
+@pytest.mark.parametrize(("beta", "bound"), [(0.9, 0.1), (0.99, 0.04)])
+def test_the_median_relative_variance_is_the_true_one(
+    eta_sq: float, beta: float, bound: float
+) -> None:
+    gradients = drawn(np.ones(D), math.sqrt(eta_sq), round(30 / (1 - beta)))
+    record = watched(lambda p: svag.MSVAG(p, lr=0.0, beta=beta), gradients, every=len(gradients))[
+        -1
+    ]
+    assert record["eta_sq_p50"] == pytest.approx(eta_sq, rel=bound)
+
+
+@pytest.mark.parametrize("eta_sq", [0.1, 1.0, 10.0])
+def test_adams_median_is_the_true_one_too(eta_sq: float) -> None:
+    gradients = drawn(np.ones(D), math.sqrt(eta_sq), 300)
+    record = watched(lambda p: torch.optim.AdamW(p, lr=0.0), gradients, every=300)[-1]
+    assert record["eta_sq_p50"] == pytest.approx(eta_sq, rel=0.1)
+
+
+def test_the_median_levels_off_where_the_sign_of_m_is_chance() -> None:
+    """At 1/(0.455 rho), 42 at beta = 0.9: 0.455 is the median of chi^2 with one degree."""
+    gradients = drawn(np.zeros(D), 1.0, 150)
+    record = watched(lambda p: svag.MSVAG(p, lr=0.0), gradients, every=150)[-1]
+    assert record["eta_sq_p50"] == pytest.approx(42, rel=0.15)
+
+
+def test_quantiles_of_many_scales_are_the_true_ones() -> None:
+    eta_sq = 10 ** np.linspace(-3, 1, D)
+    gradients = drawn(np.ones(D), np.sqrt(eta_sq), 150)
+    record = watched(lambda p: svag.MSVAG(p, lr=0.0), gradients, every=150)[-1]
+    for level in (0.05, 0.25, 0.5, 0.75):
+        found = record[f"eta_sq_p{round(100 * level):02d}"]
+        assert found == pytest.approx(np.quantile(eta_sq, level), rel=0.2)
+
+
+def test_a_mean_that_swings_counts_as_noise() -> None:
+    """As documented: the estimate of |grad L|^2 is negative then, and there is no noise scale."""
+    swinging = 0.1 + np.where(np.arange(150) % 2, 1.0, -1.0)[:, None] * np.ones(5)
+    record = watched(lambda p: svag.MSVAG(p, lr=0.0), swinging, batch_size=B)[-1]
+    assert record["grad_sq"] < 0
+    assert record["noise_scale"] is None
+    assert record["eta_sq_p50"] == pytest.approx(1 / 0.1**2, rel=0.8)
+
+
+def test_a_sample_of_the_coordinates_stands_for_all_of_them() -> None:
+    gradients = drawn(np.linspace(-1, 1, 2000), np.linspace(0, 2, 2000), 20)
+    whole = watched(svag.MSVAG, gradients)[-1]
+    sums = []
+    for seed in range(60):
+        records = watched(svag.MSVAG, gradients[-3:], coordinates=100, seed=seed, every=3)
+        sums.append(records[-1]["variance"])
+    whole = watched(svag.MSVAG, gradients[-3:], every=3)[-1]
+    assert (records[-1]["entries"], records[-1]["sampled"]) == (2000, 100)
+    assert abs(np.mean(sums) - whole["variance"]) < 4 * np.std(sums) / math.sqrt(len(sums))
+
+
+def test_the_same_coordinates_are_read_each_time_and_layers_weigh_by_their_size() -> None:
+    big, small = nn.Parameter(torch.zeros(30, 30)), nn.Parameter(torch.zeros(10))
+    optimizer = svag.MSVAG([big, small], lr=0.0)
+    monitor = Monitor(optimizer, hook=False, coordinates=90)
+    for _ in range(3):
+        big.grad, small.grad = torch.arange(900.0).view(30, 30), torch.full((10,), -1.0)
+        optimizer.step()
+    first = monitor.read()
+    assert first == monitor.read()
+    assert first != Monitor(optimizer, hook=False, coordinates=90, seed=1).read()
+    overall, of_big, of_small = first
+    assert [r["sampled"] for r in first] == [100, 90, 10]
+    assert overall["grad_sq"] == pytest.approx(of_big["grad_sq"] + of_small["grad_sq"])
+    assert of_big["grad_sq"] == pytest.approx((np.arange(900.0) ** 2).sum(), rel=0.4)
+    big.data = big.data.to(memory_format=torch.contiguous_format)
+    state = optimizer.state[big]
+    state["exp_avg"] = state["exp_avg"].t().contiguous().t()  # other strides, the same entries
+    assert monitor.read() == first
+
+
+# --------------------------------------------------------------------------- when it reads
+
+
+class Clock:
+    """A clock that only the test moves."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    own = Clock()
+    monkeypatch.setattr(allowance, "perf_counter", own)
+    return own
+
+
+def one_parameter() -> tuple[nn.Parameter, torch.optim.Optimizer]:
+    param = nn.Parameter(torch.zeros(4))
+    param.grad = torch.ones(4)
+    return param, svag.MSVAG([param], lr=0.0)
+
+
+def test_without_a_budget_every_nth_step_is_read() -> None:
+    _, optimizer = one_parameter()
+    steps: list[int] = []
+    with Monitor(optimizer, 3, None, by_layer=False, to=lambda r: steps.append(r["step"])) as m:
+        for _ in range(10):
+            optimizer.step()
+    optimizer.step()
+    assert steps == [3, 6, 9]
+    assert m.readings == 3
+
+
+def test_readings_take_at_most_the_budget(clock: Clock) -> None:
+    _, optimizer = one_parameter()
+    costs = iter([0.5, 0.5, 2.0, *[0.01] * 1000])
+    taken: list[tuple[float, float]] = []
+
+    def sink(record: dict[str, Any]) -> None:
+        cost = next(costs)
+        taken.append((clock.now, cost))
+        clock.now += cost
+
+    with Monitor(optimizer, 1, 0.02, by_layer=False, to=sink) as monitor:
+        for _ in range(4000):
+            clock.now += 0.1
+            optimizer.step()
+            elapsed = clock.now - taken[0][0]
+            paid = sum(cost for at, cost in taken[:-1])
+            assert paid <= 0.02 * (taken[-1][0] - taken[0][0]) + 1e-9
+    gaps = np.diff([at for at, _ in taken])
+    assert gaps[:3] == pytest.approx([25, 25, 100], abs=0.2)
+    assert gaps[3:].max() == pytest.approx(0.5, abs=0.2)
+    assert monitor.spent == pytest.approx(sum(cost for _, cost in taken))
+    assert monitor.overhead == pytest.approx(monitor.spent / elapsed)
+    assert monitor.overhead < 0.021
+
+
+def test_probes_have_half_of_the_budget_and_take_turns(clock: Clock) -> None:
+    _, optimizer = one_parameter()
+    called: list[str] = []
+
+    def probe(name: str) -> Callable[[], dict[str, float]]:
+        def run() -> dict[str, float]:
+            called.append(name)
+            clock.now += 1.0
+            return {"sharpness": 2.5, "lost": math.inf}
+
+        return run
+
+    records: list[dict[str, Any]] = []
+    probes = {"one": probe("one"), "two": probe("two")}
+    with Monitor(optimizer, 2, 0.1, probes=probes, to=records.append, by_layer=False) as monitor:
+        for _ in range(500):
+            clock.now += 0.2
+            optimizer.step()
+    assert called[:4] == ["one", "two", "one", "two"]
+    assert monitor.spent == pytest.approx(len(called))
+    assert 4 <= len(called) <= 0.05 * 130 + 1
+    found = [r for r in records if "probe" in r]
+    assert found[0] == {
+        "kind": "monitor",
+        "step": 2,
+        "layer": None,
+        "sharpness": 2.5,
+        "lost": None,
+        "probe": "one",
+    }
+    assert len(records) - len(found) == 250  # the clock stands still while the averages are read
+
+
+def test_the_schedule_is_the_users_own_without_a_hook() -> None:
+    _, optimizer = one_parameter()
+    with Monitor(optimizer, 2, None, hook=False) as monitor:
+        for _ in range(5):
+            optimizer.step()
+        assert monitor.last == []
+        for _ in range(3):
+            monitor.observe()
+    assert monitor.readings == 1
+    assert monitor.last[0]["step"] == 5  # of the averages
+
+
+def test_before_the_first_step_there_is_no_record() -> None:
+    param, other = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+    optimizer = svag.MSVAG([param, other])
+    monitor = Monitor(optimizer, 1, None)
+    assert monitor.read() == []
+    param.grad = torch.ones(2)
+    optimizer.step()
+    assert [r["layer"] for r in monitor.last] == [None, "param0"]
+    monitor.close()
+
+
+# ------------------------------------------------------------------- training is left alone
+
+
+def net() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 1))
+
+
+def train(model: Any, optimizer: torch.optim.Optimizer, steps: int = 6) -> list[Tensor]:
+    torch.manual_seed(4)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+    return [p.detach().clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("make", [svag.MSVAG, svag.Adam, torch.optim.AdamW])
+def test_training_is_the_same_to_the_bit(make: Make) -> None:
+    plain = net()
+    expected = train(plain, make(plain.parameters(), lr=0.01))
+    model = net()
+    optimizer = make(model.parameters(), lr=0.01)
+    with Monitor(optimizer, 1, None, model=model, coordinates=5) as monitor:
+        assert all(map(torch.equal, train(model, optimizer), expected))
+    assert monitor.readings == 6
+
+
+def test_an_optimizer_is_copied_and_pickled_without_its_monitor() -> None:
+    _, optimizer = one_parameter()
+    with Monitor(optimizer, 1, None) as monitor:
+        for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+            copied.step()
+        assert monitor.readings == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_compiled_step_has_no_more_graphs_and_is_observed() -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    frames = {}
+    for kind in (svag.MSVAG, torch.optim.AdamW):
+        for monitored in (False, True):
+            torch._dynamo.reset()
+            model = net()
+            optimizer = kind(model.parameters(), lr=0.01)
+            counter = CompileCounter()
+            stepped = torch.compile(optimizer.step, backend=counter)
+            monitor = Monitor(optimizer, 2, None, hook=monitored)
+            for _ in range(4):
+                optimizer.zero_grad()
+                model(torch.ones(2, 4)).square().mean().backward()
+                stepped()
+            monitor.close()
+            assert monitor.readings == (2 if monitored else 0)
+            frames[kind, monitored] = counter.frame_count, counter.op_count
+        assert frames[kind, True] == frames[kind, False]
+    assert frames[svag.MSVAG, True][1] > 0
+
+
+def test_a_compiled_model_keeps_its_one_graph() -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    torch._dynamo.reset()
+    model, counter = net(), CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    optimizer = svag.MSVAG(model.parameters())
+    with Monitor(optimizer, 1, None, model=model) as monitor:
+        train(compiled, optimizer, steps=3)
+    assert counter.frame_count == 1
+    assert monitor.readings == 3
+    torch._dynamo.reset()
+
+
+def test_a_step_in_one_graph_is_observed_from_outside() -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    _, optimizer = one_parameter()
+    optimizer.step()
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    stepped = torch.compile(lambda: optimizer.step(), backend=counter, fullgraph=True)
+    with Monitor(optimizer, 1, None, hook=False) as monitor:
+        for _ in range(3):
+            stepped()
+            monitor.observe()
+    assert counter.frame_count == 1
+    assert monitor.last[0]["step"] == 4
+    torch._dynamo.reset()
+
+
+# ----------------------------------------------------------------------- names and records
+
+
+def test_layers_have_the_models_names() -> None:
+    def layers(optimizer: torch.optim.Optimizer, **options: Any) -> list[str]:
+        with Monitor(optimizer, 1, None, **options) as monitor:
+            train(model, optimizer, steps=1)
+        return [record["layer"] for record in monitor.last[1:]]
+
+    model = net()
+    names = [name for name, _ in model.named_parameters()]
+    renamed = [(f"body.{name}", p) for name, p in model.named_parameters()]
+    assert layers(svag.MSVAG(model.parameters()), model=model) == names
+    assert layers(svag.MSVAG(model.parameters()), named_parameters=renamed) == [
+        f"body.{name}" for name in names
+    ]
+    assert layers(svag.MSVAG(model.named_parameters())) == names
+    assert layers(torch.optim.AdamW(model.parameters())) == ["param0", "param1", "param2", "param3"]
+    backwards = [{"params": [p]} for p in reversed(list(model.parameters()))]
+    assert layers(svag.MSVAG(backwards), model=model) == names[::-1]
+
+
+def test_json_lines_are_appended_as_they_come(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "monitor.jsonl"
+    for _ in range(2):
+        _, optimizer = one_parameter()
+        with Monitor(optimizer, 1, None, to=path) as monitor:
+            optimizer.step()
+            assert len(path.read_text().splitlines()) % 2 == 0
+            optimizer.step()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 1, 2, 2] * 2
+    assert lines[-2:] == monitor.last
+    assert lines[0]["variance"] is None
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    _, optimizer = one_parameter()
+    with (
+        Monitor(optimizer, 1, to=str(tmp_path)),
+        pytest.raises(RecordError, match=re.escape(f"cannot write {tmp_path}")),
+    ):
+        optimizer.step()
+
+
+def test_tensorboard_and_functions_get_the_same_figures(tmp_path: Path) -> None:
+    tensorboard = pytest.importorskip("torch.utils.tensorboard", reason="no tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    records: list[dict[str, Any]] = []
+    _, optimizer = one_parameter()
+    writer = tensorboard.SummaryWriter(str(tmp_path))
+    with Monitor(optimizer, 2, None, to=[writer, records.append]):
+        for _ in range(4):
+            optimizer.step()
+    writer.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    scalars = [(e.step, e.value) for e in events.Scalars("svag/param0/gamma_mean")]
+    expected = [(r["step"], r["gamma_mean"]) for r in records if r["layer"] == "param0"]
+    assert [step for step, _ in scalars] == [step for step, _ in expected] == [2, 4]
+    assert [x for _, x in scalars] == pytest.approx([x for _, x in expected])
+    assert "svag/overhead" in events.Tags()["scalars"]
+
+
+# ------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: svag.SGD(p), "SGD, g, keeps no average of squared gradients"),
+        (lambda p: svag.MSSD(p), r"MSSD, sign\(m\), keeps no average"),
+        (lambda p: torch.optim.SGD(p), r"torch\.optim\.sgd\.SGD are not known"),
+        (lambda p: torch.optim.RMSprop(p), r"use an optimizer of svag .* or torch\.optim\.Adam"),
+    ],
+)
+def test_optimizers_that_keep_no_variance_are_refused(make: Make, words: str) -> None:
+    with pytest.raises(InvalidOption, match=words):
+        Monitor(make([nn.Parameter(torch.zeros(1))]))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"every": 0}, "every=0 is not a number of steps"),
+        ({"every": 2.5}, r"every=2\.5"),
+        ({"budget": 0}, "budget=0 is a share of the wall time"),
+        ({"budget": 1.5}, r"budget=1\.5"),
+        ({"batch_size": 0}, "batch_size=0 is not a number of examples"),
+        ({"coordinates": 0}, "coordinates=0"),
+        ({"to": 3}, "to=3 is no place for records"),
+        ({"to": [{}]}, r"to=\{\} is no place"),
+        ({"model": nn.Linear(1, 1), "named_parameters": []}, "not both"),
+    ],
+)
+def test_options_outside_their_sets_are_refused(options: dict[str, Any], words: str) -> None:
+    _, optimizer = one_parameter()
+    with pytest.raises(InvalidOption, match=words):
+        Monitor(optimizer, **options)
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_a_wrapped_optimizer_is_read_inside_its_wrapper() -> None:
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, inside: torch.optim.Optimizer) -> None:
+            self.optimizer = inside
+
+        def step(self) -> None:  # type: ignore[override]
+            self.optimizer.step()
+
+    _, optimizer = one_parameter()
+    wrapper = Wrapper(Wrapper(optimizer))
+    with Monitor(wrapper, 1, None) as monitor:
+        wrapper.step()
+    assert monitor.readings == 1
