@@ -173,12 +173,19 @@ FLOORS = (
     ("svag.lab.capture",),
     ("svag.lab.session", "svag.lab.checkpoints"),
     ("svag.lab.train", "svag.lab.scale", "svag.lab.timing"),
-    ("svag.diagnosis", "svag.diagnosis.objective"),
-    ("svag.diagnosis.sampling", "svag.diagnosis.allowance", "svag.diagnosis.noise_figures"),
-    ("svag.diagnosis.averages", "svag.diagnosis.sinks", "svag.diagnosis.probes"),
+    ("svag.diagnosis", "svag.diagnosis.objective", "svag.diagnosis.rotation"),
+    ("svag.diagnosis.budget", "svag.diagnosis.line_search", "svag.diagnosis.sampling"),
+    ("svag.diagnosis.directions", "svag.diagnosis.noise_summary", "svag.diagnosis.improvement"),
+    ("svag.diagnosis.measurement", "svag.diagnosis.race"),
+    ("svag.diagnosis.allowance", "svag.diagnosis.noise_figures", "svag.diagnosis.sinks"),
+    ("svag.diagnosis.averages", "svag.diagnosis.probes"),
     ("svag.diagnosis.monitor",),
     ("svag.integrations", "svag.integrations.figures"),
     ("svag.integrations.hf", "svag.integrations.lightning"),
+    ("svag.diagnosis.conclusion", "svag.diagnosis.race_training"),
+    ("svag.diagnosis.findings",),
+    ("svag.diagnosis.dissect",),
+    ("svag.diagnosis.of_problem",),
     (
         *("svag.lab.executors", "svag.lab.executors.threads", "svag.lab.executors.cluster"),
         "svag.lab.executors.driving",
@@ -198,7 +205,7 @@ FLOORS = (
     ("svag.bench.variance", "svag.bench.rounding", "svag.bench.monitor"),
     ("svag.cli.cluster", "svag.cli.options", "svag.cli.several"),
     ("svag.cli.bench", "svag.cli.listing", "svag.cli.reporting"),
-    ("svag.cli.compare", "svag.cli.exporting"),
+    ("svag.cli.compare", "svag.cli.dissecting", "svag.cli.exporting"),
     ("svag.cli",),
     ("svag.__main__",),
 )
@@ -272,7 +279,7 @@ def test_public_names_are_there_and_no_others() -> None:
         "__version__", "METHODS", "Anatomy", "Dissected",
         "SGD", "MSGD", "SSD", "MSSD", "SVAG", "MSVAG", "Adam", "AdamStar",
         "within_batch_variance", "micro_batch_variance", "rank_variance",
-        "clip_grad_norm_", "clip_grad_value_", "unscale_", "Monitor",
+        "clip_grad_norm_", "clip_grad_value_", "unscale_", "dissect", "Monitor",
     }  # fmt: skip
     for key, row in svag.METHODS.items():
         assert key == row.key

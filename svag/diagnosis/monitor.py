@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from svag.diagnosis.allowance import Allowance
 from svag.diagnosis.averages import Averages, NamedParameters, names_of
 from svag.diagnosis.noise_figures import Sample, figures
-from svag.diagnosis.sinks import Destination, JsonLines, Record, sinks_of
+from svag.diagnosis.sinks import ALL, Destination, JsonLines, Record, sinks_of
 from svag.errors import InvalidOption
 from svag.variance.noise import NoiseScale
 
@@ -28,10 +28,10 @@ class Monitor:
 
     The averages of the optimizer are read after a step: no further backward pass, and nothing that
     training uses is changed. A record is a flat dictionary: ``kind`` ("monitor"), ``step``,
-    ``layer`` (name of a parameter, None for all together) and these figures of the gradient g of
+    ``layer`` (name of a parameter, "all" for all together) and these figures of the gradient g of
     one mini-batch, None where there is no finite number:
 
-    - ``eta_sq_p05``, ``_p25``, ``_p50``, ``_p75``, ``_p95``: quantiles over coordinates of
+    - ``eta_sq_p10``, ``_p25``, ``_p50``, ``_p75``, ``_p90``: quantiles over coordinates of
       s/m^2, the relative variance of g, Eqs. (9) and (22).
     - ``gamma_mean``: mean factor of the last step; ``at_rest``: share of coordinates with
       m = v = 0, or with a factor below 0.01. The former count for nothing else.
@@ -47,9 +47,12 @@ class Monitor:
     :func:`svag.diagnosis.probes.within_batch_noise` sees neither. Averages of clipped gradients,
     or with coupled weight decay in them, have figures of those.
 
-    Estimates of single coordinates scatter: at beta = 0.9, the median of eta^2 is within 15 % of
-    the truth up to eta^2 = 10, and levels off near 50, where the sign of m is chance (measured on
-    Gaussian gradients; :doc:`docs/monitor.md`).
+    With independent Gaussian gradients of d coordinates alike, the ``noise_scale`` of one record
+    has the relative standard error sqrt((0.1 + 0.2 eta^2 + 0.006 eta^4)/d) at beta = 0.9. Estimates
+    of single coordinates scatter by about their own size, so quantiles spread a little; the median
+    of eta^2 is within 10 % of the truth up to eta^2 = 10 and levels off at 42, where the sign of m
+    is chance (simulated). With Adam's two betas, eta^2 below 0.1 is uncertain, since v - m^2 does
+    not cancel in m.
 
     Of a tensor with more than ``coordinates`` entries, a fixed random sample of that size is read,
     so that the cost does not grow with the model beyond the number of its tensors. DTensors are
@@ -98,7 +101,7 @@ class Monitor:
         ...         model(torch.randn(8, 4)).square().mean().backward()
         ...         optimizer.step()
         >>> [record["layer"] for record in monitor.last]
-        [None, 'weight', 'bias']
+        ['all', 'weight', 'bias']
     """
 
     def __init__(
@@ -138,7 +141,7 @@ class Monitor:
             )
         self._probes = itertools.cycle((probes or {}).items())
         self._has_probes = bool(probes)
-        self._smoothed: dict[str | None, tuple[float, float, float]] = {}
+        self._smoothed: dict[str, tuple[float, float, float]] = {}
         self._steps = self._read_at = self._probed_at = 0
         self.last: list[Record] = []
         self.readings = 0
@@ -210,22 +213,20 @@ class Monitor:
         samples, step = self._averages.read(), self._averages.step or self._steps
         if not samples:
             return []
-        every = [self._record(step, None, samples, smooth)]
+        every = [self._record(step, ALL, samples, smooth)]
         every[0]["overhead"] = self.overhead
         if self.by_layer:
             every += [self._record(step, sample.name, [sample], smooth) for sample in samples]
         return every
 
-    def _record(
-        self, step: float, layer: str | None, samples: Sequence[Sample], smooth: bool
-    ) -> Record:
+    def _record(self, step: float, layer: str, samples: Sequence[Sample], smooth: bool) -> Record:
         found = figures(samples)
         if self.batch_size is not None:
             found["noise_scale"] = self._noise_scale(layer, found, self.batch_size, smooth)
         return _record(step, layer, found)
 
     def _noise_scale(
-        self, layer: str | None, found: Mapping[str, float], batch_size: float, smooth: bool
+        self, layer: str, found: Mapping[str, float], batch_size: float, smooth: bool
     ) -> float:
         """Return tr(Sigma)/|grad L|^2, both averaged over records, and not their ratio."""
         grad_sq, variance, weight = found["grad_sq"], found["variance"], 1.0
@@ -240,7 +241,7 @@ class Monitor:
     def _probed(self) -> Record:
         name, probe = next(self._probes)
         step = self._averages.step or self._steps
-        return {**_record(step, None, probe()), "probe": name}
+        return {**_record(step, ALL, probe()), "probe": name}
 
     def _write(self, records: Sequence[Record]) -> None:
         for record in records:
@@ -248,7 +249,7 @@ class Monitor:
                 sink(record)
 
 
-def _record(step: float, layer: str | None, found: Mapping[str, float]) -> Record:
+def _record(step: float, layer: str, found: Mapping[str, float]) -> Record:
     """Return a flat record; whole numbers are integers, and what is not finite is None."""
     numbers = {
         name: (int(value) if name in ("entries", "sampled") else float(value))

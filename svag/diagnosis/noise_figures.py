@@ -15,11 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from svag.diagnosis.noise_summary import QUANTILES
 from svag.optim.adaptation import Moments
 from svag.variance.noise import relative_variance
-
-QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
-"""The quantiles of eta^2 that are reported, as ``eta_sq_p05`` and so on."""
 
 AT_REST: Final = 0.01
 """A coordinate whose factor is below this is at rest."""
@@ -53,7 +51,7 @@ def figures(samples: Sequence[Sample]) -> dict[str, float]:
         ``entries`` and ``sampled``: numbers of coordinates. ``non_finite``: share of coordinates
         whose estimates are NaN or infinite; all else is about the others. ``at_rest``: share with
         m = v = 0 or gamma < 0.01. ``gamma_mean``: over coordinates without m = v = 0.
-        ``eta_sq_p05`` to ``eta_sq_p95``: quantiles over the same. ``grad_sq`` and ``variance``:
+        ``eta_sq_p10`` to ``eta_sq_p90``: quantiles over the same. ``grad_sq`` and ``variance``:
         sums over all coordinates. NaN for what there is nothing to compute of.
     """
     weight = torch.cat([torch.full_like(s.moments.mean, _weight(s)) for s in samples])

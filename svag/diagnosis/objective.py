@@ -47,9 +47,18 @@ class Batch:
     @property
     def size(self) -> int | None:
         """Number of examples: length of the first tensor; None if there is none."""
-        found = (t for _, t in _leaves(self.content) if isinstance(t, Tensor) and t.ndim)
-        first = next(found, None)
+        first = next((t for t in self._tensors() if t.ndim), None)
         return None if first is None else len(first)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(t.numel() * t.element_size() for t in self._tensors())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        """Yield its tensors; a mapping such as Hugging Face's counts as a dictionary."""
+        content = dict(self.content) if isinstance(self.content, Mapping) else self.content
+        return (t for _, t in tensors(content) if isinstance(t, Tensor))
 
 
 class Objective:
@@ -103,7 +112,7 @@ class Objective:
         self._decayed = [(p, decays[n]) for n, p in named.items() if decays.get(n)]
         self._buffers = [b for b in model.buffers() if b is not None]
         self._kept = [b.detach().clone() for b in self._buffers]
-        self._versions = [b._version for b in self._buffers]
+        self._writes = False
 
     @property
     def has_outputs(self) -> bool:
@@ -157,17 +166,28 @@ class Objective:
                     "the loss does not depend on any trainable parameter, or its graph was cut "
                     "(detach, no_grad, .item()); return the loss as the model's training does"
                 )
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
         self.restore()
         return float(value.detach())
 
     def restore(self) -> None:
-        """Undo what forward passes have written to buffers."""
-        for number, (buffer, kept) in enumerate(zip(self._buffers, self._kept, strict=True)):
-            if buffer._version != self._versions[number]:
-                with torch.no_grad():
-                    buffer.copy_(kept)
-                self._versions[number] = buffer._version
+        """Undo what forward passes have written to buffers, unless they are :meth:`writing`."""
+        if self._writes:
+            return
+        # BatchNorm writes without counting versions up, so nothing tells what has changed.
+        if self._buffers:
+            with torch.no_grad():
+                torch._foreach_copy_(self._buffers, self._kept)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Let forward passes write to buffers, as training does, and restore them at the end."""
+        self._writes = True
+        try:
+            yield
+        finally:
+            self._writes = False
+            self.restore()
 
     @contextlib.contextmanager
     def dissected(self) -> Iterator[None]:
@@ -250,10 +270,3 @@ class Objective:
             f"a batch is {type(content).__name__}, not a pair (inputs, targets); give "
             "batch_loss=lambda model, batch: ... in place of loss_fn"
         )
-
-
-def _leaves(content: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the tensors of a batch; a mapping such as Hugging Face's counts as a dictionary."""
-    if isinstance(content, Mapping):
-        content = dict(content)
-    yield from tensors(content)

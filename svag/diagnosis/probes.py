@@ -66,11 +66,11 @@ def within_batch_noise(
             f"micro_batches={micro_batches!r}: a variance needs at least two; None takes the "
             "examples of one batch"
         )
-    objective = Objective(model, loss_fn, batch_loss=batch_loss)
-    sampling = Sampling(objective, batches)
+    sampling = Sampling(Objective(model, loss_fn, batch_loss=batch_loss), batches)
     stream = sampling.stream()
 
     def probe() -> dict[str, float]:
+        objective = Objective(model, loss_fn, batch_loss=batch_loss)  # with buffers as they are now
         with objective.dissected(), _grad_var_kept(objective):
             taken = list(islice(stream, micro_batches or 1))
             if micro_batches is None:

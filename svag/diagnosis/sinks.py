@@ -3,11 +3,14 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO, TypeAlias, runtime_checkable
+from typing import Any, Final, Protocol, TextIO, TypeAlias, runtime_checkable
 
 from svag.errors import InvalidOption, RecordError
 
 Record: TypeAlias = dict[str, Any]
+
+ALL: Final = "all"
+"""The ``layer`` of records about all parameters together."""
 
 
 @runtime_checkable
@@ -68,12 +71,12 @@ def scalars(record: Record) -> dict[str, float]:
     """Return the figures of a record by name, for trackers that know numbers only.
 
     Example:
-        >>> scalars({"kind": "monitor", "step": 7, "layer": None, "at_rest": 0.5, "variance": None})
+        >>> scalars({"kind": "monitor", "step": 7, "layer": "all", "at_rest": 0.5})
         {'svag/at_rest': 0.5}
         >>> scalars({"kind": "monitor", "step": 7, "layer": "0.weight", "at_rest": 0.5})
         {'svag/0.weight/at_rest': 0.5}
     """
-    about = [part for part in (record.get("layer"), record.get("probe")) if part]
+    about = [part for part in (record["layer"], record.get("probe")) if part not in (ALL, None)]
     return {
         "/".join(["svag", *about, name]): float(value)
         for name, value in record.items()

@@ -61,7 +61,7 @@ def test_figures_are_logged_with_the_trainers_step(tmp_path: Path, make: Any) ->
     logged = [line for line in trainer.state.log_history if "svag/gamma_mean" in line]
     assert [line["step"] for line in logged] == [3, 6]
     for line in logged:
-        [record] = [r for r in records if r["step"] == line["step"] and r["layer"] is None]
+        [record] = [r for r in records if r["step"] == line["step"] and r["layer"] == "all"]
         assert line["svag/variance"] == record["variance"]
         assert line["svag/dense.weight/gamma_mean"] >= 0
     ratio = records[0]["variance"] / records[0]["grad_sq"]

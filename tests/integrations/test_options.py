@@ -37,7 +37,7 @@ def test_options_are_checked_before_training_begins() -> None:
 
 def test_figures_wait_until_they_are_taken() -> None:
     waiting = Waiting("svag1")
-    waiting({"kind": "monitor", "step": 3, "layer": None, "at_rest": 0.5, "variance": None})
+    waiting({"kind": "monitor", "step": 3, "layer": "all", "at_rest": 0.5, "variance": None})
     waiting({"kind": "monitor", "step": 3, "layer": "svag.weight", "at_rest": 0.25})
     assert waiting.take() == {"svag1/at_rest": 0.5, "svag1/svag.weight/at_rest": 0.25}
     assert waiting.take() == {}
