@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -12,15 +12,11 @@ from torch.optim import Optimizer
 
 from svag.diagnosis.allowance import Allowance
 from svag.diagnosis.averages import Averages, NamedParameters, names_of
-from svag.diagnosis.noise_figures import Sample, figures
+from svag.diagnosis.noise_figures import RunningNoiseScale, Sample, figures
 from svag.diagnosis.sinks import ALL, Destination, JsonLines, Record, sinks_of
 from svag.errors import InvalidOption
-from svag.variance.noise import NoiseScale
 
 Probe = Callable[[], Mapping[str, float]]
-
-_MEMORY: Final = 0.9
-"""Decay, from record to record, of what the noise scale is the ratio of."""
 
 
 class Monitor:
@@ -141,7 +137,7 @@ class Monitor:
             )
         self._probes = itertools.cycle((probes or {}).items())
         self._has_probes = bool(probes)
-        self._smoothed: dict[str, tuple[float, float, float]] = {}
+        self._scales: dict[str, RunningNoiseScale] = {}
         self._steps = self._read_at = self._probed_at = 0
         self.last: list[Record] = []
         self.readings = 0
@@ -222,21 +218,10 @@ class Monitor:
     def _record(self, step: float, layer: str, samples: Sequence[Sample], smooth: bool) -> Record:
         found = figures(samples)
         if self.batch_size is not None:
-            found["noise_scale"] = self._noise_scale(layer, found, self.batch_size, smooth)
+            new = RunningNoiseScale(self.batch_size)
+            scale = self._scales.setdefault(layer, new) if smooth else new
+            found["noise_scale"] = scale.add(found)
         return _record(step, layer, found)
-
-    def _noise_scale(
-        self, layer: str, found: Mapping[str, float], batch_size: float, smooth: bool
-    ) -> float:
-        """Return tr(Sigma)/|grad L|^2, both averaged over records, and not their ratio."""
-        grad_sq, variance, weight = found["grad_sq"], found["variance"], 1.0
-        if smooth and math.isfinite(grad_sq) and math.isfinite(variance):
-            before = self._smoothed.get(layer, (0.0, 0.0, 0.0))
-            new = grad_sq, variance, weight
-            kept = [_MEMORY * a + (1 - _MEMORY) * b for a, b in zip(before, new, strict=True)]
-            grad_sq, variance, weight = self._smoothed[layer] = (kept[0], kept[1], kept[2])
-        scale = NoiseScale(grad_sq=grad_sq / weight, trace=batch_size * variance / weight).simple
-        return scale if scale >= 0 else math.nan
 
     def _probed(self) -> Record:
         name, probe = next(self._probes)

@@ -7,7 +7,8 @@ covariance if gradients are independent and of one distribution, as E[m^2] is th
 gradient plus rho times the variance (Eq. 20).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,10 +18,14 @@ from torch import Tensor
 
 from svag.diagnosis.noise_summary import QUANTILES
 from svag.optim.adaptation import Moments
-from svag.variance.noise import relative_variance
+from svag.variance.noise import NoiseScale, relative_variance
 
 AT_REST: Final = 0.01
 """A coordinate whose factor is below this is at rest."""
+
+
+_MEMORY: Final = 0.9
+"""Decay of the averages over readings."""
 
 
 class Sample(NamedTuple):
@@ -39,6 +44,36 @@ class Sample(NamedTuple):
     moments: Moments
     gamma: Tensor | None
     seen: bool = True
+
+
+class RunningNoiseScale:
+    """The simple noise scale, tr(Sigma)/|grad L|^2, both averaged over about the last ten readings.
+
+    A ratio of averages has less bias than an average of ratios.
+
+    Args:
+        batch_size: B, the number of examples of the gradient; tr(Sigma) is B ``variance``.
+    """
+
+    def __init__(self, batch_size: float) -> None:
+        self._batch_size = batch_size
+        self._grad_sq = self._variance = self._weight = 0.0
+
+    def add(self, found: Mapping[str, float]) -> float:
+        """Return the noise scale in examples, with the figures of one more reading.
+
+        inf where the average of ``grad_sq`` is not positive, NaN where that of ``variance`` is
+        negative. Figures that are not finite do not count.
+        """
+        grad_sq, variance = found["grad_sq"], found["variance"]
+        if math.isfinite(grad_sq) and math.isfinite(variance):
+            self._grad_sq = _MEMORY * self._grad_sq + (1 - _MEMORY) * grad_sq
+            self._variance = _MEMORY * self._variance + (1 - _MEMORY) * variance
+            self._weight = _MEMORY * self._weight + (1 - _MEMORY)
+        if self._weight == 0 or self._variance < 0:
+            return math.nan
+        grad_sq, variance = self._grad_sq / self._weight, self._variance / self._weight
+        return NoiseScale(grad_sq=grad_sq, trace=self._batch_size * variance).simple
 
 
 def figures(samples: Sequence[Sample]) -> dict[str, float]:

@@ -8,14 +8,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from svag.diagnosis.noise_figures import Sample, figures
+from svag.diagnosis.noise_figures import RunningNoiseScale, Sample, figures
 from svag.diagnosis.objective import BatchLoss, Loss, Objective
 from svag.diagnosis.sampling import Sampling
 from svag.errors import InvalidOption
 from svag.optim.adaptation import Moments
 from svag.variance.grad_var import current
 from svag.variance.micro_batches import micro_batch_variance
-from svag.variance.noise import noise_scale
 from svag.variance.per_example import within_batch_variance
 
 
@@ -45,9 +44,10 @@ def within_batch_noise(
 
     Returns:
         A function without arguments, for ``Monitor(probes={"noise": ...})``. It returns
-        ``grad_sq``, ``variance``, ``noise_scale`` (if the batch has a size) and quantiles of
-        eta^2 = s/g^2, g and s being those of the mini-batch (of all micro-batches together); a
-        coordinate with g = 0 and s = 0 does not count.
+        ``grad_sq``, ``variance``, ``noise_scale`` (if batches have a size; averaged over about the
+        last ten calls) and quantiles of eta^2 = s/g^2, g and s being those of the mini-batch, or
+        of all micro-batches together. As g is one gradient, the median levels off at 2.2, where
+        the sign of g is chance. A coordinate with g = s = 0 does not count.
 
     Raises:
         InvalidOption: there is no loss, or fewer than two micro-batches.
@@ -67,7 +67,8 @@ def within_batch_noise(
             "examples of one batch"
         )
     sampling = Sampling(Objective(model, loss_fn, batch_loss=batch_loss), batches)
-    stream = sampling.stream()
+    stream, size = sampling.stream(), sampling.batch_size
+    scale = None if size is None else RunningNoiseScale(size * (micro_batches or 1))
 
     def probe() -> dict[str, float]:
         objective = Objective(model, loss_fn, batch_loss=batch_loss)  # with buffers as they are now
@@ -79,12 +80,7 @@ def within_batch_noise(
             else:
                 _accumulate(objective, taken)
             found = _figures(objective)
-        size = sampling.batch_size
-        if size is not None and found["variance"] >= 0:
-            grad_sq = found["grad_sq"] + found["variance"]  # |g|^2
-            scale = noise_scale(grad_sq, found["variance"], size * len(taken))
-            found["noise_scale"] = scale.simple
-        return found
+        return found if scale is None else {**found, "noise_scale": scale.add(found)}
 
     return probe
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import svag
 from svag import Monitor
 from svag.diagnosis import allowance
+from svag.diagnosis.noise_figures import RunningNoiseScale
 from svag.errors import InvalidOption, RecordError
 
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -202,6 +203,15 @@ def test_averaged_readings_of_the_noise_scale_are_closer() -> None:
         weights @ [r["grad_sq"] for r in records]
     )
     assert records[-1]["noise_scale"] == pytest.approx(B * ratio)
+
+
+def test_readings_that_are_not_finite_do_not_count_in_the_noise_scale() -> None:
+    scale = RunningNoiseScale(8)
+    assert math.isnan(scale.add({"grad_sq": math.nan, "variance": 1.0}))
+    assert scale.add({"grad_sq": 2.0, "variance": 1.0}) == pytest.approx(4)
+    assert scale.add({"grad_sq": math.inf, "variance": 1.0}) == pytest.approx(4)
+    assert scale.add({"grad_sq": -5.0, "variance": 1.0}) == math.inf
+    assert math.isnan(RunningNoiseScale(8).add({"grad_sq": 1.0, "variance": -1.0}))
 
 
 @pytest.mark.parametrize("eta_sq", [0.01, 0.1, 1.0, 10.0])

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -32,32 +33,40 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return torch.cat([g.flatten() for g in grads]).double()
 
 
-def assert_is_of(found: dict[str, float], rows: Tensor, examples: int) -> None:
-    """Of the mean of these gradients, and its variance."""
+def assert_is_of(found: dict[str, float], rows: Tensor) -> tuple[float, float]:
+    """Of the mean of these gradients, and its variance; return the sums."""
     g, s = rows.mean(0), rows.var(0) / len(rows)
     variance, grad_sq = float(s.sum()), float(g.square().sum() - s.sum())
     assert found["variance"] == pytest.approx(variance, rel=1e-4)
     assert found["grad_sq"] == pytest.approx(grad_sq, rel=1e-4)
-    scale = examples * variance / grad_sq if grad_sq > 0 else math.inf
-    assert found["noise_scale"] == pytest.approx(scale, rel=1e-3)
     eta_sq = (s / g.square()).sort().values
     middle = float(eta_sq[math.ceil(len(eta_sq) / 2) - 1])
     assert found["eta_sq_p50"] == pytest.approx(middle, rel=1e-3)
+    return grad_sq, variance
 
 
 def test_it_measures_the_examples_of_one_batch_after_the_other() -> None:
     model, batches = net(), batches_of(3)
     probe = within_batch_noise(model, batches, mse_loss)
+    sums = []
     for x, y in [*batches, batches[0]]:
         examples = torch.stack([gradient(model, x[i : i + 1], y[i : i + 1]) for i in range(len(x))])
-        assert_is_of(probe(), examples, len(x))
+        found = probe()
+        sums.append(assert_is_of(found, examples))
+        weights = 0.9 ** np.arange(len(sums))[::-1]
+        grad_sq, variance = weights @ np.array(sums)
+        scale = len(x) * variance / grad_sq if grad_sq > 0 else math.inf
+        assert found["noise_scale"] == pytest.approx(scale, rel=1e-3)
 
 
 def test_micro_batches_serve_models_that_couple_their_examples() -> None:
     model, batches = net(nn.BatchNorm1d(5)), batches_of(4)
     probe = within_batch_noise(model, batches, mse_loss, micro_batches=4)
     means = torch.stack([gradient(model, x, y) for x, y in batches])
-    assert_is_of(probe(), means, 24)
+    found = probe()
+    grad_sq, variance = assert_is_of(found, means)
+    assert grad_sq > 0
+    assert found["noise_scale"] == pytest.approx(24 * variance / grad_sq, rel=1e-4)
 
 
 def test_a_loss_of_model_and_batch_will_do() -> None:
