@@ -290,6 +290,30 @@ def test_the_same_coordinates_are_read_each_time_and_layers_weigh_by_their_size(
     assert monitor.read() == first
 
 
+def test_of_a_distributed_tensor_this_processs_part_is_read() -> None:
+    from torch import distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        mesh = init_device_mesh("cpu", (2,))
+        part = torch.arange(12.0).view(3, 4)
+        read = []
+        for place in (lambda t: t, lambda t: DTensor.from_local(t, mesh, [Shard(0)])):
+            param = nn.Parameter(place(torch.zeros(3, 4)))
+            optimizer = svag.MSVAG([param], foreach=False)
+            for n in range(3):
+                param.grad = place(part + n)
+                optimizer.step()
+            read.append(Monitor(optimizer, hook=False).read())
+        assert read[0] == read[1]
+        assert read[0][0]["entries"] == 12
+    finally:
+        dist.destroy_process_group()
+
+
 # --------------------------------------------------------------------------- when it reads
 
 
