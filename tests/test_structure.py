@@ -60,6 +60,7 @@ FLOORS = (
     ("svag.variance.rescaling",),
     (
         "svag.variance.clipping",
+        "svag.variance.unscaling",
         "svag.variance.micro_batches",
         "svag.variance.ranks",
         "svag.variance.noise",
@@ -173,7 +174,10 @@ FLOORS = (
     ("svag.lab.capture",),
     ("svag.lab.session", "svag.lab.checkpoints"),
     ("svag.lab.train", "svag.lab.scale", "svag.lab.timing"),
-    ("svag.diagnosis", "svag.diagnosis.objective", "svag.diagnosis.rotation"),
+    (
+        *("svag.diagnosis", "svag.diagnosis.objective", "svag.diagnosis.rotation"),
+        "svag.diagnosis.longer_training",
+    ),
     ("svag.diagnosis.budget", "svag.diagnosis.line_search", "svag.diagnosis.sampling"),
     ("svag.diagnosis.directions", "svag.diagnosis.noise_summary", "svag.diagnosis.improvement"),
     ("svag.diagnosis.measurement", "svag.diagnosis.race"),

@@ -15,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from svag.analysis.study import analyse
+
 HERE = Path(__file__).parent
 OWN = (
     "wine",
@@ -55,8 +57,12 @@ def study(name: str, work: Path) -> dict:
             *("--out", str(work / name)),
         )
         found = json.loads(text)
-        record = next((work / name / "records").glob("*.jsonl")).read_text().splitlines()[0]
-        found["steps"] = json.loads(record)["steps"]
+        analysis = analyse(work / name, found["study"])
+        found["steps"] = analysis.study.base.steps
+        found["on_train_loss"] = {
+            effect: {"estimate": one.estimate, "interval": one.interval}
+            for effect, one in analysis.effects["train_loss"].items()
+        }
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(found, indent=1) + "\n")
     return json.loads(path.read_text())

@@ -89,6 +89,7 @@ def dissect(
         methods=tuple(entrant(text) for text in dict.fromkeys(split(methods))),
         budget=seconds_of(budget),
         draws=draws,
+        steps=planned,
         longest=min(race_steps or planned, planned),
         problem=task.name,
         seed=seed,
@@ -123,12 +124,14 @@ def present(found: "Dissection") -> None:
     console = Console()
     ended = found.conclusion
     assert ended is not None
-    console.print(ended.headline, style="bold", highlight=False, soft_wrap=True)
-    for one in ended.statements:
-        console.print(f"- {one.text}", highlight=False, soft_wrap=True)
-    for note in (*ended.notes, *found.skipped):
-        console.print(f"- {note}", highlight=False, soft_wrap=True)
-    table = Table("method", "one step is worth", "its step size", "after the race", box=None)
+    answer, _, line = str(found).partition("\n\n")
+    headline, _, rest = answer.partition("\n")
+    console.print(headline, style="bold", highlight=False, markup=False, soft_wrap=True)
+    console.print(rest, highlight=False, markup=False, soft_wrap=True)
+    table = Table(
+        *("method", "one step is worth", "its step size", "after the race", "suggested"), box=None
+    )
+    suggested = {one.method: f"{one.lr:g}" for one in ended.suggestions}
     plain = {one.method: one for one in found.improvements if one.track == "plain"}
     for key in found.setting.methods:
         step, worth = plain.get(key), "-"
@@ -138,10 +141,10 @@ def present(found: "Dissection") -> None:
         if found.race is not None and key in found.race.lrs:
             raced = f"loss {found.race.losses[key]:.4g} at lr {found.race.lrs[key]:g}"
         greedy = "-" if step is None else f"{step.lr:.2g}"
-        table.add_row(entrant(key).name, worth, greedy, raced)
+        table.add_row(entrant(key).name, worth, greedy, raced, suggested.get(key, "-"))
     console.print(table, highlight=False)
-    if ended.suggestions:
-        console.print(f"\n{ended.suggestions[0].line}", highlight=False, soft_wrap=True)
+    if line:
+        console.print(f"\n{line}", highlight=False, markup=False, soft_wrap=True)
 
 
 class _Bar:

@@ -15,6 +15,7 @@ from typing import Final, Literal, TypeAlias
 from svag.analysis.contrasts import ADAPTATION, SIGN
 from svag.analysis.wording import listed
 from svag.diagnosis.improvement import Factorial, Improvement
+from svag.diagnosis.longer_training import lengthened
 from svag.diagnosis.race import RaceEffect, RaceResult
 from svag.entrants import Entrant
 
@@ -53,12 +54,14 @@ class Suggestion:
         method: key of the method.
         lr: step size.
         basis: ``"race"``, or ``"one step"``, which is 2 to 20 times too small for training.
+        raced: the step size that won the race, which was shorter; None without a race.
         line: what to paste.
     """
 
     method: str
     lr: float
     basis: str
+    raced: float | None
     line: str
 
 
@@ -219,19 +222,28 @@ def suggestions(
     entrants: Sequence[Entrant],
     improvements: Mapping[str, Improvement],
     result: RaceResult | None,
+    planned: int | None = None,
 ) -> tuple[str, tuple[Suggestion, ...]]:
     """Return the best method and a step size for each, the best first.
 
     The best has the lowest loss in the race, or else the step that is worth most.
+
+    Args:
+        entrants: the methods.
+        improvements: worth of one step, by method.
+        result: the race; None if there was none.
+        planned: length of the training that is planned, if known.
     """
     found = []
     for one in entrants:
         raced = result.lrs.get(one.key, math.nan) if result else math.nan
         greedy = improvements.get(one.key)
-        if math.isfinite(raced):
-            found.append(Suggestion(one.key, raced, "race", line(one, raced)))
+        if result is not None and math.isfinite(raced):
+            lr = _rounded(lengthened(one, raced, result.steps, planned))
+            found.append(Suggestion(one.key, lr, "race", raced, line(one, lr)))
         elif greedy is not None and greedy.value > 0:
-            found.append(Suggestion(one.key, greedy.lr, "one step", line(one, greedy.lr)))
+            lr = _rounded(greedy.lr)
+            found.append(Suggestion(one.key, lr, "one step", None, line(one, lr)))
 
     def order(suggestion: Suggestion) -> tuple[int, float]:
         if suggestion.basis == "race" and result is not None:
@@ -240,6 +252,11 @@ def suggestions(
 
     found.sort(key=order)
     return (found[0].method if found else ""), tuple(found)
+
+
+def _rounded(lr: float) -> float:
+    """Round to two digits."""
+    return float(f"{lr:.2g}")
 
 
 def line(one: Entrant, lr: float) -> str:

@@ -15,7 +15,7 @@ batch), or a rotation: z = R^T f(R g) is what a method does that does not know t
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,32 +125,35 @@ class Directions:
         self._outside = {e.key: _Outside(e, params) for e in entrants if e.outside}
         self.needs_variance = any(e.within_batch for e in entrants)
 
-    def observe(self, grads: list[Tensor], wanted: bool) -> dict[str, list[Tensor]]:
-        """Step with a gradient; return directions by method if they are wanted.
+    def observe(self, grads: list[Tensor]) -> None:
+        """Let every method take a gradient in.
 
         Args:
             grads: one for each parameter; for within-batch rows with a ``grad_var`` on the
                 parameters.
-            wanted: whether this is a draw. Directions are new tensors.
         """
-        found: dict[str, list[Tensor]] = {}
+        for _ in self.draw(grads):
+            pass
+
+    def draw(self, grads: list[Tensor]) -> Iterator[tuple[str, list[Tensor]]]:
+        """Let every method take a gradient in, and yield its key and direction.
+
+        A direction may be changed when the next one is asked for. All must be asked for.
+        """
         for shadow, grad, param in zip(self._shadows, grads, self._params, strict=True):
             shadow.grad = grad
             if self.needs_variance:
                 grad_var.attach(shadow, grad_var.current(param))
-        for key, optimizer in self._own.items():
-            optimizer.step()
-            if wanted:
-                found[key] = [shadow.detach().clone() for shadow in self._shadows]
-            with torch.no_grad():
-                torch._foreach_zero_([shadow.detach() for shadow in self._shadows])
+        values = [shadow.detach() for shadow in self._shadows]
+        for one in self.entrants:
+            if one.outside:
+                yield one.key, self._outside[one.key].observe(grads)
+                continue
+            self._own[one.key].step()
+            yield one.key, values
+            torch._foreach_zero_(values)
         for shadow in self._shadows:
             shadow.grad = None
-        for key, outside in self._outside.items():
-            direction = outside.observe(grads)
-            if wanted:
-                found[key] = direction
-        return {one.key: found[one.key] for one in self.entrants} if wanted else {}
 
     def _optimizer(self, one: Entrant, states: Mapping[Tensor, dict[str, Any]]) -> Optimizer:
         optimizer = build(one, self._shadows, lr=1.0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -47,7 +48,8 @@ class Plan:
         methods: the methods.
         budget: seconds for everything.
         draws: number of draws of each direction; None lets the budget decide.
-        longest: most steps of a training in the race; None for no limit.
+        steps: length of the training that is planned; None if not known.
+        longest: most steps of a training in the race; None for ``steps``.
         race: whether there is a race.
         variants: whether rotated directions and larger batches are measured.
         states: states of optimizers to start from, by method and parameter.
@@ -59,6 +61,7 @@ class Plan:
     methods: tuple[Entrant, ...]
     budget: float = DEFAULT
     draws: int | None = None
+    steps: int | None = None
     longest: int | None = None
     race: bool = True
     variants: bool = True
@@ -94,6 +97,7 @@ def dissect(
     methods: Sequence[str] = PAPER_METHODS,
     budget: float | str = DEFAULT,
     draws: int | None = None,
+    steps: int | None = None,
     longest: int | None = None,
     race: bool = True,
     precision: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
@@ -115,14 +119,17 @@ def dissect(
         batch_loss: instead of ``loss_fn``, ``batch_loss(model, batch)`` for batches of any kind;
             for instance ``lambda model, batch: model(**batch).loss``.
         optimizer: the optimizer that has trained the model so far. Its averages are the starting
-            point of its own method, if it is one of svag's or ``torch.optim.Adam``.
+            point of its own method, if it is one of svag's or ``torch.optim.Adam``. Weight decay
+            that it adds to the gradient becomes part of the loss.
         methods: what to dissect, as ``svag methods`` lists them; an optimizer of any package is
             ``package.module.name``.
         budget: time, in seconds or as ``"90s"``, ``"5m"``: directions and step sizes first
             (42 %), then the race (36 %), the curvature (12 %), and variants (10 %).
         draws: number of draws of each direction, so that the result does not depend on the
             machine's speed; by default the budget decides, 6 to 48.
-        longest: most steps of a training in the race.
+        steps: length of the training that is planned. The step sizes that are suggested for sign
+            methods depend on it.
+        longest: most steps of a training in the race; by default ``steps``.
         race: whether to race; without, the suggestions rest on one step.
         precision: returns the context of the forward pass, such as autocast.
         out: folder for the records.
@@ -151,12 +158,19 @@ def dissect(
         methods=entrants,
         budget=seconds_of(budget),
         draws=draws,
+        steps=steps,
         longest=longest,
         race=race,
         states=None if optimizer is None else states_of(optimizer, entrants),
         seed=seed,
     )
-    objective = Objective(model, loss_fn, batch_loss=batch_loss, precision=precision)
+    objective = Objective(
+        model,
+        loss_fn,
+        batch_loss=batch_loss,
+        precision=precision,
+        weight_decay={} if optimizer is None else decays_of(model, optimizer),
+    )
     found = carry_out(objective, batches, plan, progress)
     if out is not None:
         found.write(Path(out))
@@ -196,6 +210,19 @@ def states_of(optimizer: Optimizer, entrants: Sequence[Entrant]) -> States:
         betas = [tuple(g.get("betas") or (g.get("beta"),)) for g in optimizer.param_groups]
         if states and all(group == tuple(one.betas) for group in betas):
             found[one.key] = states
+    return found
+
+
+def decays_of(model: nn.Module, optimizer: Optimizer) -> dict[str, float]:
+    """Return the weight decay that an optimizer adds to gradients, by the parameter's name."""
+    names = {param: name for name, param in model.named_parameters()}
+    found: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        decoupled = any(
+            group.get(flag) for flag in ("decoupled_weight_decay", "decoupled")
+        ) or isinstance(optimizer, torch.optim.AdamW)
+        decay = 0.0 if decoupled else float(group.get("weight_decay") or 0.0)
+        found |= {names[p]: decay for p in group["params"] if decay and p in names}
     return found
 
 
@@ -239,7 +266,9 @@ def conclude(found: Dissection) -> conclusions.Conclusion:
     )
     improvements = {one.method: one for one in found.improvements if one.track == "plain"}
     entrants = [entrant(key) for key in found.setting.methods]
-    best, suggested = conclusions.suggestions(entrants, improvements, found.race)
+    best, suggested = conclusions.suggestions(
+        entrants, improvements, found.race, found.setting.planned
+    )
     return conclusions.Conclusion(
         headline=conclusions.headline(statements, bool(found.race_effects)),
         statements=statements,
@@ -334,7 +363,7 @@ class _Work:
         if not plan.race or not starts:
             return
         trainer = FromHere(self._objective, self._sampling, self._held, plan.states)
-        found.race = Race(trainer, plan.longest).run(
+        found.race = Race(trainer, plan.longest or plan.steps).run(
             plan.methods,
             starts,
             seconds=self._budget.until("race"),
@@ -364,6 +393,7 @@ class _Work:
         return Setting(
             problem=plan.problem,
             step=plan.step,
+            planned=plan.steps,
             parameters=objective.size,
             batch_size=self._sampling.batch_size,
             methods=tuple(one.key for one in plan.methods),

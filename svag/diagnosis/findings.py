@@ -31,6 +31,7 @@ class Setting:
     Attributes:
         problem: its name, or ``model``.
         step: training steps taken before; 0 at initialisation, None if not known.
+        planned: length of the training that is planned, in steps; None if not known.
         parameters: number of trainable parameters.
         batch_size: examples in a batch, if they are all of one size.
         methods: keys of the methods.
@@ -45,6 +46,7 @@ class Setting:
 
     problem: str
     step: int | None
+    planned: int | None
     parameters: int
     batch_size: int | None
     methods: tuple[str, ...]
@@ -90,6 +92,17 @@ class Dissection:
     curvature: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     conclusion: Conclusion | None = None
+
+    def __str__(self) -> str:
+        """Return the answer: headline, statements, notes, and the line to paste."""
+        if self.conclusion is None:
+            return f"a dissection of {self.setting.problem}, not finished"
+        ended = self.conclusion
+        says = [one.text for one in ended.statements]
+        lines = [ended.headline, *(f"- {text}" for text in (*says, *ended.notes, *self.skipped))]
+        if ended.suggestions:
+            lines += ["", ended.suggestions[0].line]
+        return "\n".join(lines)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the records."""

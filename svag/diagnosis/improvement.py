@@ -178,24 +178,25 @@ class _Fit:
         at = np.linspace(self._log[0], self._log[-1], _POINTS)
         curves = _spline(self._log, means, at)
         best = curves.argmax(axis=0)
+        logs = _peaks(at, curves, best)
         left_out, whole = best[:-1], int(best[-1])
         each = _spline(self._log, table[:, :usable].T, at)
         self.at_best = each[whole]
         reported = each[left_out, np.arange(draws)]
-        self.improvement = _summary(decreases, reported, self.at_best, at, left_out, whole)
+        edge = "lowest" if whole == 0 else "highest" if whole == len(at) - 1 else ""
+        self.improvement = _summary(decreases, reported, self.at_best, logs, edge)
 
 
 def _summary(
-    decreases: Decreases, reported: Array, at_best: Array, at: Array, left_out: Array, whole: int
+    decreases: Decreases, reported: Array, at_best: Array, logs: Array, edge: str
 ) -> Improvement:
+    """Make an estimate of decreases at the best step size; ``logs`` ends with the one of all."""
     draws = len(reported)
     quantile = float(stdtrit(draws - 1, 1 - LEVEL / 2))
     value = float(reported.mean())
     reach = quantile * float(at_best.std(ddof=1)) / math.sqrt(draws)
-    logs = at[left_out]
-    spread = math.sqrt((draws - 1) / draws * float(((logs - logs.mean()) ** 2).sum()))
-    lr, wide = float(np.exp(at[whole])), math.exp(min(quantile * spread, 50.0))
-    edge = "lowest" if whole == 0 else "highest" if whole == len(at) - 1 else ""
+    spread = math.sqrt((draws - 1) / draws * float(((logs[:-1] - logs[:-1].mean()) ** 2).sum()))
+    lr, wide = float(np.exp(logs[-1])), math.exp(min(quantile * spread, 50.0))
     table = decreases.table
     with np.errstate(invalid="ignore"):
         errors = table.std(axis=0, ddof=1) / math.sqrt(draws)
@@ -212,6 +213,17 @@ def _summary(
         curve=tuple(float(x) for x in table.mean(axis=0)),
         errors=tuple(float(x) for x in errors),
     )
+
+
+def _peaks(at: Array, curves: Array, best: Array) -> Array:
+    """Return where curves, of shape (points, n), have their maxima: parabolas about the best."""
+    inside = np.clip(best, 1, len(at) - 2)
+    columns = np.arange(curves.shape[1])
+    before, here, after = (curves[inside + shift, columns] for shift in (-1, 0, 1))
+    bend = before - 2 * here + after
+    shift = np.divide(0.5 * (before - after), bend, out=np.zeros_like(bend), where=bend < 0)
+    found = at[inside] + np.clip(shift, -1, 1) * (at[1] - at[0])
+    return np.asarray(np.where(best == inside, found, at[best]))
 
 
 def _spline(log_lrs: Array, decreases: Array, at: Array) -> Array:

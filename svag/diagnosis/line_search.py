@@ -29,12 +29,12 @@ class Line:
     """Evaluates the objective at theta + alpha z, and puts theta back exactly.
 
     Args:
-        objective: the loss; its parameters at construction are theta.
+        objective: the loss, being dissected at theta.
     """
 
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
-        self._theta = [p.detach().clone() for p in objective.params]
+        self._theta = objective.theta
         self._base: dict[int, float] = {}
         self.evaluations = 0
 

@@ -5,10 +5,11 @@ its own, and not kept, so that memory does not grow with the number of draws.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from svag.diagnosis.directions import Directions, Track, block_length
@@ -17,6 +18,7 @@ from svag.diagnosis.noise_summary import NoiseSummary
 from svag.diagnosis.objective import Batch, Objective
 from svag.diagnosis.sampling import Sampling
 from svag.entrants import Entrant
+from svag.errors import SparseGradient
 from svag.variance.per_example import within_batch_variance
 
 MOST_DRAWS, LEAST_DRAWS = 48, 6
@@ -124,7 +126,9 @@ class Measurement:
             objective.gradient(batch)
         self._sampling.note_state()
         self._measured.gradients += 1
-        grads = [_gradient_of(p) for p in objective.params]
+        grads = [
+            _gradient_of(name, p) for name, p in zip(objective.names, objective.params, strict=True)
+        ]
         if self._noise is not None:
             self._noise.observe(grads)
         return grads
@@ -156,25 +160,25 @@ class _Course:
             return
         self._left -= 1
         wanted = self._left == 0
-        directions = self._directions.observe(taken, wanted)
         if not wanted:
+            self._directions.observe(taken)
             return
         self._left = self._block
-        directions = {key: self._track.back(z) for key, z in directions.items()}
-        if self._tries < _TRIES and any(key not in self._grids for key in directions):
+        directions = ((key, self._track.back(z)) for key, z in self._directions.draw(taken))
+        if self._tries < _TRIES and len(self._grids) < len(self._directions.entrants):
             self._tries += 1
             self._try(directions)
         else:
             self._draw(directions)
 
-    def _try(self, directions: Mapping[str, list[Tensor]]) -> None:
+    def _try(self, directions: Iterable[tuple[str, list[Tensor]]]) -> None:
         """Find roughly the best step size of each method, on a draw that does not count.
 
         Where a single draw lowers the loss at no step size, the next one is tried; in the end the
         step sizes about a small change of the parameters are measured.
         """
         line, pool = self._all._line, self._all._held[:_PILOTS]
-        for key, direction in directions.items():
+        for key, direction in directions:
             if key in self._grids:
                 continue
             lr = line.best_of(direction, pool)
@@ -185,18 +189,26 @@ class _Course:
             if lr:
                 self._grids[key] = Decreases(key, self._track.name, grid_about(lr))
 
-    def _draw(self, directions: Mapping[str, list[Tensor]]) -> None:
+    def _draw(self, directions: Iterable[tuple[str, list[Tensor]]]) -> None:
         pool = self._all._held
         at = [(HELD_A_DRAW * self.draws + n) % len(pool) for n in range(HELD_A_DRAW)]
         batches = [pool[n] for n in dict.fromkeys(at)]
-        for key, found in self._grids.items():
-            decreases = self._all._line.decreases(directions[key], found.lrs, batches)
+        for key, direction in directions:
+            found = self._grids.get(key)
+            if found is None:
+                continue
+            decreases = self._all._line.decreases(direction, found.lrs, batches)
             found.rows.append(decreases.mean(axis=1))
             if self._all._visit is not None and not self._number:
-                self._all._visit(key, directions[key], batches)
+                self._all._visit(key, direction, batches)
         self.draws += 1
 
 
-def _gradient_of(param: Tensor) -> Tensor:
+def _gradient_of(name: str, param: Tensor) -> Tensor:
     """Return a parameter's gradient; 0 where the loss does not depend on it."""
+    if param.grad is not None and param.grad.layout is not torch.strided:
+        raise SparseGradient(
+            f"the gradient of {name!r} is sparse; make it dense to dissect the model, for instance "
+            "nn.Embedding(..., sparse=False)"
+        )
     return param.new_zeros(param.shape) if param.grad is None else param.grad

@@ -85,20 +85,21 @@ class NoiseSummary:
     def __init__(self, objective: Objective, batch_size: int | None) -> None:
         self._names, self._batch_size = objective.names, batch_size
         params = objective.params
-        self._first = [torch.zeros_like(p) for p in params]
-        self._sum = [torch.zeros_like(p) for p in params]
-        self._squares: list[Tensor] = []
+        self._means = [torch.zeros_like(p) for p in params]
+        self._apart = torch.zeros(len(params), dtype=torch.float64)
         self._chosen = _sampled([p.numel() for p in params])
         self._places = [c.to(p.device) for c, p in zip(self._chosen, params, strict=True)]
         self._history: list[Tensor] = []
 
     def observe(self, grads: Sequence[Tensor]) -> None:
         """Take in one gradient."""
-        if not self._history:  # sums of deviations from the first one, which round less
-            torch._foreach_copy_(self._first, list(grads))
-        apart = torch._foreach_sub(list(grads), self._first)
-        torch._foreach_add_(self._sum, apart)
-        self._squares.append(torch.stack(torch._foreach_norm(apart)).double().square().cpu())
+        count = len(self._history) + 1
+        squares = []
+        for mean, grad in zip(self._means, grads, strict=True):  # Welford's recurrence
+            apart = grad - mean
+            mean.add_(apart, alpha=1 / count)
+            squares.append(torch.linalg.vector_norm(apart, dtype=_wide(apart)).square())
+        self._apart += torch.stack(squares).cpu().double() * ((count - 1) / count)
         kept = [g.reshape(-1)[i] for g, i in zip(grads, self._places, strict=True)]
         self._history.append(torch.cat(kept).double().cpu())
 
@@ -112,7 +113,7 @@ class NoiseSummary:
             return []
         history = torch.stack(self._history).numpy()
         grad_sq, variance = self._sums(count)
-        sizes = [p.numel() for p in self._sum]
+        sizes = [mean.numel() for mean in self._means]
         at = np.concatenate([[0], np.cumsum([len(c) for c in self._chosen])])
         rows = [
             self._row(name, size, grad_sq[n], variance[n], history[:, at[n] : at[n + 1]], None)
@@ -126,14 +127,9 @@ class NoiseSummary:
 
     def _sums(self, count: int) -> tuple[Array, Array]:
         """Return |grad L|^2, unbiased, and the sum of variances, by parameter."""
-        apart = torch.stack([s.double().square().sum().cpu() for s in self._sum]).numpy()
-        squares = torch.stack(self._squares).sum(dim=0).numpy()
-        variance = np.maximum(squares - apart / count, 0) / (count - 1)
-        means = [
-            (first.double() + total.double() / count).square().sum().cpu()
-            for first, total in zip(self._first, self._sum, strict=True)
-        ]
-        return torch.stack(means).numpy() - variance / count, variance
+        variance = self._apart.numpy() / (count - 1)
+        means = [torch.linalg.vector_norm(m, dtype=_wide(m)).square() for m in self._means]
+        return torch.stack(means).cpu().double().numpy() - variance / count, variance
 
     def _row(
         self,
@@ -180,6 +176,11 @@ def _sampled(sizes: Sequence[int]) -> list[Tensor]:
         count = min(size, max(_LEAST_OF_TENSOR, round(SAMPLED * size / total)))
         chosen.append(torch.randperm(size, generator=generator)[:count])
     return chosen
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """Return the dtype to sum in; some devices have no float64."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 def _eta(history: Array) -> tuple[Array, Flags, Flags]:

@@ -78,7 +78,8 @@ class Objective:
         params: the parameters, in the same order, each once.
 
     Raises:
-        InvalidOption: neither or both of the losses are given, or nothing is trainable.
+        InvalidOption: neither or both of the losses are given, nothing is trainable, or a parameter
+            is neither float32 nor float64.
     """
 
     def __init__(
@@ -99,9 +100,13 @@ class Objective:
         named = {n: p for n, p in model.named_parameters() if p.requires_grad and p.numel()}
         if not named:
             raise InvalidOption("the model has no trainable parameter, so there is no direction")
-        wrong = [n for n, p in named.items() if not p.is_floating_point()]
-        if wrong:
-            raise InvalidOption(f"parameter {wrong[0]!r} is complex; dissect takes real ones")
+        for name, param in named.items():
+            if param.dtype not in (torch.float32, torch.float64):
+                raise InvalidOption(
+                    f"parameter {name!r} has the dtype {param.dtype}; dissect takes float32 and "
+                    "float64, since small steps are lost in half precision: model.float(), with "
+                    "precision=lambda: torch.autocast(...) if need be"
+                )
         self.model = model
         self.names, self.params = list(named), list(named.values())
         self.size = sum(p.numel() for p in self.params)
@@ -113,6 +118,7 @@ class Objective:
         self._buffers = [b for b in model.buffers() if b is not None]
         self._kept = [b.detach().clone() for b in self._buffers]
         self._writes = False
+        self._theta: list[Tensor] = []
 
     @property
     def has_outputs(self) -> bool:
@@ -197,7 +203,7 @@ class Objective:
         Python, NumPy and torch.
         """
         model, params = self.model, self.params
-        values = [p.detach().clone() for p in params]
+        self._theta = [p.detach().clone() for p in params]
         grads = [p.grad for p in params]
         modes = [(module, module.training) for module in model.modules()]
         carried = getattr(model, "carried_state", None)
@@ -209,9 +215,10 @@ class Objective:
                 yield
         finally:
             with torch.no_grad():
-                for param, value in zip(params, values, strict=True):
+                for param, value in zip(params, self.theta, strict=True):
                     if not torch.equal(param, value):
                         param.copy_(value)
+            self._theta = []
             for param, grad in zip(params, grads, strict=True):
                 param.grad = grad
             self.restore()
@@ -221,6 +228,13 @@ class Objective:
                 setattr(model, "carried_state", carried)  # noqa: B010
             random.setstate(state[0])
             np.random.set_state(state[1])  # noqa: NPY002
+
+    @property
+    def theta(self) -> list[Tensor]:
+        """The parameters that are dissected: a copy, to come back to. Only within dissected()."""
+        if not self._theta:
+            raise RuntimeError("no dissection is going on")
+        return self._theta
 
     def check(self, batch: Batch) -> float:
         """Return the loss of a batch, and refuse one that is not finite or not reproducible.

@@ -7,7 +7,7 @@ measure along directions: it gets the race alone, from initialisation, judged by
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from svag.diagnosis.dissect import Plan, Progress, carry_out, conclude
 from svag.diagnosis.findings import Dissection, Setting
 from svag.diagnosis.objective import Objective
 from svag.diagnosis.race import Race, race_effects
-from svag.entrants import Entrant, with_options
+from svag.entrants import Entrant, entrant, with_options
 from svag.errors import DissectionError, in_one_line
 from svag.lab.batches import Batches
 from svag.lab.evaluation import splits_of
 from svag.lab.records import Run
+from svag.lab.search import StepSizes
 from svag.lab.session import Session
 from svag.problems import Data, Problem
 
@@ -97,6 +98,33 @@ def dissect_problem(
     )
     step = None if point.at else point.after
     return carry_out(objective, batches, replace(plan, step=step), progress)
+
+
+def suggested_starts(
+    problem: Problem, data: Data, base: Run, keys: Sequence[str], seconds: float
+) -> dict[str, int]:
+    """Return the numbers of the step sizes that a dissection suggests, by method.
+
+    Searches may begin there, see ``svag compare --start suggested``.
+
+    Args:
+        problem: the problem.
+        data: its data.
+        base: the run that all runs of the study are variations of.
+        keys: the methods; those without a suggestion are left out.
+        seconds: time for the dissection.
+    """
+    plan = Plan(
+        methods=tuple(entrant(key) for key in keys),
+        budget=seconds,
+        steps=base.steps,
+        variants=False,
+        problem=problem.name,
+    )
+    found = dissect_problem(problem, data, base, plan, Point(), lambda part, share: None)
+    assert found.conclusion is not None
+    grid = StepSizes()
+    return {one.method: grid.nearest(one.lr) for one in found.conclusion.suggestions}
 
 
 def _session(problem: Problem, data: Data, base: Run, point: Point) -> Session:
@@ -182,7 +210,7 @@ def _race_alone(
         )
     trainer = _Sessions(problem, data, base)
     starts = {one.key: one.lr for one in plan.methods}
-    race = Race(trainer, plan.longest).run(
+    race = Race(trainer, plan.longest or plan.steps).run(
         plan.methods, starts, seconds=plan.budget, progress=lambda s: progress("race", s)
     )
     session = Session(problem, data, replace(base, method="sgd"))
@@ -190,6 +218,7 @@ def _race_alone(
         Setting(
             problem=problem.name,
             step=0,
+            planned=plan.steps,
             parameters=sum(p.numel() for p in session.model.parameters() if p.requires_grad),
             batch_size=base.batch_size,
             methods=tuple(one.key for one in plan.methods),

@@ -28,7 +28,7 @@ class FromHere:
     """Trains an objective from its current parameters, and puts them back each time.
 
     Args:
-        objective: the loss; its parameters at construction are the start.
+        objective: the loss, being dissected at the point that every training starts from.
         sampling: where batches come from.
         held: batches to evaluate on.
         states: states of optimizers to start from, by method and parameter.
@@ -42,7 +42,7 @@ class FromHere:
         states: Mapping[str, Mapping[Tensor, dict[str, Any]]] | None = None,
     ) -> None:
         self._objective, self._held = objective, list(held)[:_HELD]
-        self._start = [p.detach().clone() for p in objective.params]
+        self._start = objective.theta
         self._sampling, self._stream = sampling, sampling.stream()
         self._orders: dict[int, list[Batch]] = {}
         self._cached = 0

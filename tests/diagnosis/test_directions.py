@@ -29,6 +29,12 @@ def gradients(count, seed=0, size=40):
     return drawn
 
 
+def drawn_from(directions, gradient):
+    """Take in one parameter's gradient, and return copies of the directions by method."""
+    found = directions.draw([torch.as_tensor(gradient)])
+    return {key: [part.clone() for part in z] for key, z in found}
+
+
 @pytest.mark.parametrize("key", ROWS)
 def test_a_direction_is_the_update_of_the_method(key):
     drawn = gradients(12)
@@ -40,22 +46,21 @@ def test_a_direction_is_the_update_of_the_method(key):
     options = {"betas": one.betas, "eps": 1e-8} if one.anatomy.raw else {"beta": beta}
     steps = list(run(one.anatomy, drawn, theta=np.zeros(40), lr=1.0, **options))
     for g, step in zip(drawn, steps, strict=True):
-        z = directions.observe([torch.tensor(g)], wanted=True)[one.key][0]
+        z = drawn_from(directions, g)[one.key][0]
         np.testing.assert_allclose(z.numpy(), -step.update, rtol=1e-10, atol=1e-14)
     assert torch.equal(param, before)
     assert param.grad is None
 
 
-def test_unwanted_directions_cost_no_tensors_and_count_all_the_same():
+def test_what_is_not_drawn_counts_all_the_same():
     drawn = gradients(5)
     param = torch.nn.Parameter(torch.zeros(40, dtype=torch.float64))
     seen, blind = (Directions([param], [entrant("m-svag")]) for _ in range(2))
-    for number, g in enumerate(drawn):
-        last = number == len(drawn) - 1
-        one = seen.observe([torch.tensor(g)], wanted=True)
-        other = blind.observe([torch.tensor(g)], wanted=last)
-        assert bool(other) == last
-    assert torch.equal(one["m-svag"][0], other["m-svag"][0])
+    for g in drawn[:-1]:
+        drawn_from(seen, g)
+        blind.observe([torch.tensor(g)])
+    one, other = (drawn_from(d, drawn[-1])["m-svag"][0] for d in (seen, blind))
+    assert torch.equal(one, other)
 
 
 def test_the_state_of_an_optimizer_is_the_start():
@@ -68,11 +73,9 @@ def test_the_state_of_an_optimizer_is_the_start():
     for g in drawn[:5]:
         param.grad = torch.tensor(g)
         trained.step()
-        whole.observe([torch.tensor(g)], wanted=False)
+        whole.observe([torch.tensor(g)])
     going_on = Directions([param], [entrant("m-svag")], {"m-svag": trained.state})
-    one, other = (
-        d.observe([torch.tensor(drawn[5])], wanted=True)["m-svag"][0] for d in (whole, going_on)
-    )
+    one, other = (drawn_from(d, drawn[5])["m-svag"][0] for d in (whole, going_on))
     assert torch.equal(one, other)
     assert float(trained.state[param]["step"]) == 5
 
@@ -81,8 +84,8 @@ def test_an_optimizer_from_outside_steps_on_copies():
     param = torch.nn.Parameter(torch.full((4, 4), 3.0))
     one = entrant("torch.optim.SGD(momentum=0.5)")
     directions = Directions([param], [one])
-    first = directions.observe([torch.ones(4, 4)], wanted=True)[one.key][0]
-    second = directions.observe([torch.ones(4, 4)], wanted=True)[one.key][0]
+    first = drawn_from(directions, np.ones((4, 4), np.float32))[one.key][0]
+    second = drawn_from(directions, np.ones((4, 4), np.float32))[one.key][0]
     torch.testing.assert_close(first, torch.full((4, 4), -1.0))
     torch.testing.assert_close(second, torch.full((4, 4), -1.5))
     assert torch.equal(param, torch.full((4, 4), 3.0))
@@ -91,7 +94,8 @@ def test_an_optimizer_from_outside_steps_on_copies():
 def test_muon_is_a_direction_on_matrices():
     param = torch.nn.Parameter(torch.randn(6, 4))
     one = entrant("torch.optim.Muon(weight_decay=0.0)")
-    z = Directions([param], [one]).observe([torch.randn(6, 4)], wanted=True)[one.key][0]
+    z = drawn_from(Directions([param], [one]), np.random.default_rng(0).random((6, 4), np.float32))
+    z = z[one.key][0]
     singular = torch.linalg.svdvals(z)
     assert float(singular.max() / singular.min()) < 2  # orthogonalised
 
@@ -100,10 +104,10 @@ def test_an_optimizer_that_cannot_step_is_refused():
     param = torch.nn.Parameter(torch.zeros(3))
     one = entrant("torch.optim.Rprop")
     directions = Directions([param], [one])
-    directions.observe([torch.ones(3)], wanted=False)
+    directions.observe([torch.ones(3)])
     sparse = entrant("torch.optim.SparseAdam")
     with pytest.raises(DissectionError, match=r"torch\.optim\.SparseAdam cannot step"):
-        Directions([param], [sparse]).observe([torch.ones(3)], wanted=False)
+        Directions([param], [sparse]).observe([torch.ones(3)])
 
 
 def test_block_lengths_follow_the_slowest_first_moment():
@@ -134,7 +138,7 @@ def test_rotated_plain_directions_are_the_same_and_signs_are_not():
     for track in tracks:
         directions = Directions([param], both)
         for g in drawn:
-            z = directions.observe(track.take([torch.tensor(g)]), wanted=True)
+            z = drawn_from(directions, track.take([torch.tensor(g)])[0])
         found.append({key: track.back(one)[0] for key, one in z.items()})
     torch.testing.assert_close(found[0]["m-sgd"], found[1]["m-sgd"])
     assert not torch.allclose(found[0]["m-ssd"], found[1]["m-ssd"])
@@ -164,7 +168,7 @@ def test_signs_of_a_quadratic_succeed_as_often_as_the_theory_says():
     signs = []
     for batch in sampling.stream():
         objective.gradient(batch)
-        z = directions.observe([p.grad for p in objective.params], wanted=True)["ssd"][0]
+        z = drawn_from(directions, objective.params[0].grad)["ssd"][0]
         signs.append(-z.numpy())
         if len(signs) == 4000:
             break
@@ -176,7 +180,11 @@ def test_signs_of_a_quadratic_succeed_as_often_as_the_theory_says():
 def test_the_line_search_restores_and_measures_exactly():
     problem = StochasticQuadratic(np.diag([1.0, 3.0]), np.array([1.0, 1.0]), 0.0)
     objective, sampling = sampled(problem, seed=0, theta=[0.0, 4.0])
-    line, held = Line(objective), sampling.held(2)
+    with objective.dissected():
+        check_line(problem, objective, Line(objective), sampling.held(2))
+
+
+def check_line(problem, objective, line, held):
     before = objective.params[0].detach().clone()
     z = torch.tensor([1.0, -1.0], dtype=torch.float64)
     found = line.decreases([z], [0.0, 0.5, 1e200], held)
@@ -191,3 +199,29 @@ def test_the_line_search_restores_and_measures_exactly():
     assert best / 4 <= line.best_of([z], held) <= 4 * best
     assert line.best_of([-z], held) == 0
     assert line.best_of([0 * z], held) == 0
+
+
+def test_on_rotated_axes_the_sign_is_what_the_rotated_sign_was():
+    """theta -> R theta makes the plain sign of one problem the rotated sign of the other."""
+    problem = StochasticQuadratic(np.diag([1.0, 4.0, 0.5, 2.0, 3.0]), np.arange(5) - 2.5, 0.0)
+    objective, sampling = sampled(problem, seed=0)
+    rotation = Rotation(objective.params, 5)
+    basis = torch.eye(5, dtype=torch.float64)
+    matrix = torch.stack([rotation.apply([e])[0] for e in basis], dim=1).numpy()
+    turned = StochasticQuadratic(matrix @ problem.Q @ matrix.T, matrix @ problem.x_star, 0.0)
+    other, of_other = sampled(turned, seed=0)
+    lrs = [0.1, 0.5, 1.0]
+    found = {}
+    for name, subject, batches, track in (
+        ("diagonal, rotated sign", objective, sampling, Track(rotation=rotation)),
+        ("rotated, plain sign", other, of_other, Track()),
+        ("diagonal, plain sign", objective, sampling, Track()),
+    ):
+        with subject.dissected():
+            held = batches.held(1)
+            subject.gradient(held[0])
+            seen = track.take([p.grad for p in subject.params])
+            z = drawn_from(Directions(subject.params, [entrant("ssd")]), seen[0])["ssd"]
+            found[name] = Line(subject).decreases(track.back(z), lrs, held)[:, 0]
+    np.testing.assert_allclose(found["diagonal, rotated sign"], found["rotated, plain sign"])
+    assert not np.allclose(found["diagonal, plain sign"], found["rotated, plain sign"])

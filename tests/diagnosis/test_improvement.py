@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from svag.analysis.contrasts import WEIGHTS
 from svag.diagnosis.improvement import Factorial, effects, improvement, worth
 from svag.diagnosis.line_search import Decreases, grid_about
 from svag.errors import DissectionError
@@ -118,6 +119,7 @@ def test_intervals_cover_in_90_to_98_percent(intervals, key):
     value, lr = truth[key]
     covers = np.mean([one.interval[0] <= value <= one.interval[1] for one in found[key]])
     of_lr = np.mean([one.lr_interval[0] <= lr <= one.lr_interval[1] for one in found[key]])
+    print(f"coverage of the worth of a step, {key}: {covers:.3f}, of its step size: {of_lr:.3f}")
     assert 0.90 <= covers <= 0.985
     assert 0.90 <= of_lr <= 0.985
 
@@ -176,3 +178,89 @@ def test_directions_of_effects():
     assert Factorial("sign", 0.8, (0.7, 0.9)).direction == -1
     assert Factorial("sign", 1.0, (0.9, 1.1)).direction == 0
     assert Factorial("sign", math.nan, None).direction == 0
+
+
+# ------------------------------------------------- moving averages, draws once a block of gradients
+
+
+def directions_of(problem, theta, chains, blocks, rng):
+    """Draw z of the four methods at the ends of blocks of 31 gradients, after two to warm up.
+
+    Written from Eqs. (4) to (8), (22) and (25); of shape (chains, blocks, d) by method.
+    """
+    found = {key: [] for key in ("m-sgd", "m-ssd", "m-svag", "adam")}
+    m = v = slow = np.zeros((chains, problem.dimension))
+    for t in range(31 * (blocks + 2)):
+        g = problem.sample_gradients(theta, chains, rng)
+        m, v = 0.9 * m + 0.1 * g, 0.9 * v + 0.1 * g**2
+        slow = 0.999 * slow + 0.001 * g**2
+        if (t + 1) % 31 or t < 62:
+            continue
+        weight = 1 - 0.9 ** (t + 1)
+        mean, square = m / weight, v / weight
+        rho = 0.1 * (1 + 0.9 ** (t + 1)) / (1.9 * weight)
+        spread = np.maximum(square - mean**2, 0) / (1 - rho)
+        found["m-sgd"].append(-mean)
+        found["m-ssd"].append(-np.sign(mean))
+        found["m-svag"].append(-mean * mean**2 / (mean**2 + rho * spread))
+        found["adam"].append(-mean / np.sqrt(slow / (1 - 0.999 ** (t + 1))))
+    return {key: np.stack(z, axis=1) for key, z in found.items()}
+
+
+@pytest.fixture(scope="module")
+def chained():
+    """Directions of many chains, and what one step along them is truly worth."""
+    rng = np.random.default_rng(8)
+    eigenvalues = np.array([0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0])
+    problem = StochasticQuadratic(np.diag(eigenvalues), np.linspace(-1, 2, 8), noise=1.0)
+    theta = np.zeros(8)
+    gradient = problem.gradient(theta)
+
+    def parts(z, held=0.0):
+        slopes = -(z @ gradient) - np.sum(z * held, axis=-1)
+        return slopes, np.einsum("...i,ij,...j->...", z, problem.Q, z)
+
+    # Blocks from the twelfth on, as long as Adam's slow average is far from its start, too.
+    many = directions_of(problem, theta, 4000, DRAWS, rng)
+    few = {key: z[:REPETITIONS] for key, z in many.items()}
+    truth = {}
+    for key, z in many.items():
+        slopes, curvatures = (part[REPETITIONS:].mean() for part in parts(z))
+        truth[key] = 0.5 * slopes**2 / curvatures, slopes / curvatures
+    found = {key: [] for key in many}
+    for key, z in few.items():
+        held = problem.sample_gradients(theta, REPETITIONS * DRAWS, rng) - gradient
+        slopes, curvatures = parts(z, held.reshape(REPETITIONS, DRAWS, 8))
+        lrs = grid_about(0.8 * truth[key][1])
+        found[key] = [of_quadratic(s, c, lrs) for s, c in zip(slopes, curvatures, strict=True)]
+    return truth, found
+
+
+@pytest.mark.parametrize("key", ["m-sgd", "m-ssd", "m-svag", "adam"])
+def test_intervals_of_momentum_methods_cover_in_90_to_98_percent(chained, key):
+    truth, found = chained
+    value, lr = truth[key]
+    intervals = [improvement(one) for one in found[key]]
+    covers = np.mean([one.interval[0] <= value <= one.interval[1] for one in intervals])
+    of_lr = np.mean([one.lr_interval[0] <= lr <= one.lr_interval[1] for one in intervals])
+    print(f"coverage of the worth of a step, {key}: {covers:.3f}")
+    print(f"coverage of its step size, {key}: {of_lr:.3f}")
+    assert 0.90 <= covers <= 0.985
+    assert 0.90 <= of_lr <= 0.985
+
+
+def test_the_family_of_effects_covers_in_90_to_98_percent(chained):
+    truth, found = chained
+    keys = ("m-sgd", "m-svag", "m-ssd", "adam")
+    logs = np.log([truth[key][0] for key in keys])
+    covers = []
+    for cells_of in zip(*(found[key] for key in keys), strict=True):
+        family = effects(cells_of)
+        covers.append(
+            all(
+                one.interval[0] <= math.exp(WEIGHTS[name] @ logs) <= one.interval[1]
+                for name, one in family.items()
+            )
+        )
+    print(f"coverage of sign, adaptation and interaction together: {np.mean(covers):.3f}")
+    assert 0.90 <= np.mean(covers) <= 0.99

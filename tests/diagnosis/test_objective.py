@@ -160,8 +160,9 @@ def test_what_cannot_be_dissected_is_refused():
         Objective(model, functional.mse_loss, batch_loss=lambda m, b: m(b).sum())
     with pytest.raises(InvalidOption, match="no trainable parameter"):
         Objective(nn.ReLU(), functional.mse_loss)
-    with pytest.raises(InvalidOption, match="'weight' is complex"):
-        Objective(nn.Linear(2, 2, dtype=torch.complex64), functional.mse_loss)
+    for dtype in (torch.complex64, torch.bfloat16, torch.float16):
+        with pytest.raises(InvalidOption, match=f"'weight' has the dtype {dtype}"):
+            Objective(nn.Linear(2, 2, dtype=dtype), functional.mse_loss)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ FOUR = ("m-sgd", "m-svag", "m-ssd", "adam")
 
 
 class Bowl:
-    """A trainer whose loss is known: the best step size is ``best``, above ``limit`` it diverges."""
+    """A trainer of known loss: ``best`` is the best step size, above ``limit`` it diverges."""
 
     def __init__(self, best, limit=math.inf, shrinks=0.0, sigma=0.0):
         self.best, self.limit, self.shrinks, self.sigma = best, limit, shrinks, sigma
