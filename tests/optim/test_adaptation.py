@@ -1,7 +1,6 @@
 """Relative variance and factor of the last step, as an optimizer's state tells them."""
 
 import re
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -371,7 +370,7 @@ def test_groups_have_their_own_betas() -> None:
             give(param, torch.from_numpy(gradient))
         optimizer.step()
     for param, beta in ((one, 0.9), (other, 0.5)):
-        case = replace(named("m-svag")[0])
+        [case] = named("m-svag")
         step = case.reference(gradients, np.zeros(2), lr=0.1, beta=beta)[-1]
         np.testing.assert_allclose(flat(optimizer.factor(param)), step.gamma)  # type: ignore[union-attr]
 
