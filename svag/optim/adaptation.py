@@ -33,7 +33,7 @@ class Moments(NamedTuple):
         variance: s, of one gradient (Eq. 22). Below 0 where v < m^2, by rounding or, with two
             betas, by much. 0 where the averages hold one gradient: none was seen.
         rho: variance of ``mean`` over s (Eq. 21); 1 where ``mean`` is one gradient.
-        root: sqrt(v) + eps (Eq. 6) of raw rows, None in others.
+        root: sqrt(v) + eps (Eq. 6) of raw rows, v being the largest with amsgrad; else None.
     """
 
     mean: Tensor
@@ -67,7 +67,7 @@ def tensors_of(
 ) -> dict[str, Tensor]:
     """Return what the estimates are made of: ``mean`` and ``square``, or ``mean`` and ``variance``.
 
-    They are before debiasing; this process's shards of DTensors; complex ones as pairs of reals.
+    With amsgrad there is ``largest`` as well. They are before debiasing; this process's shards of DTensors; complex ones as pairs of reals.
 
     Args:
         anatomy: the optimizer's.
@@ -85,9 +85,9 @@ def tensors_of(
     if not averages_gradient(anatomy):
         found = _of_the_mini_batch(group, param)
     else:
-        largest = bool(anatomy.raw and group.get("amsgrad"))
-        second = "max_exp_avg_sq" if largest else "exp_avg_sq"
-        names = {"mean": "exp_avg", "square": second}
+        names = {"mean": "exp_avg", "square": "exp_avg_sq"}
+        if anatomy.raw and group.get("amsgrad"):
+            names["largest"] = "max_exp_avg_sq"
         if anatomy.within_batch:
             names = {"mean": "exp_avg", "variance": "exp_avg_var"}
         if anatomy.adapted:
@@ -142,13 +142,15 @@ def moments_of(
     mean = mean / weight
     if anatomy.within_batch:
         return Moments(mean, _in_float64(tensors["variance"]) / (weight * weight * share), share)
-    square = _in_float64(tensors["square"]) / debiasing(beta2, step)
+    weight2 = debiasing(beta2, step)
+    square = _in_float64(tensors["square"]) / weight2
     seen = share < 1
     variance = (square - mean * mean) / (1 - share) if seen else torch.zeros_like(mean)
     if not anatomy.raw:
         return Moments(mean, variance, share)
     smallest = torch.finfo(tensors["square"].dtype).tiny ** 0.5  # as in the rule
-    root = square.sqrt() + group["eps"] if group["eps"] else square.sqrt().clamp_min(smallest)
+    root = (_in_float64(tensors["largest"]) / weight2 if "largest" in tensors else square).sqrt()
+    root = root + group["eps"] if group["eps"] else root.clamp_min(smallest)
     return Moments(mean, variance, share, root)
 
 
