@@ -67,7 +67,8 @@ def tensors_of(
 ) -> dict[str, Tensor]:
     """Return what the estimates are made of: ``mean`` and ``square``, or ``mean`` and ``variance``.
 
-    With amsgrad there is ``largest`` as well. They are before debiasing; this process's shards of DTensors; complex ones as pairs of reals.
+    With amsgrad there is ``largest`` as well. They are before debiasing; this process's shards of
+    DTensors; complex ones as pairs of reals.
 
     Args:
         anatomy: the optimizer's.
