@@ -116,7 +116,7 @@ FLOORS = (
         "svag.optim.engines.eager",
         "svag.optim.engines.support",
     ),
-    ("svag.optim.dispatch",),
+    ("svag.optim.dispatch", "svag.optim.adaptation"),
     ("svag.optim.optimizer",),
     ("svag.optim.methods",),
     ("svag.optim",),
@@ -181,6 +181,11 @@ FLOORS = (
     ("svag.diagnosis.budget", "svag.diagnosis.line_search", "svag.diagnosis.sampling"),
     ("svag.diagnosis.directions", "svag.diagnosis.noise_summary", "svag.diagnosis.improvement"),
     ("svag.diagnosis.measurement", "svag.diagnosis.race"),
+    ("svag.diagnosis.allowance", "svag.diagnosis.noise_figures", "svag.diagnosis.sinks"),
+    ("svag.diagnosis.averages", "svag.diagnosis.probes"),
+    ("svag.diagnosis.monitor",),
+    ("svag.integrations", "svag.integrations.figures"),
+    ("svag.integrations.hf", "svag.integrations.lightning"),
     ("svag.diagnosis.conclusion", "svag.diagnosis.race_training"),
     ("svag.diagnosis.findings",),
     ("svag.diagnosis.dissect",),
@@ -201,7 +206,7 @@ FLOORS = (
     ("svag.progress", "svag.bench", "svag.bench.runner", "svag.bench.verdict"),
     ("svag.bench.allocation", "svag.bench.contestants"),
     ("svag.bench.step",),
-    ("svag.bench.variance", "svag.bench.rounding"),
+    ("svag.bench.variance", "svag.bench.rounding", "svag.bench.monitor"),
     ("svag.cli.cluster", "svag.cli.options", "svag.cli.several"),
     ("svag.cli.bench", "svag.cli.listing", "svag.cli.reporting"),
     ("svag.cli.compare", "svag.cli.dissecting", "svag.cli.exporting"),
@@ -278,7 +283,7 @@ def test_public_names_are_there_and_no_others() -> None:
         "__version__", "METHODS", "Anatomy", "Dissected",
         "SGD", "MSGD", "SSD", "MSSD", "SVAG", "MSVAG", "Adam", "AdamStar",
         "within_batch_variance", "micro_batch_variance", "rank_variance",
-        "clip_grad_norm_", "clip_grad_value_", "unscale_", "dissect",
+        "clip_grad_norm_", "clip_grad_value_", "unscale_", "dissect", "Monitor",
     }  # fmt: skip
     for key, row in svag.METHODS.items():
         assert key == row.key
