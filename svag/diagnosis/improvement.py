@@ -11,6 +11,7 @@ At the best step size the decrease does not change to first order with alpha, so
 of I is that of a mean over draws. That of log alpha is the jackknife's. Intervals are Student's.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,23 @@ class Factorial:
         return int(self.interval[0] > 1) - int(self.interval[1] < 1)
 
 
+@dataclass(frozen=True)
+class Worth:
+    """Worth of one step along one method's direction, as a multiple of another's.
+
+    Attributes:
+        method: key of the one method.
+        against: key of the other.
+        ratio: the one improvement over the other.
+        interval: at 95 %, for this ratio alone; None if it cannot be given.
+    """
+
+    method: str
+    against: str
+    ratio: float
+    interval: Interval | None
+
+
 def improvement(decreases: Decreases) -> Improvement:
     """Estimate I and alpha_* of one method from its decreases.
 
@@ -153,6 +171,27 @@ def worth(one: Decreases, reference: Decreases) -> tuple[float, Interval | None]
     error = float(np.std(influence, ddof=1)) / math.sqrt(count)
     reach = float(stdtrit(count - 1, 1 - LEVEL / 2)) * error
     return ratio, (ratio * math.exp(-reach), ratio * math.exp(reach))
+
+
+def worths(found: Sequence[Decreases], cells: Sequence[str]) -> list[Worth]:
+    """Compare every method with the first, and Adam with its two neighbours in the 2x2 table.
+
+    Methods that have no improvement, for want of draws or of finite losses, are left out.
+
+    Args:
+        found: decreases of one track; all are compared with the first cell, or else the first.
+        cells: keys of M-SGD, M-SVAG, M-SSD, Adam, or others in their cells; may be empty.
+    """
+    tables = by_key(found)
+    keys = [*tables]
+    first = cells[0] if cells else keys[0] if keys else ""
+    pairs = [(key, first) for key in keys if key != first]
+    pairs += [(cells[3], cells[2]), (cells[3], cells[1])] if cells else []
+    compared = []
+    for method, against in pairs:
+        with contextlib.suppress(DissectionError, KeyError):
+            compared.append(Worth(method, against, *worth(tables[method], tables[against])))
+    return compared
 
 
 class _Fit:
