@@ -14,7 +14,7 @@ of I is that of a mean over draws. That of log alpha is the jackknife's. Interva
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -33,7 +33,8 @@ LEVEL = 0.05
 EFFECTS = (SIGN, ADAPTATION, INTERACTION)
 """The family of effects: a statement about any of them is wrong in at most 5 % of the cases."""
 
-_POINTS = 240
+_POINTS = 241
+_KEPT = 6  # every so many points of the curve are recorded
 _LEAST_DRAWS = 3
 _LEAST_STEP_SIZES = 3
 
@@ -54,6 +55,8 @@ class Improvement:
         lrs: the step sizes measured.
         curve: mean decrease at each of them; -inf where a loss was not finite.
         errors: its standard errors.
+        fit: the curve between the step sizes, at points equally far apart in log alpha, from the
+            lowest step size to the highest at which every loss was finite.
     """
 
     method: str
@@ -67,6 +70,7 @@ class Improvement:
     lrs: tuple[float, ...]
     curve: tuple[float, ...]
     errors: tuple[float, ...]
+    fit: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,8 @@ class _Fit:
         self.at_best = each[whole]
         reported = each[left_out, np.arange(draws)]
         edge = "lowest" if whole == 0 else "highest" if whole == len(at) - 1 else ""
-        self.improvement = _summary(decreases, reported, self.at_best, logs, edge)
+        found = _summary(decreases, reported, self.at_best, logs, edge)
+        self.improvement = replace(found, fit=tuple(map(float, curves[::_KEPT, -1])))
 
 
 def _summary(
