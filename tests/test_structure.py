@@ -165,7 +165,7 @@ FLOORS = (
     ("svag.report.dissection.drawing", "svag.report.dissection.curvature_charts"),
     ("svag.report.dissection.noise_charts", "svag.report.dissection.race_charts"),
     ("svag.report.dissection.tables",),
-    ("svag.report.dissection.step_charts",),
+    ("svag.report.dissection.step_charts", "svag.report.dissection.variant_charts"),
     ("svag.report.dissection.page",),
     ("svag.report.dissection",),
     ("svag.export", "svag.export.folders", "svag.export.latex"),

@@ -28,6 +28,7 @@ _CLEAR, _NOISY = 0.1, 10.0  # ends of the colours
 _MOST_NAMES = 12
 _MOST_GAPS = 60
 _LEAST_ETA, _MOST_ETA = 0.1, 10.0
+_TICKS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
 
 def strip(found: Found) -> Chart | None:
@@ -87,46 +88,20 @@ def _still(row: Row) -> bool:
 def histogram(found: Found) -> Chart | None:
     """Draw the three factors over eta, and under them where the coordinates are."""
     bins: Row | None = (found.overall or {}).get("histogram")
-    if not bins:
+    if not bins or not any(bins["shares"]):
         return None
-    edges, shares = bins["edges"], bins["shares"]
-    low, high = _extent(edges, shares)
-    inside = [n for n in range(len(shares)) if low < edges[n + 1] and edges[n] < high]
-    heights = [shares[n] for n in inside]
-    at = [edges[n] for n in inside] + [edges[inside[-1] + 1]]
-    most = max(heights)
-    bars: Chart = {
-        "x": plain(at),
-        "y": plain([*heights, heights[-1]], 100),
-        "yaxis": "y2",
-        "mode": "lines",
-        "line": {"shape": "hv", "color": GREY, "width": 1},
-        "fill": "tozeroy",
-        "fillcolor": translucent(GREY),
-        "hovertemplate": "%{y:.2g} % of the coordinates from η = %{x:.2g} on<extra></extra>",
-        "showlegend": False,
-    }
-    eta = np.geomspace(low, high, 120)
-    curves = [
-        {
-            "x": plain(eta),
-            "y": plain(_CURVES[place](eta)),
-            "mode": "lines",
-            "line": {"color": style.color, "dash": style.dash, "width": 2},
-            "hovertemplate": f"{name}: %{{y:.3f}}<extra></extra>",
-            "showlegend": False,
-        }
-        for name, style, place in FACTORS
-    ]
+    filled = [n for n, share in enumerate(bins["shares"]) if share > 0]
+    low = min(_LEAST_ETA, bins["edges"][filled[0]])
+    high = max(_MOST_ETA, bins["edges"][filled[-1] + 1])
     return {
-        "data": [bars, *curves],
+        "data": [_bars(bins, low, high), *_factors(low, high)],
         "layout": {
             "xaxis": {
                 "title": {"text": "η = σ/|∇L| of a coordinate"},
                 "type": "log",
                 "range": plain([math.log10(low), math.log10(high)]),
-                "tickvals": (ticks := [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]),
-                "ticktext": [f"{tick:g}" for tick in ticks],
+                "tickvals": list(_TICKS),
+                "ticktext": [f"{tick:g}" for tick in _TICKS],
             },
             "yaxis": {"title": {"text": "Factor γ"}, "range": [0, 1.04]},
             "yaxis2": {
@@ -137,16 +112,42 @@ def histogram(found: Found) -> Chart | None:
                 "automargin": True,
                 "tickmode": "auto",
                 "nticks": 5,
-                "range": plain([0, 170 * most if most else 1.0]),
+                "range": plain([0, 170 * max(bins["shares"])]),
             },
             "hovermode": "closest",
         },
     }
 
 
-def _extent(edges: list[float], shares: list[float]) -> tuple[float, float]:
-    """Return the etas between which coordinates are, and the middle of Figure 3."""
-    filled = [n for n, share in enumerate(shares) if share > 0]
-    if not filled:
-        return _LEAST_ETA, _MOST_ETA
-    return min(_LEAST_ETA, edges[filled[0]]), max(_MOST_ETA, edges[filled[-1] + 1])
+def _bars(bins: Row, low: float, high: float) -> Chart:
+    """Return the histogram between two of its edges, as a filled line with steps."""
+    edges, shares = bins["edges"], bins["shares"]
+    inside = [n for n in range(len(shares)) if low < edges[n + 1] and edges[n] < high]
+    heights = [shares[n] for n in inside]
+    return {
+        "x": plain([*(edges[n] for n in inside), edges[inside[-1] + 1]]),
+        "y": plain([*heights, heights[-1]], 100),
+        "yaxis": "y2",
+        "mode": "lines",
+        "line": {"shape": "hv", "color": GREY, "width": 1},
+        "fill": "tozeroy",
+        "fillcolor": translucent(GREY),
+        "hovertemplate": "%{y:.2g} % of the coordinates from η = %{x:.2g} on<extra></extra>",
+        "showlegend": False,
+    }
+
+
+def _factors(low: float, high: float) -> list[Chart]:
+    """Return the curves of Figure 3."""
+    at = np.geomspace(low, high, 120)
+    return [
+        {
+            "x": plain(at),
+            "y": plain(_CURVES[place](at)),
+            "mode": "lines",
+            "line": {"color": style.color, "dash": style.dash, "width": 2},
+            "hovertemplate": f"{name}: %{{y:.3f}}<extra></extra>",
+            "showlegend": False,
+        }
+        for name, style, place in FACTORS
+    ]

@@ -21,8 +21,9 @@ from svag.report.dissection import (
     race_charts,
     step_charts,
     tables,
+    variant_charts,
 )
-from svag.report.dissection.found import ROTATED, Found
+from svag.report.dissection.found import ROTATED, Found, known
 from svag.report.effect_charts import NAMES
 from svag.report.templates import environment, write_page
 
@@ -59,9 +60,9 @@ def draw(found: Found) -> dict[str, Chart]:
     """Draw the charts, by name; only those that there are records for."""
     drawn = {
         "decrease": step_charts.decrease(found),
-        "rotated": step_charts.rotated(found),
-        "batches": step_charts.batches(found),
-        "effects": step_charts.effects(found) if len(found.tracks) > 1 else None,
+        "rotated": variant_charts.rotated(found),
+        "batches": variant_charts.batches(found),
+        "effects": variant_charts.effects(found),
         "race": race_charts.by_step_size(found),
         "finals": race_charts.finals(found),
         "strip": noise_charts.strip(found),
@@ -90,70 +91,98 @@ def point(found: Found) -> str:
 
 def content(found: Found, charts: dict[str, Chart], path: Path, records: Path) -> dict[str, Any]:
     """Return the values for the template, by name."""
-    setting, concluded = found.setting, found.conclusion or {}
-    lengths = sorted({row["steps"] for row in found.heats})
     return {
         "found": found,
-        "setting": setting,
+        "setting": found.setting,
         "charts": charts,
-        "statements": [
-            {
-                "name": _HALVES[one["effect"]],
-                "said": _SAID.get(one["verdict"], one["verdict"]),
-                **one,
-            }
-            for one in concluded.get("statements", [])
-        ],
-        "notes": concluded.get("notes", []),
-        "matters": f"{100 * concluded['matters']:.0f} %" if concluded.get("matters") else "",
-        "suggestions": concluded.get("suggestions", []),
-        "titles": {"rows": study_tables.ROWS, "columns": study_tables.COLUMNS},
-        "cells": {place: tables.cell(found, key) for place, key in found.cells.items()},
-        "margins": tables.margins(found),
-        "methods": tables.methods(found),
-        "reference": found.name(found.reference) if found.reference else "",
         "name_of": found.name,
         "style_of": found.lines.__getitem__,
         "dashes": _DASHES,
-        "effect_key": {NAMES[name]: style.EFFECTS[name] for name in step_charts.EFFECT_NAMES},
-        "rotated": ROTATED in found.tracks,
-        "larger": found.larger_batches,
-        "lengths": listed(f"{steps:,}" for steps in lengths) if lengths else "",
-        "rounds": len(lengths),
-        "orders": len({row["seed"] for row in found.heats}),
-        "layers": tables.layers(found),
-        "open": len(found.layers) <= _MOST_OPEN,
-        "noise": _noise(found),
-        "factors": noise_charts.FACTORS,
-        "ramp": noise_charts.RAMP,
-        "gradients": f"{found.layers[0]['gradients']:,}" if found.layers else "",
-        "eigenvalues": tables.eigenvalues(found),
-        "diagonal": tables.diagonal(found),
-        "along": tables.along(found),
-        "matrices": _matrices(found),
+        "point": point(found),
+        "methods": tables.methods(found),
+        "reference": found.name(found.reference) if found.reference else "",
+        **_answer(found),
+        **_halves(found),
+        **_race(found),
+        **_noise(found),
+        **_curvature(found),
         **_made(found, path, records),
     }
 
 
-def _noise(found: Found) -> dict[str, Any]:
-    """Return the noise of all parameters together, as text."""
-    row = found.overall
-    if row is None:
-        return {}
+def _answer(found: Found) -> dict[str, Any]:
+    concluded = found.conclusion or {}
+    matters = concluded.get("matters")
+    statements = [
+        {
+            "name": _HALVES[one["effect"]],
+            "said": _SAID.get(one["verdict"], one["verdict"]),
+            "text": one["text"],
+        }
+        for one in concluded.get("statements", [])
+    ]
     return {
-        "scale": tables.noise_scale(row),
-        "success": tables.percent(row["success"]),
-        "gaussian": tables.percent(row["gaussian_success"]),
-        "kurtosis": style.significant(row["kurtosis"], 2) if row["kurtosis"] else "0",
-        "unresolved": tables.percent(row["unresolved"]),
-        "still": tables.percent(row["still"]),
-        "factors": [style.significant(value, 2) for value in row["factors"]],
+        "statements": statements,
+        "notes": concluded.get("notes", []),
+        "matters": f"{100 * matters:.0f} %" if matters else "",
+        "suggestions": concluded.get("suggestions", []),
     }
 
 
-def _matrices(found: Found) -> list[tuple[str, style.Style]]:
+def _halves(found: Found) -> dict[str, Any]:
+    return {
+        "titles": {"rows": study_tables.ROWS, "columns": study_tables.COLUMNS},
+        "cells": {place: tables.cell(found, key) for place, key in found.cells.items()},
+        "margins": tables.margins(found),
+        "effect_key": {NAMES[name]: style.EFFECTS[name] for name in variant_charts.EFFECT_NAMES},
+        "rotated": ROTATED in found.tracks,
+        "larger": bool(found.larger_batches),
+    }
+
+
+def _race(found: Found) -> dict[str, Any]:
+    lengths = sorted({row["steps"] for row in found.heats})
+    return {
+        "lengths": listed(f"{steps:,}" for steps in lengths) if lengths else "",
+        "rounds": len(lengths),
+        "orders": len({row["seed"] for row in found.heats}),
+    }
+
+
+def _noise(found: Found) -> dict[str, Any]:
+    """Return the noise of all parameters together, as text, and what belongs to the layers."""
+    row, noise = found.overall, {}
+    if row is not None:
+        noise = {
+            "scale": tables.noise_scale(row),
+            "success": tables.percent(row["success"]),
+            "gaussian": tables.percent(row["gaussian_success"]),
+            "kurtosis": style.significant(known(row["kurtosis"]), 2),
+            "unresolved": tables.percent(row["unresolved"]),
+            "still": tables.percent(row["still"]),
+        }
+    averages = (row or {}).get("factors") or [None] * len(noise_charts.FACTORS)
+    return {
+        "noise": noise,
+        "factors": [
+            (name, line, style.significant(known(averages[place]), 2))
+            for name, line, place in noise_charts.FACTORS
+        ],
+        "ramp": noise_charts.RAMP,
+        "layers": tables.layers(found),
+        "open": len(found.layers) <= _MOST_OPEN,
+        "gradients": f"{found.layers[0]['gradients']:,}" if found.layers else "",
+    }
+
+
+def _curvature(found: Found) -> dict[str, Any]:
     present = {row["matrix"] for row in found.curvature.get("density", [])}
-    return [pair for name, pair in curvature_charts.MATRICES.items() if name in present]
+    return {
+        "eigenvalues": tables.eigenvalues(found),
+        "diagonal": tables.diagonal(found),
+        "along": tables.along(found),
+        "matrices": [p for name, p in curvature_charts.MATRICES.items() if name in present],
+    }
 
 
 def _made(found: Found, path: Path, records: Path) -> dict[str, Any]:
@@ -167,7 +196,6 @@ def _made(found: Found, path: Path, records: Path) -> dict[str, Any]:
         "again": shlex.join(again),
         "seconds": duration(setting["seconds"]),
         "budget": duration(setting["budget"]),
-        "point": point(found),
         "loss": style.significant(setting["loss"], 4) if setting["loss"] is not None else "",
         "method_names": listed(one.name for one in found.entrants.values()),
         "link": quote(os.path.relpath(records / FILE, path.parent).replace(os.sep, "/")),

@@ -15,7 +15,7 @@ _FAINT: Final = 0.4
 
 def what_counts(found: Found) -> str:
     """Return what the race is judged by: the loss, or a problem's own figure."""
-    return "Loss" if found.steps else "Figure of the problem, smaller is better,"
+    return "Loss" if found.steps else "Figure (smaller is better)"
 
 
 def by_step_size(found: Found) -> Chart | None:
