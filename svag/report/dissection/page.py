@@ -121,11 +121,15 @@ def _answer(found: Found) -> dict[str, Any]:
         }
         for one in concluded.get("statements", [])
     ]
+    suggestions = concluded.get("suggestions", [])
     return {
         "statements": statements,
         "notes": concluded.get("notes", []),
         "matters": f"{100 * matters:.0f} %" if matters else "",
-        "suggestions": concluded.get("suggestions", []),
+        "suggestions": suggestions,
+        "planned": found.setting.get("planned"),
+        "changed": any(one.get("raced") not in (None, one["lr"]) for one in suggestions),
+        "raced_steps": f"{found.race['steps']:,}" if found.race and suggestions else "",
     }
 
 
