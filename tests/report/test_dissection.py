@@ -172,7 +172,10 @@ def test_the_table_of_the_halves(rows: Rows, make: Callable[[Rows], str]) -> Non
             low, high = map(significant, row["interval"])
             assert f"{significant(row['value'])} [{low}, {high}]" in square.text
     for key, lr in race["lrs"].items():
-        assert f"{significant(race['losses'][key], 4)} at lr {lr:g}" in square.text
+        assert (
+            f"loss after {race['steps']} steps {significant(race['losses'][key], 4)} at lr {lr:g}"
+            in square.text
+        )
     for row in of_kind(rows, "race effect"):
         assert significant(row["estimate"], signed=True) in square.text
     for row in of_kind(rows, "worth"):

@@ -95,7 +95,9 @@ def cell(found: Found, key: str) -> list[Entry]:
         entries.append(Entry(title, value, brackets(interval_of(step)), after=at))
     if found.race is not None and key in found.race["lrs"]:
         loss, lr = _raced(found, key)
-        entries.append(Entry(f"after {found.race['steps']:,} steps", loss, after=f"at lr {lr}"))
+        title = "loss after" if found.steps else "after"
+        title += f" {found.race['steps']:,} steps"
+        entries.append(Entry(title, loss, after=f"at lr {lr}"))
     return entries
 
 
