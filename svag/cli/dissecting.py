@@ -1,6 +1,8 @@
 """``svag dissect``: what the sign and the variance do on a problem, and which step sizes to use."""
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,9 +24,11 @@ _PARTS = {
     "curvature": "curvature",
     "variants": "rotated axes and larger batches",
 }
+_WITHOUT = ("data_dir", "as_json", "quiet")
 
 
 def dissect(
+    context: typer.Context,
     problem: Problem,
     methods: Annotated[
         str, typer.Option(help="What to dissect, separated by commas (see `svag methods`).")
@@ -82,6 +86,7 @@ def dissect(
     from svag.entrants import entrant, split
     from svag.lab.devices import device_named
     from svag.lab.template import template
+    from svag.report import dissection
 
     task = problems.get(problem)
     planned = steps or task.steps
@@ -107,14 +112,29 @@ def dissect(
         say(console, "interrupted; nothing was written")
         raise typer.Exit(130) from None
     directory = out or Path("runs") / f"{task.name}-dissected"
+    found.setting = replace(found.setting, command=_command(context))
     path = found.write(directory)
+    page = dissection.write(directory)
     if as_json:
         from svag.diagnosis.findings import plain
 
         print(json.dumps(plain(found.rows()), indent=1))
         return
     present(found)
-    print(f"\nrecords: {path}")
+    print(f"\nrecords: {path}\npage: {page}")
+
+
+def _command(context: typer.Context) -> str:
+    """Return the command line that was given, without what does not change the findings."""
+    words = ["svag", "dissect"]
+    for param in context.command.params:
+        name = param.name or ""
+        given = context.get_parameter_source(name)
+        if given is None or given.name != "COMMANDLINE" or name in _WITHOUT:
+            continue
+        option = [param.opts[0]] if param.param_type_name == "option" else []
+        words += [*option, str(context.params[name])]
+    return shlex.join(words)
 
 
 def present(found: "Dissection") -> None:
