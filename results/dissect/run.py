@@ -75,21 +75,11 @@ def dissect(name: str, point: int, outcome: dict) -> None:
     if (out / "dissect.jsonl").exists() or lr is None:
         return
     steps = round(point / 100 * outcome["steps"])
-    svag(
-        *(
-            "dissect",
-            PROBLEMS[name],
-            "--budget",
-            BUDGET,
-            "--draws",
-            DRAWS,
-            "--out",
-            str(out),
-            "--quiet",
-        ),
-        *("--after", str(steps), "--with", "m-sgd", "--lr", str(lr), "--device", "cpu"),
-        *("--steps", str(outcome["steps"]), "--race-steps", str(outcome["steps"] // RACE)),
-    )
+    points = ("--after", str(steps), "--with", "m-sgd", "--lr", str(lr))
+    lengths = ("--steps", str(outcome["steps"]), "--race-steps", str(outcome["steps"] // RACE))
+    measured = ("--budget", BUDGET, "--draws", DRAWS, "--no-variants", "--device", "cpu")
+    svag("dissect", PROBLEMS[name], *points, *lengths, *measured, "--out", str(out), "--quiet")
+    (out / "dissect.html").unlink()  # it can be made again from the records
 
 
 def main() -> None:

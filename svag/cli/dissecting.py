@@ -59,6 +59,12 @@ def dissect(
         int | None,
         typer.Option(min=1, help="Most steps of a training in the race; by default --steps."),
     ] = None,
+    variants: Annotated[
+        bool,
+        typer.Option(
+            "--variants/--no-variants", help="Also rotated axes and larger batches, as time allows."
+        ),
+    ] = True,
     seed: Annotated[int, typer.Option(min=0, help="Of the model and of all draws.")] = 0,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, or auto: cuda if this machine has it, else cpu.")
@@ -94,6 +100,7 @@ def dissect(
         methods=tuple(entrant(text) for text in dict.fromkeys(split(methods))),
         budget=seconds_of(budget),
         draws=draws,
+        variants=variants,
         steps=planned,
         longest=min(race_steps or planned, planned),
         problem=task.name,

@@ -331,7 +331,7 @@ class _Work:
         return measurement.run(
             tracks,
             seconds=self._budget.until(part),
-            draws=plan.draws if part == "directions" else None,
+            draws=plan.draws,
             progress=lambda share: self._progress(part, share),
         )
 
