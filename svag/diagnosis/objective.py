@@ -202,6 +202,7 @@ class Objective:
         Python, NumPy and torch.
         """
         model, params = self.model, self.params
+        outer = self._theta
         self._theta = [p.detach().clone() for p in params]
         grads = [p.grad for p in params]
         modes = [(module, module.training) for module in model.modules()]
@@ -217,7 +218,7 @@ class Objective:
                 for param, value in zip(params, self.theta, strict=True):
                     if not torch.equal(param, value):
                         param.copy_(value)
-            self._theta = []
+            self._theta = outer
             for param, grad in zip(params, grads, strict=True):
                 param.grad = grad
             self.restore()
