@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from svag.diagnosis.outputs import separated
 from svag.errors import DissectionError, InvalidOption
 from svag.problems.nested import Nested, mapped, tensors
 from svag.problems.seeding import seed_everything
@@ -67,6 +68,7 @@ class Objective:
     Attributes:
         names: names of the trainable parameters.
         params: the parameters, in the same order, each once.
+        decays: lambda of each of them, 0 where it has none.
 
     Raises:
         InvalidOption: neither or both of the losses are given, or nothing is trainable.
@@ -99,21 +101,25 @@ class Objective:
         self.device = self.params[0].device
         self._loss_fn, self._batch_loss = loss_fn, batch_loss
         self._precision, self._carries = precision, carries
-        decays = weight_decay or {}
-        self._decayed = [(p, decays[n]) for n, p in named.items() if decays.get(n)]
+        self.decays = [float((weight_decay or {}).get(n, 0.0)) for n in named]
         self._buffers = [b for b in model.buffers() if b is not None]
         self._kept = [b.detach().clone() for b in self._buffers]
-        self._versions = [b._version for b in self._buffers]
 
     @property
     def has_outputs(self) -> bool:
         """Whether outputs and loss are known apart, which the Gauss-Newton matrix needs."""
         return self._loss_fn is not None
 
-    def graph(self, batch: Batch) -> tuple[Tensor, Nested]:
+    def graph(self, batch: Batch, *, apart: bool = False) -> tuple[Tensor, Nested]:
         """Return the loss with its graph, and the model's outputs (None for ``batch_loss``).
 
         Call :meth:`restore` when the graph has been used.
+
+        Args:
+            batch: what to evaluate on.
+            apart: return the outputs as a list of the real tensors in them, each a view of its own
+                from which the loss is computed; so no one is computed from another, as logits are
+                from a hidden layer that the model returns, too.
 
         Raises:
             DissectionError: the loss is no tensor of one element.
@@ -130,8 +136,12 @@ class Objective:
             else:
                 inputs, targets = self._pair(content)
                 outputs = model(inputs)
+                views = None
+                if apart:
+                    outputs, views = separated(outputs)
                 assert self._loss_fn is not None
                 loss = self._loss_fn(outputs, targets)
+                outputs = views if apart else outputs
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise DissectionError(
@@ -152,22 +162,19 @@ class Objective:
             for param in self.params:
                 param.grad = None
             value, _ = self.graph(batch)
-            if not value.requires_grad:
-                raise DissectionError(
-                    "the loss does not depend on any trainable parameter, or its graph was cut "
-                    "(detach, no_grad, .item()); return the loss as the model's training does"
-                )
+            refuse_cut_graph(value)
             value.backward()  # type: ignore[no-untyped-call]
         self.restore()
         return float(value.detach())
 
     def restore(self) -> None:
-        """Undo what forward passes have written to buffers."""
-        for number, (buffer, kept) in enumerate(zip(self._buffers, self._kept, strict=True)):
-            if buffer._version != self._versions[number]:
-                with torch.no_grad():
-                    buffer.copy_(kept)
-                self._versions[number] = buffer._version
+        """Undo what forward passes have written to buffers.
+
+        Whether they have is not visible: BatchNorm does not count its writes (``_version``).
+        """
+        with torch.no_grad():
+            for buffer, kept in zip(self._buffers, self._kept, strict=True):
+                buffer.copy_(kept)
 
     @contextlib.contextmanager
     def dissected(self) -> Iterator[None]:
@@ -232,8 +239,9 @@ class Objective:
         return self._carries
 
     def _penalised(self, loss: Tensor) -> Tensor:
-        for param, decay in self._decayed:
-            loss = loss + 0.5 * decay * param.square().sum()
+        for param, decay in zip(self.params, self.decays, strict=True):
+            if decay:
+                loss = loss + 0.5 * decay * param.square().sum()
         return loss
 
     def _placed(self, content: Any) -> Any:
@@ -249,6 +257,15 @@ class Objective:
         raise DissectionError(
             f"a batch is {type(content).__name__}, not a pair (inputs, targets); give "
             "batch_loss=lambda model, batch: ... in place of loss_fn"
+        )
+
+
+def refuse_cut_graph(loss: Tensor) -> None:
+    """Raise DissectionError if a loss has no graph that leads to a parameter."""
+    if not loss.requires_grad:
+        raise DissectionError(
+            "the loss does not depend on any trainable parameter, or its graph was cut "
+            "(detach, no_grad, .item()); return the loss as the model's training does"
         )
 
 
