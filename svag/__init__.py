@@ -25,6 +25,7 @@ _HOME = {
     "clip_grad_norm_": "svag.variance",
     "clip_grad_value_": "svag.variance",
     "unscale_": "svag.variance",
+    "dissect": "svag.diagnosis.dissect",
 }
 
 __all__ = [*_HOME, "__version__"]

@@ -60,6 +60,7 @@ FLOORS = (
     ("svag.variance.rescaling",),
     (
         "svag.variance.clipping",
+        "svag.variance.unscaling",
         "svag.variance.micro_batches",
         "svag.variance.ranks",
         "svag.variance.noise",
@@ -173,8 +174,25 @@ FLOORS = (
     ("svag.lab.capture",),
     ("svag.lab.session", "svag.lab.checkpoints"),
     ("svag.lab.train", "svag.lab.scale", "svag.lab.timing"),
-    ("svag.diagnosis", "svag.diagnosis.objective"),
-    ("svag.diagnosis.sampling",),
+    (
+        *("svag.diagnosis", "svag.diagnosis.rotation", "svag.diagnosis.longer_training"),
+        *("svag.diagnosis.outputs", "svag.diagnosis.linear_operator"),
+        *("svag.diagnosis.double_backward", "svag.diagnosis.row_classes"),
+    ),
+    ("svag.diagnosis.objective", "svag.diagnosis.lanczos", "svag.diagnosis.p_diag_sampling"),
+    (
+        *("svag.diagnosis.budget", "svag.diagnosis.line_search", "svag.diagnosis.sampling"),
+        "svag.diagnosis.flat_vector",
+    ),
+    ("svag.diagnosis.batch_graph",),
+    ("svag.diagnosis.second_derivative",),
+    ("svag.diagnosis.curvature",),
+    ("svag.diagnosis.directions", "svag.diagnosis.noise_summary", "svag.diagnosis.improvement"),
+    ("svag.diagnosis.measurement", "svag.diagnosis.race"),
+    ("svag.diagnosis.conclusion", "svag.diagnosis.race_training"),
+    ("svag.diagnosis.findings",),
+    ("svag.diagnosis.dissect",),
+    ("svag.diagnosis.of_problem",),
     (
         *("svag.lab.executors", "svag.lab.executors.threads", "svag.lab.executors.cluster"),
         "svag.lab.executors.driving",
@@ -194,7 +212,7 @@ FLOORS = (
     ("svag.bench.variance", "svag.bench.rounding"),
     ("svag.cli.cluster", "svag.cli.options", "svag.cli.several"),
     ("svag.cli.bench", "svag.cli.listing", "svag.cli.reporting"),
-    ("svag.cli.compare", "svag.cli.exporting"),
+    ("svag.cli.compare", "svag.cli.dissecting", "svag.cli.exporting"),
     ("svag.cli",),
     ("svag.__main__",),
 )
@@ -268,7 +286,7 @@ def test_public_names_are_there_and_no_others() -> None:
         "__version__", "METHODS", "Anatomy", "Dissected",
         "SGD", "MSGD", "SSD", "MSSD", "SVAG", "MSVAG", "Adam", "AdamStar",
         "within_batch_variance", "micro_batch_variance", "rank_variance",
-        "clip_grad_norm_", "clip_grad_value_", "unscale_",
+        "clip_grad_norm_", "clip_grad_value_", "unscale_", "dissect",
     }  # fmt: skip
     for key, row in svag.METHODS.items():
         assert key == row.key

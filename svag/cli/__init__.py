@@ -7,6 +7,7 @@ import typer
 from svag import __version__
 from svag.cli.bench import bench
 from svag.cli.compare import compare
+from svag.cli.dissecting import dissect
 from svag.cli.exporting import export, track
 from svag.cli.listing import figure, list_methods, list_problems
 from svag.cli.reporting import report, status
@@ -18,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(dissect)
 app.command()(compare)
 app.command()(report)
 app.command()(status)

@@ -4,7 +4,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from svag.problems import Data
     from svag.problems import Problem as Task
 
+_START_SECONDS = 60.0
 _SEEDS = {"quick": 5, "full": 10}
 
 
@@ -56,6 +57,13 @@ def compare(
     ] = "tuned",
     steps: Steps = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Final runs of every method, n.")] = None,
+    start: Annotated[
+        Literal["norms", "suggested"],
+        typer.Option(
+            help="Where searches begin: by the norms of parameters and gradient, or where a "
+            "dissection of a minute suggests."
+        ),
+    ] = "norms",
     selection_seeds: Annotated[
         int, typer.Option(min=1, help="Seeds that choose among neighbouring step sizes.")
     ] = 3,
@@ -162,9 +170,11 @@ def compare(
     if dry_run:
         job.announce(Console(stderr=True), job.layout(trial=True))
         return
-    clusters.attach(directory, study, lambda line: say(console, line), detach=detach)
+    if start == "suggested":
+        job.study = _from_suggested(job, console)
+    clusters.attach(directory, job.study, lambda line: say(console, line), detach=detach)
     if detach:
-        say(console, clusters.detach(carried_out_on, task, study, place))
+        say(console, clusters.detach(carried_out_on, task, job.study, place))
         return
     carried_out = job.carry_out(console)
     failed = [record for record in carried_out if record.status == "error"]
@@ -234,6 +244,19 @@ def _study(task: "Task", data: "Data", wanted: _Settings) -> "Study":
         smallest_effect=wanted.smallest_effect,
         source=task.source,
     )
+
+
+def _from_suggested(job: "_Job", console: Console) -> "Study":
+    """Return a study whose searches begin where a dissection suggests, unless it has begun."""
+    from svag.diagnosis.of_problem import suggested_starts
+    from svag.lab import studies
+
+    study = job.study
+    if any(one.study.id == study.id for one in studies.filed(job.directory)):
+        return study
+    say(console, f"dissecting {job.task.name} for step sizes to begin at ({_START_SECONDS:g} s)")
+    found = suggested_starts(job.task, job.data, study.base, list(study.starts), _START_SECONDS)
+    return replace(study, starts={**study.starts, **found})
 
 
 class _Job:

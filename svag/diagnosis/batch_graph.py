@@ -11,6 +11,7 @@ from svag.diagnosis.flat_vector import Parts
 from svag.diagnosis.objective import Batch, Objective, refuse_cut_graph
 from svag.errors import DissectionError
 
+
 class BatchGraph:
     """The loss of one batch with its graph, from which any number of products is taken.
 
@@ -64,7 +65,8 @@ class BatchGraph:
     @property
     def hidden_constants(self) -> list[str]:
         """Custom Functions whose second derivatives may lack a part."""
-        return hidden_constants(self._loss)
+        with refusing(TWICE):
+            return hidden_constants(self._loss)
 
     @cached_property
     def _transposed(self) -> tuple[Parts, list[Tensor]]:

@@ -17,9 +17,9 @@ from torch import Tensor
 from svag.diagnosis.batch_graph import BatchGraph
 from svag.diagnosis.double_backward import plain_kernels
 from svag.diagnosis.flat_vector import FlatVectors
-from svag.diagnosis.linear_operator import LinearOperator
+from svag.diagnosis.linear_operator import LinearOperator, length_of
 from svag.diagnosis.objective import Batch, Objective
-from svag.diagnosis.second_derivative import refuse_asymmetric, refuse_hidden
+from svag.diagnosis.second_derivative import refuse_asymmetric, refuse_unconfirmed
 from svag.errors import DissectionError
 
 Matrix: TypeAlias = Literal["hessian", "gauss-newton"]
@@ -84,8 +84,7 @@ class Curvature:
             context.enter_context(self._objective.dissected())
             context.enter_context(plain_kernels(self._objective.model))
             context.callback(self._release)
-            refuse_hidden(self._objective, self._batches[0], self._vectors)
-            refuse_asymmetric(self._graph(0), self._vectors)
+            self._check()
             self._context = context.pop_all()
         return self
 
@@ -154,9 +153,16 @@ class Curvature:
         otherwise, so that no eigenvector is orthogonal to it.
         """
         gradient, drawn = self.flat_gradient(), self.operator("hessian").gaussian(1, seed)[0]
-        start = 0.3 * drawn / drawn.norm()
-        length = gradient.norm()
+        start, length = 0.3 * drawn / length_of(drawn), length_of(gradient)
         return start + gradient / length if length > 0 else start
+
+    def _check(self) -> None:
+        """Refuse a second derivative that does not exist or is wrong, on the first batch."""
+        hidden = self._graph(0).hidden_constants
+        refuse_asymmetric(self._graph(0), self._vectors)
+        if hidden:
+            self._release()
+            refuse_unconfirmed(hidden[0], self._objective, self._batches[0], self._vectors)
 
     def _product(self, of: Matrix, vector: Sequence[Tensor]) -> list[Tensor]:
         flat = self._products(of, self._vectors.flat(vector)[None])
@@ -174,9 +180,7 @@ class Curvature:
             self._vectors.refuse_not_finite(total, f"the {of} matrix times a vector")
         return totals
 
-    def _add_products(
-        self, of: Matrix, graph: BatchGraph, vectors: Tensor, totals: Tensor
-    ) -> None:
+    def _add_products(self, of: Matrix, graph: BatchGraph, vectors: Tensor, totals: Tensor) -> None:
         """Add the products with the matrix of one batch."""
         product = graph.hessian_product if of == "hessian" else graph.gauss_newton_product
         for vector, total in zip(vectors, totals, strict=True):

@@ -8,6 +8,7 @@ attention may draw other masks.
 
 import contextlib
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -42,8 +43,11 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
         if recurrent:
             for library in libraries:
                 setattr(library, "enabled", False)  # noqa: B010
-        eager = torch.compiler.set_stance("force_eager")
-        with sdpa_kernel(SDPBackend.MATH), eager, _PlainWeightNorm():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(_PlainWeightNorm())
+            if "torch._dynamo" in sys.modules:  # slow to import, and nothing is compiled without it
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
@@ -53,7 +57,7 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Turn torch's errors into a DissectionError: what fails, and torch's reason in one sentence."""
+    """Turn torch's errors into a DissectionError: what fails, and torch's reason, one sentence."""
     try:
         yield
     except DissectionError:

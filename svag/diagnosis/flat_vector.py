@@ -52,7 +52,7 @@ class FlatVectors:
 
     def pieces(self, flat: Tensor) -> tuple[Tensor, ...]:
         """Return the views of flat vectors (..., d) that belong to each parameter."""
-        return flat.split(list(self.sizes.values()), dim=-1)
+        return torch.split(flat, list(self.sizes.values()), dim=-1)
 
     @torch.no_grad()
     def add(self, total: Tensor, parts: Sequence[Tensor | None]) -> None:
@@ -68,6 +68,6 @@ class FlatVectors:
         names = zip(self.sizes, self.pieces(vector), strict=True)
         name = next(name for name, piece in names if not torch.isfinite(piece).all())
         raise DissectionError(
-            f"{what} is not finite at {name!r}; a square root, norm or power may have no derivative "
-            "at 0. Add a small constant inside it, or dissect elsewhere"
+            f"{what} is not finite at {name!r}; a square root, norm or power may have no "
+            "derivative at 0. Add a small constant inside it, or dissect elsewhere"
         )

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from svag.diagnosis.linear_operator import LinearOperator
+from svag.diagnosis.linear_operator import LinearOperator, length_of
 from svag.errors import DissectionError, InvalidOption
 
 Which: TypeAlias = Literal["largest", "smallest", "largest magnitude"]
@@ -165,7 +165,7 @@ class _Basis:
     def __init__(self, operator: LinearOperator, start: Tensor, steps: int) -> None:
         self._operator, self._steps = operator, steps
         self._basis = torch.empty(steps, operator.size, dtype=operator.dtype, device=start.device)
-        self._basis[0] = start / start.norm()
+        self._basis[0] = start / length_of(start)
         self._projected = np.zeros((steps + 1, steps))
         self.size = 0
         self.can_grow = True
@@ -181,7 +181,7 @@ class _Basis:
             coefficients = known @ image
             image -= coefficients @ known
             self._projected[: m + 1, m] += coefficients.double().cpu().numpy()
-        length = float(image.norm())
+        length = length_of(image)
         if not np.isfinite(self._projected).all() or not np.isfinite(length):
             raise DissectionError("a product with the matrix is not finite; it has no eigenvalues")
         self._projected[m + 1, m] = length
@@ -226,7 +226,7 @@ def _affordable(operator: LinearOperator, steps: int, max_bytes: int) -> int:
     fitting = max_bytes // operator.vector_bytes
     if fitting < min(2, operator.size):
         raise DissectionError(
-            f"{max_bytes} bytes do not hold two vectors of {operator.size} entries; raise max_bytes "
-            f"to a multiple of {operator.vector_bytes}"
+            f"{max_bytes} bytes do not hold two vectors of {operator.size} entries; set "
+            f"max_bytes to a multiple of {operator.vector_bytes}"
         )
     return min(steps, operator.size, fitting)

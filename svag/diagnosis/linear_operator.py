@@ -52,3 +52,8 @@ class LinearOperator:
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(count, self.size, generator=generator, dtype=self.dtype)
         return drawn.to(self.device)
+
+
+def length_of(vector: Tensor) -> float:
+    """Euclidean norm of a vector, summed up in float64, so that no square leaves the range."""
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))

@@ -48,9 +48,18 @@ class Batch:
     @property
     def size(self) -> int | None:
         """Number of examples: length of the first tensor; None if there is none."""
-        found = (t for _, t in _leaves(self.content) if isinstance(t, Tensor) and t.ndim)
-        first = next(found, None)
+        first = next((t for t in self._tensors() if t.ndim), None)
         return None if first is None else len(first)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(t.numel() * t.element_size() for t in self._tensors())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        """Yield its tensors; a mapping such as Hugging Face's counts as a dictionary."""
+        content = dict(self.content) if isinstance(self.content, Mapping) else self.content
+        return (t for _, t in tensors(content) if isinstance(t, Tensor))
 
 
 class Objective:
@@ -71,7 +80,8 @@ class Objective:
         decays: lambda of each of them, 0 where it has none.
 
     Raises:
-        InvalidOption: neither or both of the losses are given, or nothing is trainable.
+        InvalidOption: neither or both of the losses are given, nothing is trainable, or a parameter
+            is neither float32 nor float64.
     """
 
     def __init__(
@@ -92,9 +102,13 @@ class Objective:
         named = {n: p for n, p in model.named_parameters() if p.requires_grad and p.numel()}
         if not named:
             raise InvalidOption("the model has no trainable parameter, so there is no direction")
-        wrong = [n for n, p in named.items() if not p.is_floating_point()]
-        if wrong:
-            raise InvalidOption(f"parameter {wrong[0]!r} is complex; dissect takes real ones")
+        for name, param in named.items():
+            if param.dtype not in (torch.float32, torch.float64):
+                raise InvalidOption(
+                    f"parameter {name!r} has the dtype {param.dtype}; dissect takes float32 and "
+                    "float64, since small steps are lost in half precision: model.float(), with "
+                    "precision=lambda: torch.autocast(...) if need be"
+                )
         self.model = model
         self.names, self.params = list(named), list(named.values())
         self.size = sum(p.numel() for p in self.params)
@@ -104,6 +118,8 @@ class Objective:
         self.decays = [float((weight_decay or {}).get(n, 0.0)) for n in named]
         self._buffers = [b for b in model.buffers() if b is not None]
         self._kept = [b.detach().clone() for b in self._buffers]
+        self._writes = False
+        self._theta: list[Tensor] = []
 
     @property
     def has_outputs(self) -> bool:
@@ -135,13 +151,11 @@ class Objective:
                 loss = self._batch_loss(model, content)
             else:
                 inputs, targets = self._pair(content)
-                outputs = model(inputs)
-                views = None
+                handed = outputs = model(inputs)
                 if apart:
-                    outputs, views = separated(outputs)
+                    handed, outputs = separated(outputs)
                 assert self._loss_fn is not None
-                loss = self._loss_fn(outputs, targets)
-                outputs = views if apart else outputs
+                loss = self._loss_fn(handed, targets)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise DissectionError(
@@ -163,28 +177,41 @@ class Objective:
                 param.grad = None
             value, _ = self.graph(batch)
             refuse_cut_graph(value)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
         self.restore()
         return float(value.detach())
 
     def restore(self) -> None:
-        """Undo what forward passes have written to buffers.
+        """Undo what forward passes have written to buffers, unless they are :meth:`writing`."""
+        if self._writes:
+            return
+        # BatchNorm writes without counting versions up, so nothing tells what has changed.
+        if self._buffers:
+            with torch.no_grad():
+                torch._foreach_copy_(self._buffers, self._kept)
 
-        Whether they have is not visible: BatchNorm does not count its writes (``_version``).
-        """
-        with torch.no_grad():
-            for buffer, kept in zip(self._buffers, self._kept, strict=True):
-                buffer.copy_(kept)
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Let forward passes write to buffers, as training does, and restore them at the end."""
+        self._writes = True
+        try:
+            yield
+        finally:
+            self._writes = False
+            self.restore()
 
     @contextlib.contextmanager
     def dissected(self) -> Iterator[None]:
         """Put the model in training mode; at the end restore everything, bit for bit.
 
         Restored are parameters, gradients, buffers, modes, carried state, and the generators of
-        Python, NumPy and torch.
+        Python, NumPy and torch. Within itself it does nothing.
         """
+        if self._theta:
+            yield
+            return
         model, params = self.model, self.params
-        values = [p.detach().clone() for p in params]
+        self._theta = [p.detach().clone() for p in params]
         grads = [p.grad for p in params]
         modes = [(module, module.training) for module in model.modules()]
         carried = getattr(model, "carried_state", None)
@@ -196,9 +223,10 @@ class Objective:
                 yield
         finally:
             with torch.no_grad():
-                for param, value in zip(params, values, strict=True):
+                for param, value in zip(params, self.theta, strict=True):
                     if not torch.equal(param, value):
                         param.copy_(value)
+            self._theta = []
             for param, grad in zip(params, grads, strict=True):
                 param.grad = grad
             self.restore()
@@ -208,6 +236,13 @@ class Objective:
                 setattr(model, "carried_state", carried)  # noqa: B010
             random.setstate(state[0])
             np.random.set_state(state[1])  # noqa: NPY002
+
+    @property
+    def theta(self) -> list[Tensor]:
+        """The parameters that are dissected: a copy, to come back to. Only within dissected()."""
+        if not self._theta:
+            raise RuntimeError("no dissection is going on")
+        return self._theta
 
     def check(self, batch: Batch) -> float:
         """Return the loss of a batch, and refuse one that is not finite or not reproducible.
@@ -267,10 +302,3 @@ def refuse_cut_graph(loss: Tensor) -> None:
             "the loss does not depend on any trainable parameter, or its graph was cut "
             "(detach, no_grad, .item()); return the loss as the model's training does"
         )
-
-
-def _leaves(content: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the tensors of a batch; a mapping such as Hugging Face's counts as a dictionary."""
-    if isinstance(content, Mapping):
-        content = dict(content)
-    yield from tensors(content)

@@ -17,8 +17,8 @@ def separated(outputs: Nested) -> tuple[Nested, list[Tensor]]:
     """Return outputs in which every tensor is a view of its own, and these views.
 
     Where one output is computed from another, their views are not, so a loss of the views has a
-    partial derivative by each. Complex tensors count as pairs of real ones. Integer tensors, tensors
-    without a graph, and containers of unknown types stay as they are.
+    partial derivative by each. Complex tensors count as pairs of real ones. Tensors without a graph
+    and containers of unknown types stay as they are.
 
     Example:
         >>> weight = torch.ones(2, requires_grad=True)
@@ -36,10 +36,10 @@ def _separated(value: Nested, views: list[Tensor]) -> Nested:
     if isinstance(value, Tensor):
         return _view(value, views) if value.requires_grad else value
     if isinstance(value, dict):
-        result = copy.copy(value)
+        same_type = copy.copy(value)
         for key, part in value.items():
-            result[key] = _separated(part, views)
-        return result
+            same_type[key] = _separated(part, views)
+        return same_type
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_separated(part, views) for part in value))
     if isinstance(value, tuple | list):
@@ -54,9 +54,7 @@ def _separated(value: Nested, views: list[Tensor]) -> Nested:
 
 
 def _view(tensor: Tensor, views: list[Tensor]) -> Tensor:
-    """View a tensor, and note the view; of a complex tensor, that of its real and imaginary parts.
-
-    """
+    """View a tensor, and note the view, or that of the real and imaginary parts."""
     if tensor.is_complex():
         views.append(torch.view_as_real(tensor))
         return torch.view_as_complex(views[-1])

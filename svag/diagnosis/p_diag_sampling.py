@@ -175,9 +175,7 @@ def _sums(operator: LinearOperator, sizes: Mapping[str, int], rows: NDArray[np.i
     )
 
 
-def _estimate(
-    strata: Sequence[_Stratum], level: float, size: int, tensor: str | None
-) -> PDiag:
+def _estimate(strata: Sequence[_Stratum], level: float, size: int, tensor: str | None) -> PDiag:
     """Estimate the ratio of two sums over all strata."""
     rows = sum(len(stratum.numerator) for stratum in strata)
     above = sum(stratum.size * float(stratum.numerator.mean()) for stratum in strata)

@@ -42,8 +42,8 @@ def row_classes(
 
     Example:
         >>> [(c.tensor, c.members.tolist(), c.count) for c in
-        ...  row_classes(np.array([1.0, 9.0, 1.0, 9.0, 1.0]), {"a": 4, "b": 1}, 5)]
-        [('a', [1, 3], 2), ('a', [0, 2], 2), ('b', [4], 1)]
+        ...  row_classes(np.array([1.0, 3.0, 1.0, 3.0, 1.0, 3.0, 1.0, 1.0, 1.0]), {"a": 9}, 4)]
+        [('a', [1, 3], 2), ('a', [5, 0, 2, 4, 6, 7, 8], 2)]
     """
     classes = []
     groups = _groups(lengths, sizes, rows)

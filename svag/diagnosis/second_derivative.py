@@ -1,10 +1,14 @@
 """Refuses second derivatives that torch computes wrongly without raising an error."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
 from svag.diagnosis.batch_graph import BatchGraph
 from svag.diagnosis.flat_vector import FlatVectors
+from svag.diagnosis.linear_operator import length_of
 from svag.diagnosis.objective import Batch, Objective
 from svag.errors import DissectionError
 
@@ -27,44 +31,48 @@ def refuse_asymmetric(graph: BatchGraph, vectors: FlatVectors) -> None:
     vector = _direction(vectors)
     first = _product(graph, vectors, vector)
     across = first - (vector @ first) * vector
-    length = float(across.norm())
+    length = length_of(across)
     if length == 0:
         return
     second = _product(graph, vectors, across / length)
     off = abs(float(vector @ second) - length)
-    if off > _ASYMMETRY * length + _NOISE * float(second.norm()):
+    if off > _ASYMMETRY * length + _NOISE * length_of(second):
         raise DissectionError(
-            f"the second derivative is not symmetric ({off / length:.0%} off), so torch computes it "
-            "wrongly: the backward pass of an operation is not made of operations that torch can "
-            "differentiate. Replace that operation, such as a fused kernel, to see the curvature"
+            f"the second derivative is not symmetric ({off / length:.0%} off), so torch computes "
+            "it wrongly: the backward pass of an operation, such as a fused kernel, is not made of "
+            "operations that torch can differentiate. Replace it to see the curvature"
         )
 
 
-def refuse_hidden(objective: Objective, batch: Batch, vectors: FlatVectors) -> None:
-    """Raise DissectionError if custom Functions hide a part of H.
+def refuse_unconfirmed(
+    function: str, objective: Objective, batch: Batch, vectors: FlatVectors
+) -> None:
+    """Raise DissectionError if H v differs from [g(theta + h v) - g(theta - h v)] / 2h at every h.
 
-    If a Function may keep tensors that torch takes for constant, H v is compared with
-    [g(theta + h v) - g(theta - h v)] / 2h of the gradient g, at several h.
+    The gradient g jumps at kinks, such as those of ReLU, so differences may deny a right product,
+    too.
+
+    Args:
+        function: name of the custom Function that may keep tensors that torch takes for constant.
+        objective: the loss.
+        batch: the batch.
+        vectors: vectors over its parameters.
     """
-    graph = BatchGraph(objective, batch)
-    if names := graph.hidden_constants:
-        vector = _direction(vectors)
-        product = _product(graph, vectors, vector)
-        length = float(vectors.flat(graph.gradient).norm())
-        del graph
-        objective.restore()
-        reach = length / max(float(product.norm()), 1e-3 * length) if length else 1.0
-        off = min(
-            _disagreement(objective, batch, vectors, vector, product, reach * step)
-            for step in _RELATIVE_STEPS
-        )
-        if off > _DISAGREEMENT:
-            raise DissectionError(
-                f"differences of gradients do not confirm the second derivative ({off:.0%} off): "
-                f"the custom Function {names[0]} keeps a tensor that torch takes for constant. Save "
-                "only inputs and outputs for its backward pass, or dissect without it"
-            )
+    graph, vector = BatchGraph(objective, batch), _direction(vectors)
+    product, length = _product(graph, vectors, vector), length_of(vectors.flat(graph.gradient))
+    del graph
     objective.restore()
+    reach = length / max(length_of(product), 1e-3 * length) if length else 1.0
+    off = min(
+        _disagreement(objective, batch, vectors, vector, product, reach * step)
+        for step in _RELATIVE_STEPS
+    )
+    if off > _DISAGREEMENT:
+        raise DissectionError(
+            f"differences of gradients do not confirm the second derivative ({off:.0%} off): the "
+            f"custom Function {function} keeps a tensor that torch takes for constant. Save only "
+            "inputs and outputs for its backward pass, or dissect without it"
+        )
 
 
 def _disagreement(
@@ -76,21 +84,28 @@ def _disagreement(
     step: float,
 ) -> float:
     """Relative difference of H v from a difference of gradients."""
-    start = [param.detach().clone() for param in objective.params]
     measured = vectors.zeros()
     for side in (1.0, -1.0):
-        with torch.no_grad():
-            for param, value, part in zip(
-                objective.params, start, vectors.parts(side * step * vector), strict=True
-            ):
-                param.copy_(value + part)
-        measured += side / (2 * step) * vectors.flat(BatchGraph(objective, batch).gradient)
+        with _moved(objective.params, vectors.parts(side * step * vector)):
+            measured += side / (2 * step) * vectors.flat(BatchGraph(objective, batch).gradient)
         objective.restore()
-    with torch.no_grad():
-        for param, value in zip(objective.params, start, strict=True):
-            param.copy_(value)
-    length = max(float(measured.norm()), float(product.norm()))
-    return float((measured - product).norm()) / length if length else 0.0
+    length = max(length_of(measured), length_of(product))
+    return length_of(measured - product) / length if length else 0.0
+
+
+@contextlib.contextmanager
+def _moved(params: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
+    """Add steps to parameters, and take them back at the end."""
+    start = [param.detach().clone() for param in params]
+    try:
+        with torch.no_grad():
+            for param, step in zip(params, steps, strict=True):
+                param += step
+        yield
+    finally:
+        with torch.no_grad():
+            for param, value in zip(params, start, strict=True):
+                param.copy_(value)
 
 
 def _product(graph: BatchGraph, vectors: FlatVectors, vector: Tensor) -> Tensor:
@@ -104,4 +119,4 @@ def _direction(vectors: FlatVectors) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     like = vectors.zeros()
     drawn = torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
-    return drawn / drawn.norm()
+    return drawn / length_of(drawn)

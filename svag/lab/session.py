@@ -191,7 +191,7 @@ class Session:
             problem.judged_by(data),
             splits,
             batch_size=self.run.batch_size if problem.carry_state else None,
-            precision=self._precision,
+            precision=self.precision,
         )
 
     def _finite(self) -> bool:
@@ -250,11 +250,11 @@ class Session:
         if self._own_step is not None:
             return self._with_precision(self._own_step)
         if not self._entrant.within_batch:
-            return supervised(self.problem.loss, self._precision)
+            return supervised(self.problem.loss, self.precision)
         self.model.train()  # a model may override train() to keep BatchNorm in evaluation mode
         if any(isinstance(m, _BatchNorm) and m.training for m in self.model.modules()):
-            return micro_batched(self.problem.loss, self._precision)
-        return supervised(self.problem.loss, self._precision, self._recording)
+            return micro_batched(self.problem.loss, self.precision)
+        return supervised(self.problem.loss, self.precision, self._recording)
 
     def _capture(self) -> None:
         """Replace the step by a CUDA graph; move values that change at every step to the device."""
@@ -275,7 +275,7 @@ class Session:
 
     def _with_precision(self, own: Step) -> Step:
         def step(model: nn.Module, batches: Any, optimizers: Sequence[Optimizer]) -> Tensor | float:
-            with self._precision():
+            with self.precision():
                 # autocast's cache of cast weights would be stale after an update of the weights.
                 torch.set_autocast_cache_enabled(False)
                 return own(model, batches, optimizers)
@@ -286,7 +286,8 @@ class Session:
         return within_batch_variance(self.model, check=self.step % CHECK_EVERY == 0)
 
     @property
-    def _precision(self) -> Context:
+    def precision(self) -> Context:
+        """What returns the context of a forward pass, such as autocast."""
         if self.run.autocast is None:
             return contextlib.nullcontext
         dtype = getattr(torch, self.run.autocast)

@@ -11,7 +11,7 @@ _HOME = {
     "rank_variance": "svag.variance.ranks",
     "clip_grad_norm_": "svag.variance.clipping",
     "clip_grad_value_": "svag.variance.clipping",
-    "unscale_": "svag.variance.clipping",
+    "unscale_": "svag.variance.unscaling",
 }
 
 __all__ = [*_HOME]

@@ -1,4 +1,4 @@
-"""Clipping and unscaling of gradients together with their variances.
+"""Clipping of gradients together with their variances.
 
 A gradient multiplied by c has c^2 times the variance. These functions call torch's, which are
 patched to rescale variances, too (:mod:`svag.variance.rescaling`). Clipping by value has a factor
@@ -11,7 +11,6 @@ from typing import cast
 import torch
 from torch import Tensor
 from torch.nn import utils
-from torch.optim import Optimizer
 
 from svag.variance.grad_var import (
     Parameters,
@@ -108,42 +107,6 @@ def clip_grad_value_(
         utils.clip_grad_value_(rest, clip_value, foreach=foreach)
     for param in carriers:  # DDP's gradients are views of one bucket and share its version counter
         restamp(param)
-
-
-def unscale_(scaler: torch.amp.GradScaler, optimizer: Optimizer) -> None:
-    """Unscale an optimizer's gradients and their variances: the recipe for mixed precision.
-
-        grad <- grad / scale;    grad_var <- grad_var / scale^2
-
-    It calls ``scaler.unscale_(optimizer)``, which unscales variances, too, once svag has estimated
-    or read one; so does ``scaler.step(optimizer)``. If a gradient has an infinite or NaN entry,
-    ``scaler.step`` skips the step, as always. If there is a variance, the scale is read, for which
-    the host waits on an accelerator, as it does in ``scaler.step``.
-
-    Args:
-        scaler: the scaler of the loss; a disabled one changes nothing.
-        optimizer: the optimizer whose parameters' gradients are unscaled.
-
-    Raises:
-        RuntimeError: the gradients were already unscaled since the last ``scaler.update()``.
-
-    Example:
-        >>> import torch, svag
-        >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
-        >>> optimizer = torch.optim.SGD([weight], lr=0.1)
-        >>> scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-        >>> with svag.micro_batch_variance([weight]) as micro_batches:
-        ...     for target in (1.0, -1.0):
-        ...         scaler.scale(0.25 * (weight - target).pow(2).sum()).backward()
-        ...         micro_batches.micro_step()
-        >>> svag.unscale_(scaler, optimizer)
-        >>> weight.grad, weight.grad_var
-        (tensor([3., 4.]), tensor([1., 1.]))
-        >>> scaler.step(optimizer)
-        >>> scaler.update()
-    """
-    follow_torch()
-    scaler.unscale_(optimizer)
 
 
 def _shrinkage(grad: Tensor, clip_value: float) -> Tensor:

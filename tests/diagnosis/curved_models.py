@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -75,7 +75,7 @@ class ScaledDotProduct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.project(x).unflatten(2, (3, 2, 2)).permute(2, 0, 3, 1, 4)
-        found = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        found = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.head(found.transpose(1, 2).flatten(2)[:, -1])
 
 
@@ -173,85 +173,90 @@ def convolutional() -> nn.Module:
 
 def ctc(outputs: Tensor, targets: Tensor) -> Tensor:
     lengths = torch.full((outputs.shape[1],), len(outputs))
-    return F.ctc_loss(outputs.log_softmax(2), targets, lengths, torch.full_like(lengths, 2))
+    return functional.ctc_loss(
+        outputs.log_softmax(2), targets, lengths, torch.full_like(lengths, 2)
+    )
 
 
 MAKERS: dict[str, Callable[[], Case]] = {
     "mlp": lambda: Case(
         nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)),
-        F.cross_entropy, torch.randn(6, 4), classes(3),
+        functional.cross_entropy, torch.randn(6, 4), classes(3),
     ),
     "regression": lambda: Case(
         nn.Sequential(nn.Linear(4, 5), nn.Sigmoid(), nn.Linear(5, 2)),
-        F.mse_loss, torch.randn(6, 4), torch.randn(6, 2),
+        functional.mse_loss, torch.randn(6, 4), torch.randn(6, 2),
     ),
-    "batch norm": lambda: Case(convolutional(), F.cross_entropy, images(), classes(3)),
-    "transformer": lambda: Case(encoder(), F.cross_entropy, torch.randn(6, 5, 4), classes(3)),
+    "batch norm": lambda: Case(convolutional(), functional.cross_entropy, images(), classes(3)),
+    "transformer": lambda: Case(
+        encoder(), functional.cross_entropy, torch.randn(6, 5, 4), classes(3)
+    ),
     "transformer, dropout": lambda: Case(
-        encoder(0.3), F.cross_entropy, torch.randn(6, 5, 4), classes(3)
+        encoder(0.3), functional.cross_entropy, torch.randn(6, 5, 4), classes(3)
     ),
     "lstm": lambda: Case(
         Then(nn.LSTM(3, 3, 2, batch_first=True, dropout=0.2), last_step, 3, 2),
-        F.cross_entropy, torch.randn(6, 4, 3), classes(2),
+        functional.cross_entropy, torch.randn(6, 4, 3), classes(2),
     ),
     "dropout": lambda: Case(
         nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 3)),
-        F.cross_entropy, torch.randn(6, 4), classes(3),
+        functional.cross_entropy, torch.randn(6, 4), classes(3),
     ),
     "tied": lambda: Case(
-        Tied(), lambda z, y: F.cross_entropy(z.flatten(0, 1), y.flatten()),
+        Tied(), lambda z, y: functional.cross_entropy(z.flatten(0, 1), y.flatten()),
         torch.randint(0, 6, (3, 4)), torch.randint(0, 6, (3, 4)),
     ),
     "gru": lambda: Case(
         Then(nn.GRU(3, 3, batch_first=True, bidirectional=True), last_step, 6, 2),
-        F.cross_entropy, torch.randn(6, 4, 3), classes(2),
+        functional.cross_entropy, torch.randn(6, 4, 3), classes(2),
     ),
     "rnn cell": lambda: Case(
-        Unrolled(nn.RNNCell), F.cross_entropy, torch.randn(6, 3, 3), classes(2)
+        Unrolled(nn.RNNCell), functional.cross_entropy, torch.randn(6, 3, 3), classes(2)
     ),
     "lstm cell": lambda: Case(
-        Unrolled(nn.LSTMCell), F.cross_entropy, torch.randn(6, 3, 3), classes(2)
+        Unrolled(nn.LSTMCell), functional.cross_entropy, torch.randn(6, 3, 3), classes(2)
     ),
     "group norm": lambda: Case(
         nn.Sequential(
             *(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.SiLU(), nn.AdaptiveAvgPool2d(2)),
             *(nn.Flatten(), nn.Linear(16, 3)),
         ),
-        F.cross_entropy, images(), classes(3),
+        functional.cross_entropy, images(), classes(3),
     ),
     "layer norm, gelu": lambda: Case(
         nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.GELU(), nn.Linear(5, 3)),
-        F.cross_entropy, torch.randn(6, 4), classes(3),
+        functional.cross_entropy, torch.randn(6, 4), classes(3),
     ),
     "instance and local norm": lambda: Case(
         nn.Sequential(
             *(nn.Conv2d(1, 3, 3), nn.InstanceNorm2d(3, affine=True), nn.ELU()),
             *(nn.LocalResponseNorm(2), nn.Flatten(), nn.Linear(48, 2)),
         ),
-        F.cross_entropy, images(), classes(2),
+        functional.cross_entropy, images(), classes(2),
     ),
     "rms norm, softplus": lambda: Case(
         nn.Sequential(nn.Linear(4, 5), nn.RMSNorm(5), nn.Softplus(), nn.Linear(5, 1)),
-        lambda z, y: F.binary_cross_entropy_with_logits(z[:, 0], y),
+        lambda z, y: functional.binary_cross_entropy_with_logits(z[:, 0], y),
         torch.randn(6, 4), torch.tensor([0.0, 1, 1, 0, 1, 0]),
     ),
     "attention with masks": lambda: Case(
-        Attention(0.2), F.cross_entropy,
+        Attention(0.2), functional.cross_entropy,
         (torch.randn(6, 4, 4), torch.tensor([[False] * 3 + [True]] * 6)), classes(3),
     ),
     "scaled dot product": lambda: Case(
-        ScaledDotProduct(), F.cross_entropy, torch.randn(6, 5, 4), classes(3)
+        ScaledDotProduct(), functional.cross_entropy, torch.randn(6, 5, 4), classes(3)
     ),
     "weight norm": lambda: Case(
         nn.Sequential(weight_norm(nn.Linear(4, 5)), nn.Tanh(), old_norm(nn.Linear(5, 3))),
-        F.cross_entropy, torch.randn(6, 4), classes(3),
+        functional.cross_entropy, torch.randn(6, 4), classes(3),
     ),
     "transposed convolution": lambda: Case(
         nn.Sequential(
             *(nn.Conv2d(1, 2, 3, stride=2), nn.MaxPool2d(2, 1), nn.Mish()),
             *(nn.ConvTranspose2d(2, 1, 4, stride=2, dilation=1, output_padding=1),),
         ),
-        lambda z, y: F.huber_loss(z[..., :3, :3], y, delta=0.4), images(), torch.randn(6, 1, 3, 3),
+        lambda z, y: functional.huber_loss(z[..., :3, :3], y, delta=0.4),
+        images(), torch.randn(6, 1, 3, 3),
     ),
     "depthwise and bilinear": lambda: Case(
         nn.Sequential(
@@ -259,51 +264,51 @@ MAKERS: dict[str, Callable[[], Case]] = {
             *(nn.PixelShuffle(1), nn.Upsample(scale_factor=2, mode="linear"), nn.Flatten()),
             *(nn.Linear(40, 2), nn.LogSoftmax(dim=1)),
         ),
-        F.nll_loss, torch.randn(6, 2, 5), classes(2),
+        functional.nll_loss, torch.randn(6, 2, 5), classes(2),
     ),
     "softmax head": lambda: Case(
         nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=1)),
-        lambda z, y: F.kl_div(z.log(), y, reduction="batchmean"),
+        lambda z, y: functional.kl_div(z.log(), y, reduction="batchmean"),
         torch.randn(6, 4), torch.rand(6, 3).softmax(1),
     ),
     "label smoothing, weights": lambda: Case(
         nn.Sequential(nn.Linear(4, 3)),
-        lambda z, y: F.cross_entropy(
+        lambda z, y: functional.cross_entropy(
             z, y, weight=z.new_tensor([1.0, 2, 0.5]), label_smoothing=0.1, ignore_index=1
         ),
         torch.randn(6, 4), classes(3),
     ),
     "triplet": lambda: Case(
         nn.Sequential(nn.Linear(4, 3), nn.Tanh()),
-        lambda z, y: F.triplet_margin_loss(z[:2], z[2:4], z[4:], margin=3.0),
+        lambda z, y: functional.triplet_margin_loss(z[:2], z[2:4], z[4:], margin=3.0),
         torch.randn(6, 4), None,
     ),
     "gaussian likelihood": lambda: Case(
         nn.Sequential(nn.Linear(4, 2)),
-        lambda z, y: F.gaussian_nll_loss(z[:, 0], y, F.softplus(z[:, 1])),
+        lambda z, y: functional.gaussian_nll_loss(z[:, 0], y, functional.softplus(z[:, 1])),
         torch.randn(6, 4), torch.randn(6),
     ),
     "named tuple": lambda: Case(
         Several(Pair),
-        lambda z, y: F.cross_entropy(z.logits, y) + 0.1 * z.hidden.pow(4).mean(),
+        lambda z, y: functional.cross_entropy(z.logits, y) + 0.1 * z.hidden.pow(4).mean(),
         torch.randn(6, 3), classes(2),
     ),
     "dictionary": lambda: Case(
         Several(lambda logits, hidden: {"z": logits, "more": [hidden, None, 3]}),
-        lambda z, y: F.cross_entropy(z["z"], y) + 0.1 * z["more"][0].pow(4).mean(),
+        lambda z, y: functional.cross_entropy(z["z"], y) + 0.1 * z["more"][0].pow(4).mean(),
         torch.randn(6, 3), classes(2),
     ),
     "dataclass": lambda: Case(
         Several(lambda logits, hidden: Named(logits, 2)),
-        lambda z, y: F.cross_entropy(z.logits, y), torch.randn(6, 3), classes(2),
+        lambda z, y: functional.cross_entropy(z.logits, y), torch.randn(6, 3), classes(2),
     ),
     "complex outputs": lambda: Case(
         Spectrum(), lambda z, y: (z.abs().square() - y).square().mean(),
         torch.randn(6, 4), torch.rand(6, 3),
     ),
-    "scalars": lambda: Case(Scalars(), F.mse_loss, torch.randn(6), torch.randn(6)),
+    "scalars": lambda: Case(Scalars(), functional.mse_loss, torch.randn(6), torch.randn(6)),
     "one parameter": lambda: Case(
-        nn.Linear(1, 1, bias=False), F.mse_loss, torch.randn(6, 1), torch.randn(6, 1)
+        nn.Linear(1, 1, bias=False), functional.mse_loss, torch.randn(6, 1), torch.randn(6, 1)
     ),
     "linear loss": lambda: Case(nn.Linear(3, 1), lambda z, y: z.mean(), torch.randn(6, 3), None),
     "bilinear": lambda: Case(

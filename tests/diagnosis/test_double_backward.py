@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from diagnosis.curved_models import ctc
@@ -27,7 +27,7 @@ class Right(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
-        return F.silu(x)
+        return functional.silu(x)
 
     @staticmethod
     def backward(ctx, grad):
@@ -56,7 +56,7 @@ class Saving(Right):
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(slope(x))
-        return F.silu(x)
+        return functional.silu(x)
 
     @staticmethod
     def backward(ctx, grad):
@@ -69,7 +69,7 @@ class Keeping(Saving):
     @staticmethod
     def forward(ctx, x):
         ctx.slope = slope(x)
-        return F.silu(x)
+        return functional.silu(x)
 
     @staticmethod
     def backward(ctx, grad):
@@ -82,7 +82,7 @@ class Scaling(Right):
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x, torch.ones_like(x))
-        return F.silu(x)
+        return functional.silu(x)
 
     @staticmethod
     def backward(ctx, grad):
@@ -122,19 +122,30 @@ def activated(function):
     return nn.Sequential(nn.Linear(4, 5), Applied(function), nn.Linear(5, 3)).double()
 
 
+class Checkpointed(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.body = activated(function)
+
+    def forward(self, x):
+        return checkpoint(self.body, x, use_reentrant=False)
+
+
 X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).double(), torch.arange(6) % 3
 TOKENS = torch.arange(12).view(6, 2) % 5
+ENTROPY = functional.cross_entropy
 REFUSED = {
-    "once differentiable": (activated(Once.apply), F.cross_entropy, X, Y, "Once.*once_differen"),
+    "once differentiable": (activated(Once.apply), ENTROPY, X, Y, "Once.*once_differen"),
     "last": (nn.Linear(4, 1).double(), lambda z, y: Once.apply(z).mean(), X, Y, "once_differen"),
-    "kernel": (activated(Kernel.apply), F.cross_entropy, X, Y, "not symmetric"),
-    "saved": (activated(Saving.apply), F.cross_entropy, X, Y, "Function Saving keeps"),
-    "kept": (activated(Keeping.apply), F.cross_entropy, X, Y, "Function Keeping keeps"),
-    "hard sigmoid": (activated(F.hardsigmoid), F.cross_entropy, X, Y, "hardsigmoid_backward"),
-    "checkpoint": (Reentrant().double(), F.cross_entropy, X, Y, "use_reentrant=True"),
-    "bag": (nn.EmbeddingBag(5, 3), F.cross_entropy, TOKENS, Y, "_embedding_bag_backward"),
+    "kernel": (activated(Kernel.apply), ENTROPY, X, Y, "not symmetric"),
+    "saved": (activated(Saving.apply), ENTROPY, X, Y, "Function Saving keeps"),
+    "kept": (activated(Keeping.apply), ENTROPY, X, Y, "Function Keeping keeps"),
+    "recomputed": (Checkpointed(Saving.apply), ENTROPY, X, Y, "Function Saving keeps"),
+    "hard sigmoid": (activated(functional.hardsigmoid), ENTROPY, X, Y, "hardsigmoid_backward"),
+    "checkpoint": (Reentrant().double(), ENTROPY, X, Y, "use_reentrant=True"),
+    "bag": (nn.EmbeddingBag(5, 3), ENTROPY, TOKENS, Y, "_embedding_bag_backward"),
     "ctc": (nn.Linear(4, 5), ctc, torch.ones(6, 3, 4), TOKENS[:3] + 1, "_ctc_loss_backward"),
-    "norm at 0": (Length().double(), F.cross_entropy, X, Y, "not finite at 'at_zero'"),
+    "norm at 0": (Length().double(), ENTROPY, X, Y, "not finite at 'at_zero'"),
     "detached": (nn.Linear(4, 3).double(), lambda z, y: z.detach().sum(), X, Y, "was cut"),
 }  # fmt: skip
 
@@ -155,26 +166,29 @@ def test_it_is_refused_with_the_reason_and_all_is_restored(name):
     assert str(caught.value).count("\n") == 0
 
 
-@pytest.mark.parametrize("function", [Right.apply, Scaling.apply])
-def test_custom_functions_that_are_right_are_not_refused(function):
+@pytest.mark.parametrize(
+    "model",
+    [activated(Right.apply), activated(Scaling.apply), Checkpointed(Right.apply)],
+)
+def test_custom_functions_that_are_right_are_not_refused(model):
     def product(model):
-        with Curvature(Objective(model, F.cross_entropy), [Batch((X, Y), 0)]) as curvature:
+        with Curvature(Objective(model, functional.cross_entropy), [Batch((X, Y), 0)]) as curvature:
             return curvature.hessian_product([torch.ones_like(p) for p in model.parameters()])
 
-    for found, expected in zip(
-        product(activated(function)), product(activated(F.silu)), strict=True
-    ):
+    for found, expected in zip(product(model), product(activated(functional.silu)), strict=True):
         torch.testing.assert_close(found, expected)
 
 
 def test_kinks_do_not_refuse_a_custom_function_that_saves_its_input_only():
     class Rectified(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return Right.apply(F.relu(x))
+            return Right.apply(functional.relu(x))
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 300), Rectified(), nn.Linear(300, 3))
-    with Curvature(Objective(model, F.cross_entropy), [Batch((X.float(), Y), 0)]) as curvature:
+    with Curvature(
+        Objective(model, functional.cross_entropy), [Batch((X.float(), Y), 0)]
+    ) as curvature:
         assert curvature.operator("hessian")(curvature.start()[None]).isfinite().all()
 
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from svag.variance.clipping import clip_grad_norm_, clip_grad_value_, unscale_
+from svag.variance.clipping import clip_grad_norm_, clip_grad_value_
 from svag.variance.grad_var import attach, current, is_current
 from svag.variance.micro_batches import micro_batch_variance
+from svag.variance.unscaling import unscale_
 
 SHAPES = ((3,), (2, 4), (), (0, 2), (5,))
 

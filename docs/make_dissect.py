@@ -1,0 +1,190 @@
+"""Write ``docs/dissect.md`` from the records in ``results/dissect``.
+
+Run ``python docs/make_dissect.py`` from the repository's root; it takes a second.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from scipy.stats import binomtest
+
+from svag.entrants import entrant
+
+HERE: Final = Path(__file__).parent
+RESULTS: Final = HERE.parent / "results" / "dissect"
+PAGE: Final = HERE / "dissect.md"
+
+EFFECTS: Final = ("sign", "adaptation")
+POINTS: Final = (0, 5, 25)
+FITTED: Final = (
+    *("digits", "wine", "iris_linear", "digits_dense", "digits_autoencoder", "picture"),
+    *("diabetes", "breast_cancer", *(f"quadratic_{n:02d}" for n in range(6))),
+)
+"""Problems on which the rule for the length of training was found."""
+
+_FACTOR = 3.0
+_GRID = 10 / 3 + 1e-9
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem with its study, and its dissections by point of training."""
+
+    name: str
+    study: dict[str, Any]
+    dissections: dict[int, list[dict[str, Any]]]
+
+    def truth(self, effect: str) -> str:
+        """What training says of an effect on the final training loss."""
+        interval = self.study["on_train_loss"][effect]["interval"]
+        if interval is None or interval[0] <= 0 <= interval[1]:
+            return "open"
+        return "helps" if interval[1] < 0 else "hurts"
+
+    def said(self, point: int, effect: str, by: str) -> str:
+        """What a dissection says: by ``one_step``, ``race``, or both, ``verdict``."""
+        rows = [row for row in self.dissections[point] if row["kind"] == "conclusion"]
+        return next(s[by] for s in rows[0]["statements"] if s["effect"] == effect)
+
+    def suggested(self, point: int) -> dict[str, float]:
+        """Suggested over searched step size, by method."""
+        rows = [row for row in self.dissections[point] if row["kind"] == "conclusion"]
+        searched = {key: one["lr"] for key, one in self.study["methods"].items()}
+        return {
+            one["method"]: one["lr"] / searched[one["method"]]
+            for one in rows[0]["suggestions"]
+            if one["basis"] == "race" and searched[one["method"]]
+        }
+
+
+def cases() -> list[Case]:
+    """Read every problem that has a study and some dissection."""
+    found = []
+    for path in sorted(RESULTS.glob("*/compare.json")):
+        dissections = {
+            point: [json.loads(line) for line in file.read_text().splitlines()]
+            for point in POINTS
+            if (file := path.parent / f"at-{point}" / "dissect.jsonl").exists()
+        }
+        if dissections:
+            found.append(Case(path.parent.name, json.loads(path.read_text()), dissections))
+    return found
+
+
+def predictions(found: Sequence[Case], by: str, point: int) -> dict[str, Any]:
+    """Count how often what a dissection says is what training says."""
+    pairs = [
+        (one.said(point, effect, by), one.truth(effect))
+        for one in found
+        if point in one.dissections
+        for effect in EFFECTS
+    ]
+    decided = [(said, truth) for said, truth in pairs if said in ("helps", "hurts")]
+    right = sum(said == truth for said, truth in decided)
+    wrong = sum({said, truth} == {"helps", "hurts"} for said, truth in decided)
+    seen = sum(truth != "open" for _, truth in pairs)
+    return {
+        "pairs": len(pairs),
+        "said": len(decided),
+        "right": right,
+        "wrong": wrong,
+        "unseen": len(decided) - right - wrong,
+        "decided": seen,
+        "rate": share(right, right + wrong),
+        "found": share(right, seen),
+    }
+
+
+def share(count: int, total: int) -> str:
+    """Write a share with its 95 % interval (Wilson's)."""
+    if not total:
+        return "-"
+    low, high = binomtest(count, total).proportion_ci(method="wilson")
+    return f"{count} of {total} ({100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def step_sizes(
+    found: Sequence[Case], point: int, wanted: Callable[[str, str], bool]
+) -> dict[str, str]:
+    """Count suggestions within a factor of 3, and within one step of the grid, of the search's."""
+    ratios = [
+        ratio
+        for one in found
+        if point in one.dissections
+        for key, ratio in one.suggested(point).items()
+        if wanted(one.name, key)
+    ]
+    near = [max(r, 1 / r) for r in ratios]
+    return {
+        "factor": share(sum(r <= _FACTOR for r in near), len(near)),
+        "grid": share(sum(r <= _GRID for r in near), len(near)),
+        "median": f"{math.exp(sorted(map(math.log, ratios))[len(ratios) // 2]):.2g}"
+        if ratios
+        else "-",
+    }
+
+
+def misses(found: Sequence[Case], point: int) -> Iterable[str]:
+    """List the suggestions that are further off than a step of the grid."""
+    for one in found:
+        for key, ratio in one.suggested(point).items() if point in one.dissections else ():
+            if max(ratio, 1 / ratio) > _GRID:
+                yield f"{one.name}, {entrant(key).name}: {ratio:.2g} times the search's"
+
+
+def table(found: Sequence[Case]) -> list[dict[str, str]]:
+    """One row for each problem and effect: what was said at each point, and what training says."""
+    rows = []
+    for one in found:
+        for effect in EFFECTS:
+            row = {"problem": one.name, "effect": effect, "truth": one.truth(effect)}
+            for point in POINTS:
+                there = point in one.dissections
+                row[f"step {point}"] = one.said(point, effect, "one_step") if there else "-"
+                row[f"race {point}"] = one.said(point, effect, "race") if there else "-"
+            rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Write the page."""
+    found = cases()
+    environment = Environment(
+        loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    held_out = [one for one in found if one.name not in FITTED]
+    text = environment.get_template("dissect.md.j2").render(
+        count=len(found),
+        quadratics=sum(one.name.startswith("quadratic") for one in found),
+        points=POINTS,
+        predictions={
+            (by, point): predictions(found, by, point)
+            for by in ("one_step", "race", "verdict")
+            for point in POINTS
+        },
+        real={
+            by: predictions([o for o in found if not o.name.startswith("quadratic")], by, 0)
+            for by in ("one_step", "race", "verdict")
+        },
+        lrs={point: step_sizes(found, point, lambda name, key: True) for point in POINTS},
+        by_method={
+            key: step_sizes(found, 0, lambda name, method, key=key: method == key)
+            for key in ("m-sgd", "m-svag", "m-ssd", "adam")
+        },
+        names={key: entrant(key).name for key in ("m-sgd", "m-svag", "m-ssd", "adam")},
+        held_out=step_sizes(held_out, 0, lambda name, key: True),
+        held_out_count=len(held_out),
+        misses=list(misses(found, 0)),
+        rows=table(found),
+    )
+    PAGE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

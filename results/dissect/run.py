@@ -1,0 +1,97 @@
+"""Makes the records of docs/dissect.md: what training says, and what a dissection predicts.
+
+For every problem a study (``svag compare``) and three dissections (``svag dissect``): at
+initialisation, and after 5 % and 25 % of training with M-SGD at the step size that the study chose.
+What is there is not made again, so the same command goes on after an interruption:
+
+    python results/dissect/run.py WORK [NAME ...]
+
+WORK is a folder for the studies' records, which are large; the results are next to this file:
+NAME/compare.json and NAME/at-0, at-5, at-25/dissect.jsonl.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from svag.analysis.study import analyse
+
+HERE = Path(__file__).parent
+OWN = (
+    "wine",
+    "iris_linear",
+    "digits_dense",
+    "digits_autoencoder",
+    "picture",
+    "chars_gru",
+)
+PROBLEMS = {
+    "digits": "digits",
+    "stdlib_chars": "stdlib-chars",
+    "breast_cancer": "examples/breast_cancer.py:breast_cancer",
+    "diabetes": "examples/diabetes.py:diabetes",
+    "transformer_text": "examples/transformer_text.py:transformer_text",
+    **{name: f"results/dissect/problems.py:{name}" for name in OWN},
+    **{f"quadratic_{n:02d}": f"results/dissect/problems.py:quadratic_{n:02d}" for n in range(20)},
+}
+POINTS = (0, 5, 25)
+BUDGET = "60s"
+RACE = 5  # a training of the race has at most a fifth of the steps
+
+
+def svag(*words: str) -> str:
+    """Run a command of svag and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "svag", *words], stdout=subprocess.PIPE, check=True, text=True
+    )
+    return done.stdout
+
+
+def study(name: str, work: Path) -> dict:
+    """Return the outcome of a problem's study, which is made if it is not there."""
+    path = HERE / name / "compare.json"
+    if not path.exists():
+        text = svag(
+            *("compare", PROBLEMS[name], "--workers", "1", "--device", "cpu", "--quiet", "--json"),
+            *("--out", str(work / name)),
+        )
+        found = json.loads(text)
+        analysis = analyse(work / name, found["study"])
+        found["steps"] = analysis.study.base.steps
+        found["on_train_loss"] = {
+            effect: {"estimate": one.estimate, "interval": one.interval}
+            for effect, one in analysis.effects["train_loss"].items()
+        }
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    return json.loads(path.read_text())
+
+
+def dissect(name: str, point: int, outcome: dict) -> None:
+    """Dissect a problem at a point of training, in percent, unless that is there."""
+    out = HERE / name / f"at-{point}"
+    lr = outcome["methods"]["m-sgd"]["lr"]
+    if (out / "dissect.jsonl").exists() or lr is None:
+        return
+    steps = round(point / 100 * outcome["steps"])
+    svag(
+        *("dissect", PROBLEMS[name], "--budget", BUDGET, "--out", str(out), "--quiet"),
+        *("--after", str(steps), "--with", "m-sgd", "--lr", str(lr), "--device", "cpu"),
+        *("--steps", str(outcome["steps"]), "--race-steps", str(outcome["steps"] // RACE)),
+    )
+
+
+def main() -> None:
+    """Make what is missing."""
+    work, names = Path(sys.argv[1]), sys.argv[2:] or list(PROBLEMS)
+    outcomes = {}
+    for name in names:
+        print(name, flush=True)
+        outcomes[name] = study(name, work)
+        for point in POINTS:
+            dissect(name, point, outcomes[name])
+
+
+if __name__ == "__main__":
+    main()
