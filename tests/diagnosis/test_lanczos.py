@@ -161,6 +161,14 @@ def test_densities_estimate_traces_and_the_distribution():
         assert found == pytest.approx(share, abs=4 * np.sqrt(2 * share / size / starts))
 
 
+def test_a_density_has_no_copies_of_eigenvalues_that_have_converged():
+    """They come with the loss of orthogonality, which rounding brings about."""
+    eigenvalues = np.array([*np.zeros(300), *np.geomspace(1e-6, 1, 20)])
+    one = operator(rotated(eigenvalues).astype(np.float32))
+    nodes = np.array(spectral_density(one, starts=1, steps=200).nodes)
+    assert np.sum(nodes > 1e-3) == np.sum(eigenvalues > 1e-3)
+
+
 class Classifier(nn.Module):
     def __init__(self):
         super().__init__()
