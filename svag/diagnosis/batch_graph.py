@@ -28,7 +28,6 @@ class BatchGraph:
 
     def __init__(self, objective: Objective, batch: Batch) -> None:
         self._params = objective.params
-        self._has_outputs = objective.has_outputs
         with torch.enable_grad(), refusing(FORWARD):
             self._loss, outputs = objective.graph(batch, apart=objective.has_outputs)
         refuse_cut_graph(self._loss)
@@ -51,7 +50,7 @@ class BatchGraph:
         J v is the derivative by u of (J^T u) . v, which is linear in u: two backward passes and no
         forward-mode differentiation, which fewer operations have.
         """
-        if not self._outputs:
+        if not self.has_outputs:
             raise DissectionError(
                 "the Gauss-Newton matrix needs outputs that depend on the parameters; give "
                 "loss_fn(outputs, targets) with outputs in tuples, lists, dictionaries or "
@@ -61,6 +60,11 @@ class BatchGraph:
             tangents = _pulled_back(*self._transposed, vector, create_graph=False)
             bent = _pulled_back(self._output_gradient, self._outputs, tangents, create_graph=False)
             return _pulled_back(self._outputs, self._params, bent, create_graph=False)
+
+    @property
+    def has_outputs(self) -> bool:
+        """Whether outputs are known that depend on parameters."""
+        return bool(self._outputs)
 
     @property
     def hidden_constants(self) -> list[str]:

@@ -32,7 +32,7 @@ class Forms:
     Attributes:
         slope: gradient . v.
         hessian: v^T H v.
-        gauss_newton: v^T G v; None if outputs and loss are not known apart.
+        gauss_newton: v^T G v; None if the outputs are not known.
     """
 
     slope: float
@@ -96,6 +96,11 @@ class Curvature:
         """Number of entries of each parameter, by its name, in the order of flat vectors."""
         return self._vectors.sizes
 
+    @property
+    def has_gauss_newton(self) -> bool:
+        """Whether the model's outputs are known, of which the loss is a function."""
+        return self._graph(0).has_outputs
+
     def gradient(self) -> list[Tensor]:
         """Return the gradient of the mean loss."""
         return self._vectors.parts(self.flat_gradient())
@@ -108,7 +113,7 @@ class Curvature:
         """Return G v.
 
         Raises:
-            DissectionError: also if outputs and loss are not known apart.
+            DissectionError: also if the outputs are not known (``has_gauss_newton``).
         """
         return self._product("gauss-newton", vector)
 
@@ -123,7 +128,7 @@ class Curvature:
         slopes = [_dot(gradient, v) for v in directions]
         hessian = [_dot(v, w) for v, w in zip(directions, bent, strict=True)]
         gauss_newton: list[float | None] = [None] * len(vectors)
-        if self._objective.has_outputs:
+        if self.has_gauss_newton:
             bent = self._products("gauss-newton", directions)
             gauss_newton = [_dot(v, w) for v, w in zip(directions, bent, strict=True)]
         return [Forms(*row) for row in zip(slopes, hessian, gauss_newton, strict=True)]

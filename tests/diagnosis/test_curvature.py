@@ -131,6 +131,26 @@ def test_it_works_within_a_dissection_and_leaves_that_going_on():
     assert same(first, again)
 
 
+def test_outputs_of_an_unknown_type_have_a_hessian_only():
+    class Held:
+        def __init__(self, logits):
+            self.logits = logits
+
+    class Holding(nn.Linear):
+        def forward(self, x):
+            return Held(super().forward(x))
+
+    made = case("mlp")
+    objective = Objective(
+        Holding(4, 3).double(), lambda z, y: functional.cross_entropy(z.logits, y)
+    )
+    with Curvature(objective, [Batch((made.inputs, made.targets), 0)]) as curvature:
+        assert not curvature.has_gauss_newton
+        forms = curvature.forms(curvature.gradient())
+        assert forms.hessian > 0
+        assert forms.gauss_newton is None
+
+
 def test_without_known_outputs_there_is_no_gauss_newton_matrix():
     made = case("mlp")
     objective = Objective(
