@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from svag.entrants import entrant
+from svag.report.panels import LINES
+from svag.report.style import STYLES
 
 HERE: Final = Path(__file__).parent
 RESULTS: Final = HERE.parent / "results" / "dissect"
 PAGE: Final = HERE / "dissect.md"
+PICTURE: Final = HERE / "dissect.png"
 
 EFFECTS: Final = ("sign", "adaptation")
 POINTS: Final = (0, 5, 25)
@@ -151,8 +156,50 @@ def table(found: Sequence[Case]) -> list[dict[str, str]]:
     return rows
 
 
+def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw what one step is worth against its step size, for each method."""
+    canvas = Figure(figsize=(7.2, 3.3), facecolor="white", layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.subplots()
+    plain = [row for row in rows if row["kind"] == "improvement" and row["track"] == "plain"]
+    lowest = 0.0
+    for row in plain:
+        style = STYLES[row["method"]]
+        points = [
+            (lr, value, error)
+            for lr, value, error in zip(row["lrs"], row["curve"], row["errors"], strict=True)
+            if value is not None and error is not None
+        ]
+        lrs, values, errors = (list(column) for column in zip(*points, strict=True))
+        low = [v - 2 * e for v, e in zip(values, errors, strict=True)]
+        high = [v + 2 * e for v, e in zip(values, errors, strict=True)]
+        axes.fill_between(lrs, low, high, color=style.color, alpha=0.15, linewidth=0)
+        axes.plot(lrs, values, color=style.color, linestyle=LINES[style.dash], marker="o", ms=3)
+        best = max(values)
+        lowest = min(lowest, -0.35 * best)
+        at = lrs[values.index(best)]
+        shown = f"{entrant(row['method']).name}\n{row['value']:.2f} at {row['lr']:.2g}"
+        axes.annotate(
+            shown,
+            (at, best),
+            xytext=(6 if entrant(row["method"]).adapted else -6, 14),
+            textcoords="offset points",
+            ha="left" if entrant(row["method"]).adapted else "right",
+            va="bottom",
+            fontsize=8,
+            color=style.color,
+        )
+    top = max(row["value"] for row in plain)
+    axes.set(xscale="log", ylim=(lowest, 1.6 * top))
+    axes.axhline(0, color="#999999", linewidth=0.8)
+    axes.set_xlabel("Step size")
+    axes.set_ylabel("Expected decrease of the loss\nby one step")
+    axes.spines[["top", "right"]].set_visible(False)
+    canvas.savefig(path, dpi=160, metadata={"Software": None})
+
+
 def main() -> None:
-    """Write the page."""
+    """Write the page and the picture of the README."""
     found = cases()
     environment = Environment(
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True,
@@ -184,6 +231,9 @@ def main() -> None:
         rows=table(found),
     )
     PAGE.write_text(text, encoding="utf-8")
+    for one in found:
+        if one.name == "digits" and 0 in one.dissections:
+            picture(one.dissections[0], PICTURE)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,10 @@ class MissingVariance(SvagError, RuntimeError):
     """A gradient has no within-batch variance, or only that of an earlier gradient."""
 
 
+class NoStepYet(SvagError, RuntimeError):
+    """Something was asked of an optimizer that it knows only after a step."""
+
+
 class TooFewSamples(SvagError, RuntimeError):
     """A variance was to be estimated from fewer than two micro-batches, ranks or examples."""
 
@@ -47,6 +51,10 @@ class PerExampleError(SvagError, RuntimeError):
 
 class EngineUnavailable(SvagError, RuntimeError):
     """``fused=True`` was given, and no fused engine can update these parameters."""
+
+
+class MissingPackage(SvagError, ImportError):
+    """A package that is needed for this is not installed."""
 
 
 class UnknownName(SvagError, ValueError):

@@ -33,7 +33,13 @@ def test_every_method_has_an_example_and_its_equation() -> None:
 
 PAGES = {
     page: (ROOT / page).read_text()
-    for page in ("README.md", "docs/recipes.md", "docs/problems.md", "docs/from-adam.md")
+    for page in (
+        "README.md",
+        "docs/recipes.md",
+        "docs/problems.md",
+        "docs/from-adam.md",
+        "docs/monitor.md",
+    )
 }
 BLOCKS = [
     (page, block)

@@ -36,7 +36,7 @@ PROBLEMS = {
     **{f"quadratic_{n:02d}": f"results/dissect/problems.py:quadratic_{n:02d}" for n in range(20)},
 }
 POINTS = (0, 5, 25)
-BUDGET = "60s"
+BUDGET, DRAWS = "3m", "24"
 RACE = 5  # a training of the race has at most a fifth of the steps
 
 
@@ -75,11 +75,11 @@ def dissect(name: str, point: int, outcome: dict) -> None:
     if (out / "dissect.jsonl").exists() or lr is None:
         return
     steps = round(point / 100 * outcome["steps"])
-    svag(
-        *("dissect", PROBLEMS[name], "--budget", BUDGET, "--out", str(out), "--quiet"),
-        *("--after", str(steps), "--with", "m-sgd", "--lr", str(lr), "--device", "cpu"),
-        *("--steps", str(outcome["steps"]), "--race-steps", str(outcome["steps"] // RACE)),
-    )
+    points = ("--after", str(steps), "--with", "m-sgd", "--lr", str(lr))
+    lengths = ("--steps", str(outcome["steps"]), "--race-steps", str(outcome["steps"] // RACE))
+    measured = ("--budget", BUDGET, "--draws", DRAWS, "--no-variants", "--device", "cpu")
+    svag("dissect", PROBLEMS[name], *points, *lengths, *measured, "--out", str(out), "--quiet")
+    (out / "dissect.html").unlink()  # it can be made again from the records
 
 
 def main() -> None:

@@ -74,6 +74,19 @@ def bench_variance(
         print(variance.measure(known[name](), rounds=rounds))
 
 
+@bench.command("monitor")
+def bench_monitor(
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each timing.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved pairs of timings.")] = 15,
+    every: Annotated[int, typer.Option(min=1, help="Least steps between two readings.")] = 1,
+    budget: Annotated[float, typer.Option(help="Share of the wall time it may take.")] = 0.02,
+) -> None:
+    """Time training steps with `svag.Monitor` against steps without it, on P1's network."""
+    from svag.bench import monitor
+
+    print(monitor.measure(steps=steps, rounds=rounds, every=every, budget=budget))
+
+
 @bench.command("step")
 def bench_step(
     rounds: Annotated[int, typer.Option(min=2, help="Steps of every optimizer.")] = 30,

@@ -1,6 +1,8 @@
 """``svag dissect``: what the sign and the variance do on a problem, and which step sizes to use."""
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,9 +24,11 @@ _PARTS = {
     "curvature": "curvature",
     "variants": "rotated axes and larger batches",
 }
+_WITHOUT = ("data_dir", "as_json", "quiet")
 
 
 def dissect(
+    context: typer.Context,
     problem: Problem,
     methods: Annotated[
         str, typer.Option(help="What to dissect, separated by commas (see `svag methods`).")
@@ -55,6 +59,12 @@ def dissect(
         int | None,
         typer.Option(min=1, help="Most steps of a training in the race; by default --steps."),
     ] = None,
+    variants: Annotated[
+        bool,
+        typer.Option(
+            "--variants/--no-variants", help="Also rotated axes and larger batches, as time allows."
+        ),
+    ] = True,
     seed: Annotated[int, typer.Option(min=0, help="Of the model and of all draws.")] = 0,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, or auto: cuda if this machine has it, else cpu.")
@@ -82,6 +92,7 @@ def dissect(
     from svag.entrants import entrant, split
     from svag.lab.devices import device_named
     from svag.lab.template import template
+    from svag.report import dissection
 
     task = problems.get(problem)
     planned = steps or task.steps
@@ -89,6 +100,7 @@ def dissect(
         methods=tuple(entrant(text) for text in dict.fromkeys(split(methods))),
         budget=seconds_of(budget),
         draws=draws,
+        variants=variants,
         steps=planned,
         longest=min(race_steps or planned, planned),
         problem=task.name,
@@ -107,14 +119,29 @@ def dissect(
         say(console, "interrupted; nothing was written")
         raise typer.Exit(130) from None
     directory = out or Path("runs") / f"{task.name}-dissected"
+    found.setting = replace(found.setting, command=_command(context))
     path = found.write(directory)
+    page = dissection.write(directory)
     if as_json:
         from svag.diagnosis.findings import plain
 
         print(json.dumps(plain(found.rows()), indent=1))
         return
     present(found)
-    print(f"\nrecords: {path}")
+    print(f"\nrecords: {path}\npage: {page}")
+
+
+def _command(context: typer.Context) -> str:
+    """Return the command line that was given, without what does not change the findings."""
+    words = ["svag", "dissect"]
+    for param in context.command.params:
+        name = param.name or ""
+        given = context.get_parameter_source(name)
+        if given is None or given.name != "COMMANDLINE" or name in _WITHOUT:
+            continue
+        option = [param.opts[0]] if param.param_type_name == "option" else []
+        words += [*option, str(context.params[name])]
+    return shlex.join(words)
 
 
 def present(found: "Dissection") -> None:

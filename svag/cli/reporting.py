@@ -16,15 +16,14 @@ if TYPE_CHECKING:
     from svag.analysis.study import Analysis
 
 Folder = Annotated[Path, typer.Argument(help="A folder that `svag compare` filled.")]
+Filled = typer.Argument(help="Folders that `svag compare` or `svag dissect` filled, one a problem.")
 WhichStudy = Annotated[
     str | None, typer.Option("--study", help="Id of a study of the folder; the latest by default.")
 ]
 
 
 def report(
-    directories: Annotated[
-        list[Path], typer.Argument(help="Folders that `svag compare` filled, one a problem.")
-    ],
+    directories: Annotated[list[Path], Filled],
     study: WhichStudy = None,
     out: Annotated[
         Path | None,
@@ -41,8 +40,10 @@ def report(
     """Make the report again from the records of a folder, or of several; nothing is trained.
 
     Several folders make one page: an overview, the effects side by side, the paper's observations
-    over problems, and a section a problem. Folders without records are skipped with a note.
+    over problems, and a section a problem. Folders without records are skipped with a note. Of a
+    folder with the findings of `svag dissect`, dissect.html is made again as well.
     """
+    from svag.analysis.dissection_records import FILE
     from svag.analysis.study import analyse
 
     if len(directories) > 1:
@@ -50,6 +51,11 @@ def report(
         _report_several(directories, out, as_json=as_json)
         return
     directory = directories[0]
+    if (directory / FILE).is_file():
+        alone = not any((directory / name).is_dir() for name in ("records", "studies"))
+        _report_dissection(directory, out or directory, as_json=as_json, alone=alone)
+        if alone and study is None and target is None:
+            return
     present(analyse(directory, study), out or directory, directory, target, as_json=as_json)
 
 
@@ -126,6 +132,19 @@ def present(
         if len(found) > 1:
             say(console, f"note: this study's runs are of {name} {' and '.join(found)}")
     say(console, f"report: {page}")
+
+
+def _report_dissection(directory: Path, out: Path, *, as_json: bool, alone: bool) -> None:
+    """Write the page of a dissection; print its answer if the folder has nothing else."""
+    from svag.analysis.dissection_records import of_kind, read
+    from svag.report import dissection
+
+    page = dissection.write(directory, out)
+    if alone:
+        rows = read(directory)
+        answers = [row["headline"] for row in of_kind(rows, "conclusion")]
+        print(json.dumps(rows, indent=1) if as_json else "\n".join(answers))
+    say(Console(stderr=True), f"page: {page}")
 
 
 def _report_several(directories: list[Path], out: Path | None, *, as_json: bool) -> None:

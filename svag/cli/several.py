@@ -32,6 +32,7 @@ def read(directories: Sequence[Path]) -> Read:
         RecordError: a folder does not exist, a record cannot be read, two studies are of one
             problem, or no folder is left.
     """
+    from svag.analysis.dissection_records import FILE
     from svag.analysis.published import place
     from svag.analysis.several import how_far, together
     from svag.analysis.study import NothingFinished, analyse, chosen_study
@@ -41,7 +42,9 @@ def read(directories: Sequence[Path]) -> Read:
     skipped = []
     for directory in _once(directories):
         if not (directory / "records").is_dir() and not (directory / "studies").is_dir():
-            skipped.append(f"{directory}: no records")
+            dissected = (directory / FILE).is_file()
+            hint = f" but a dissection's, whose page `svag report {directory}` makes" * dissected
+            skipped.append(f"{directory}: no records{hint}")
             continue
         try:
             found.append((analyse(directory), directory))

@@ -263,6 +263,7 @@ def line(one: Entrant, lr: float) -> str:
     """Return the line that builds an optimizer.
 
     Example:
+        >>> from svag.entrants import entrant
         >>> line(entrant("m-svag"), 0.3)
         'optimizer = svag.MSVAG(model.parameters(), lr=0.3)'
         >>> line(entrant("torch.optim.SGD(momentum=0.9)"), 0.01)

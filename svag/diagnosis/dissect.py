@@ -18,7 +18,7 @@ from svag.diagnosis import conclusion as conclusions
 from svag.diagnosis.budget import DEFAULT, Budget, seconds_of
 from svag.diagnosis.directions import Track
 from svag.diagnosis.findings import Dissection, Setting, StepEffect
-from svag.diagnosis.improvement import Factorial, effects, improvement
+from svag.diagnosis.improvement import Factorial, effects, improvement, worths
 from svag.diagnosis.line_search import Decreases
 from svag.diagnosis.measurement import HELD_A_DRAW, MOST_DRAWS, Measurement
 from svag.diagnosis.noise_summary import NoiseSummary
@@ -299,6 +299,7 @@ class _Work:
         improvements = self._improvements(base.decreases)
         of_step = self._effects("plain", tables)
         found = Dissection(self._setting(base), noise.rows(), improvements)
+        found.worths = worths(base.decreases, self._plan.cells)
         found.effects = [StepEffect("plain", effect) for effect in of_step.values()]
         self._race(found)
         self._curvature(found)
@@ -330,7 +331,7 @@ class _Work:
         return measurement.run(
             tracks,
             seconds=self._budget.until(part),
-            draws=plan.draws if part == "directions" else None,
+            draws=plan.draws,
             progress=lambda share: self._progress(part, share),
         )
 

@@ -2,26 +2,24 @@
 
 The first line, of kind ``dissection``, says what was dissected and how; the last, ``conclusion``,
 what follows. In between there is a line for each layer's noise, each method's improvement on each
-track, each effect, each training of the race, and the curvature. A number that is not finite is
-null.
+track, its worth against others, each effect, each training of the race, and the curvature. A number
+that is not finite is null. :mod:`svag.analysis.dissection_records` reads them.
 """
 
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from svag import __version__
-from svag.diagnosis.conclusion import Conclusion
-from svag.diagnosis.improvement import Factorial, Improvement
+from svag.analysis.dissection_records import FILE
+from svag.diagnosis.conclusion import MATTERS, Conclusion
+from svag.diagnosis.improvement import Factorial, Improvement, Worth
 from svag.diagnosis.noise_summary import LayerNoise
 from svag.diagnosis.race import RaceEffect, RaceResult
 from svag.errors import RecordError, in_one_line
-
-FILE = "dissect.jsonl"
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class Setting:
         loss: loss of a batch at the point, before anything.
         gradients: gradients taken for the directions.
         evaluations: losses evaluated along them.
+        command: what makes it again on the command line; empty if it was made otherwise.
     """
 
     problem: str
@@ -57,6 +56,7 @@ class Setting:
     loss: float
     gradients: int
     evaluations: int
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class Dissection:
         setting: what was dissected, and how.
         noise: noise of each layer's gradient, and of all last.
         improvements: worth of one step, by track and method.
+        worths: the same as a multiple of other methods', on the plain track.
         effects: effects of sign and adaptation on it, by track.
         race: the race; None if there was none.
         race_effects: effects on its final loss.
@@ -86,6 +87,7 @@ class Dissection:
     setting: Setting
     noise: list[LayerNoise] = field(default_factory=list)
     improvements: list[Improvement] = field(default_factory=list)
+    worths: list[Worth] = field(default_factory=list)
     effects: list[StepEffect] = field(default_factory=list)
     race: RaceResult | None = None
     race_effects: list[RaceEffect] = field(default_factory=list)
@@ -112,6 +114,9 @@ class Dissection:
         found += [{"kind": "noise", **dataclasses.asdict(one)} for one in self.noise]
         found += [{"kind": "improvement", **dataclasses.asdict(one)} for one in self.improvements]
         found += [
+            {"kind": "worth", "track": "plain", **dataclasses.asdict(one)} for one in self.worths
+        ]
+        found += [
             {"kind": "step effect", "track": one.track, **dataclasses.asdict(one.effect)}
             for one in self.effects
         ]
@@ -130,7 +135,8 @@ class Dissection:
         found += [{"kind": "curvature", **one} for one in self.curvature]
         found += [{"kind": "skipped", "text": text} for text in self.skipped]
         if self.conclusion is not None:
-            found += [{"kind": "conclusion", **dataclasses.asdict(self.conclusion)}]
+            conclusion = dataclasses.asdict(self.conclusion)
+            found += [{"kind": "conclusion", "matters": MATTERS, **conclusion}]
         return found
 
     def write(self, directory: Path) -> Path:
@@ -149,31 +155,6 @@ class Dissection:
         except OSError as error:
             raise RecordError(f"{path} cannot be written: {in_one_line(error)}") from error
         return path
-
-
-def read(directory: Path) -> list[dict[str, Any]]:
-    """Return the records in a folder, as they were written.
-
-    Raises:
-        RecordError: there are none, or a line is no JSON object.
-    """
-    path = directory / FILE
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError) as error:
-        raise RecordError(
-            f"{path} cannot be read: {in_one_line(error)}; `svag dissect PROBLEM --out "
-            f"{directory}` writes it"
-        ) from error
-    if not rows or rows[0].get("kind") != "dissection":
-        raise RecordError(f"{path} does not begin with a dissection; it is not svag's")
-    return rows
-
-
-def of_kind(rows: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    """Return the records of a kind."""
-    return [row for row in rows if row["kind"] == kind]
 
 
 def plain(value: Any) -> Any:

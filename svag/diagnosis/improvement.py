@@ -11,9 +11,10 @@ At the best step size the decrease does not change to first order with alpha, so
 of I is that of a mean over draws. That of log alpha is the jackknife's. Intervals are Student's.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -32,7 +33,8 @@ LEVEL = 0.05
 EFFECTS = (SIGN, ADAPTATION, INTERACTION)
 """The family of effects: a statement about any of them is wrong in at most 5 % of the cases."""
 
-_POINTS = 240
+_POINTS = 241
+_KEPT = 6  # every so many points of the curve are recorded
 _LEAST_DRAWS = 3
 _LEAST_STEP_SIZES = 3
 
@@ -53,6 +55,8 @@ class Improvement:
         lrs: the step sizes measured.
         curve: mean decrease at each of them; -inf where a loss was not finite.
         errors: its standard errors.
+        fit: the curve between the step sizes, at points equally far apart in log alpha, from the
+            lowest step size to the highest at which every loss was finite.
     """
 
     method: str
@@ -66,6 +70,7 @@ class Improvement:
     lrs: tuple[float, ...]
     curve: tuple[float, ...]
     errors: tuple[float, ...]
+    fit: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,23 @@ class Factorial:
         if self.interval is None:
             return 0
         return int(self.interval[0] > 1) - int(self.interval[1] < 1)
+
+
+@dataclass(frozen=True)
+class Worth:
+    """Worth of one step along one method's direction, as a multiple of another's.
+
+    Attributes:
+        method: key of the one method.
+        against: key of the other.
+        ratio: the one improvement over the other.
+        interval: at 95 %, for this ratio alone; None if it cannot be given.
+    """
+
+    method: str
+    against: str
+    ratio: float
+    interval: Interval | None
 
 
 def improvement(decreases: Decreases) -> Improvement:
@@ -155,6 +177,27 @@ def worth(one: Decreases, reference: Decreases) -> tuple[float, Interval | None]
     return ratio, (ratio * math.exp(-reach), ratio * math.exp(reach))
 
 
+def worths(found: Sequence[Decreases], cells: Sequence[str]) -> list[Worth]:
+    """Compare every method with the first, and Adam with its two neighbours in the 2x2 table.
+
+    Methods that have no improvement, for want of draws or of finite losses, are left out.
+
+    Args:
+        found: decreases of one track; all are compared with the first cell, or else the first.
+        cells: keys of M-SGD, M-SVAG, M-SSD, Adam, or others in their cells; may be empty.
+    """
+    tables = by_key(found)
+    keys = [*tables]
+    first = cells[0] if cells else keys[0] if keys else ""
+    pairs = [(key, first) for key in keys if key != first]
+    pairs += [(cells[3], cells[2]), (cells[3], cells[1])] if cells else []
+    compared = []
+    for method, against in pairs:
+        with contextlib.suppress(DissectionError, KeyError):
+            compared.append(Worth(method, against, *worth(tables[method], tables[against])))
+    return compared
+
+
 class _Fit:
     """The decreases of a method as functions of the step size."""
 
@@ -184,7 +227,8 @@ class _Fit:
         self.at_best = each[whole]
         reported = each[left_out, np.arange(draws)]
         edge = "lowest" if whole == 0 else "highest" if whole == len(at) - 1 else ""
-        self.improvement = _summary(decreases, reported, self.at_best, logs, edge)
+        found = _summary(decreases, reported, self.at_best, logs, edge)
+        self.improvement = replace(found, fit=tuple(map(float, curves[::_KEPT, -1])))
 
 
 def _summary(

@@ -30,8 +30,26 @@ SAMPLED = 4096
 """Coordinates whose gradients are kept, over all tensors."""
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+ETA_EDGES: Array = np.logspace(-2, 2, 33)
+"""Edges of the histogram of eta: 8 bins a decade."""
+
 _LEAST_OF_TENSOR = 16
 _ALL = "all"
+
+
+@dataclass(frozen=True)
+class EtaHistogram:
+    """Distribution of sigma/|grad L| over coordinates.
+
+    Attributes:
+        edges: of the bins, ``ETA_EDGES``. The first bin also has what lies below it, the last one
+            what lies above.
+        shares: share of all coordinates in each bin. With the unresolved and the still ones, which
+            are in no bin, they add up to 1.
+    """
+
+    edges: tuple[float, ...]
+    shares: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,7 @@ class LayerNoise:
         gaussian_success: the same by Eq. (10), from eta.
         kurtosis: median excess kurtosis of a coordinate's gradient; 0 for a Gaussian.
         factors: mean of 1/(1 + eta^2), (1 + eta^2)^(-1/2) and erf(1/(sqrt(2) eta)).
+        histogram: distribution of eta, for all parameters together; None for one parameter.
     """
 
     name: str
@@ -70,6 +89,7 @@ class LayerNoise:
     gaussian_success: float
     kurtosis: float
     factors: tuple[float, float, float]
+    histogram: EtaHistogram | None = None
 
 
 class NoiseSummary:
@@ -140,7 +160,7 @@ class NoiseSummary:
         history: Array,
         weights: Array | None,
     ) -> LayerNoise:
-        count = len(history)
+        count, together = len(history), weights is not None
         eta, still, unresolved = _eta(history)
         weights = np.ones(len(eta)) if weights is None else weights
         moving = np.logical_not(still)
@@ -164,6 +184,7 @@ class NoiseSummary:
             gaussian_success=float(of_moving @ success_probability(1.0, known)),
             kurtosis=_kurtosis(history[:, moving]),
             factors=tuple(float(of_moving @ f) for f in factors),  # type: ignore[arg-type]
+            histogram=_histogram(eta, share, moving & ~unresolved) if together else None,
         )
 
 
@@ -193,6 +214,14 @@ def _eta(history: Array) -> tuple[Array, Flags, Flags]:
     with np.errstate(divide="ignore", invalid="ignore"):
         eta = np.sqrt(variance / np.where(unresolved | still, np.nan, square))
     return np.where(unresolved, np.inf, np.where(still, 0.0, eta)), still, unresolved
+
+
+def _histogram(eta: Array, share: Array, counted: Flags) -> EtaHistogram:
+    """Return the shares of the bins; each coordinate stands for a share of all."""
+    last = np.nextafter(ETA_EDGES[-1], 0)
+    inside = np.clip(eta[counted], ETA_EDGES[0], last)
+    shares, _ = np.histogram(inside, ETA_EDGES, weights=share[counted])
+    return EtaHistogram(tuple(map(float, ETA_EDGES)), tuple(map(float, shares)))
 
 
 def _success(history: Array) -> Array:

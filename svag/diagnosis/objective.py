@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from svag.diagnosis.outputs import separated
 from svag.errors import DissectionError, InvalidOption
 from svag.problems.nested import Nested, mapped, tensors
-from svag.problems.seeding import seed_everything
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 BatchLoss: TypeAlias = Callable[[nn.Module, Any], Tensor]
@@ -142,7 +141,7 @@ class Objective:
         """
         model = self.model
         content = self._placed(batch.content)
-        seed_everything(batch.seed)
+        self._seed(batch.seed)
         if self._carries:
             setattr(model, "carried_state", batch.carried)  # noqa: B010
         outputs = None
@@ -272,6 +271,17 @@ class Objective:
     def carries(self) -> bool:
         """Whether state is carried from batch to batch."""
         return self._carries
+
+    def _seed(self, seed: int) -> None:
+        """Seed the global generators of Python, NumPy and the model's device.
+
+        ``torch.manual_seed`` would format three stacks for devices that are not there: 0.3 ms.
+        """
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator is meant
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _penalised(self, loss: Tensor) -> Tensor:
         for param, decay in zip(self.params, self.decays, strict=True):

@@ -25,6 +25,17 @@ def local(tensor: Tensor) -> Tensor:
     return cast(Tensor, tensor.to_local()) if is_distributed(tensor) else tensor
 
 
+def distributed_as(shard: Tensor, like: Tensor) -> Tensor:
+    """Return this process's part as a DTensor that is distributed as another; else as it is."""
+    if not is_distributed(like):
+        return shard
+    whole = {"shape": like.shape, "stride": like.stride()}
+    placed = type(like).from_local(
+        shard, like.device_mesh, like.placements, run_check=False, **whole
+    )
+    return cast(Tensor, placed)
+
+
 def shares_memory(one: Tensor, other: Tensor) -> bool:
     """Return whether two plain tensors lie in one storage."""
     plain = type(one) in PLAIN and type(other) in PLAIN

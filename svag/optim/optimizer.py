@@ -12,6 +12,7 @@ from svag.anatomy import Anatomy
 from svag.errors import InvalidOption, MissingVariance, SparseGradient
 from svag.optim import options, state_translation
 from svag.optim import state as states
+from svag.optim.adaptation import Adaptive
 from svag.optim.dispatch import Entry, Plan, in_turns, may_be_fused
 from svag.optim.dtensor import (
     gradients_placed_as_parameters,
@@ -40,7 +41,7 @@ _HAS_ACCELERATOR = torch.accelerator.current_accelerator() is not None
 Params: TypeAlias = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-class Dissected(Optimizer):
+class Dissected(Adaptive):
     """Any recombination of direction and factor.
 
         theta <- theta - lr * gamma * d        d in {g, m, sign g, sign m}

@@ -1,14 +1,11 @@
 """Writes the report's page: analyses as one HTML file that needs no network."""
 
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
-from plotly.offline import get_plotlyjs
+from markupsafe import Markup
 
 from svag.analysis.overview import overview
 from svag.analysis.published import PAPER
@@ -17,15 +14,16 @@ from svag.analysis.study import Analysis
 from svag.report import effect_charts, overview_tables, style, tables
 from svag.report.charts import Chart
 from svag.report.content import PagePlace, content, draw, sentences, summary
+from svag.report.templates import environment, write_page
 
 
 def page(analysis: Analysis, place: PagePlace) -> None:
     """Write ``report.html`` on one problem; equal analyses and folders give the same bytes."""
     filled = content(analysis, place)
-    text = _environment().get_template("problem.html.j2").render(filled)
+    text = environment().get_template("problem.html.j2").render(filled)
     name = analysis.study.base.problem
-    _write(
-        place.directory,
+    write_page(
+        place.directory / "report.html",
         title=name,
         over=f"Adam taken apart on {name}: {summary(analysis)}",
         sentences=sentences(analysis),
@@ -43,8 +41,8 @@ def page_of_several(several: Several, directory: Path, records: Sequence[Path]) 
         directory: the page's folder.
         records: each study's folder of records.
     """
-    environment = _environment()
-    template = environment.get_template("problem.html.j2")
+    templates = environment()
+    template = templates.get_template("problem.html.j2")
     forests = _forests(several)
     charts: dict[str, Chart] = dict(forests)
     problems = []
@@ -60,40 +58,15 @@ def page_of_several(several: Several, directory: Path, records: Sequence[Path]) 
             }
         )
     filled = _overview(several, forests, directory, records)
-    _write(
-        directory,
+    write_page(
+        directory / "report.html",
         title=f"{len(problems)} problems",
         over=f"Adam taken apart on {style.count(len(problems), 'problem')}",
         sentences=overview(several),
-        overview=Markup(environment.get_template("overview.html.j2").render(filled)),
+        overview=Markup(templates.get_template("overview.html.j2").render(filled)),
         problems=problems,
         charts=charts,
     )
-
-
-def typeset(text: str) -> Markup:
-    """Return a sentence as HTML, with true minus signs and with intervals in their own spans."""
-    text = str(escape(re.sub(r"(?<![\w.-])-(?=\d)", style.MINUS, text)))
-    return Markup(re.sub(r"\[[^\]\w]*\d[^\]]*\]", r'<span class="interval">\g<0></span>', text))
-
-
-def _write(directory: Path, **filled: Any) -> None:
-    template = _environment().get_template("page.html.j2")
-    plotly = Markup(get_plotlyjs()) if filled["charts"] else ""
-    text = template.render(plotly=plotly, **filled)
-    (directory / "report.html").write_text(text, encoding="utf-8")
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("svag.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["typeset"] = typeset
-    return environment
 
 
 def _forests(several: Several) -> dict[str, Chart]:

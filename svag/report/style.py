@@ -30,6 +30,7 @@ NONE: Final = "\N{EN DASH}"
 
 _NBSP = "\N{NO-BREAK SPACE}"
 _MOST_DECIMALS = 5
+_LEAST_POWER, _GREATEST_POWER = -4, 6  # of ten, of numbers that are written out
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,25 @@ def number(value: float, decimals: int, *, signed: bool = False) -> str:
         tiny = abs(value) > 10.0 ** -(decimals + 6)
         text = f"{value:{plus}.1e}" if tiny else f"{0.0:{plus}.{decimals}f}"
     return text.replace("-", MINUS)
+
+
+def significant(value: float, digits: int = 3, *, signed: bool = False) -> str:
+    """Write a number of any size to some significant digits, such as ``11,100``.
+
+    Args:
+        value: the number.
+        digits: significant digits.
+        signed: whether a positive number gets a plus sign.
+    """
+    if not math.isfinite(value):
+        return NONE
+    plus = "+" if signed else ""
+    rounded = float(f"{value:.{digits - 1}e}")
+    size = math.floor(math.log10(abs(rounded))) if rounded else 0
+    if rounded and not _LEAST_POWER <= size < _GREATEST_POWER:
+        return f"{rounded:{plus}.{digits - 1}e}".replace("-", MINUS)
+    decimals = max(0, digits - 1 - size) if rounded else 0
+    return f"{rounded:{plus},.{decimals}f}".replace("-", MINUS)
 
 
 def spread(value: Spread, quantity: Quantity, decimals: int, *, difference: bool = False) -> str:

@@ -23,9 +23,9 @@ from svag.quantity import LOSS as A_LOSS
 from svag.report import style, tables, write
 from svag.report.axis_limits import axis, drawn
 from svag.report.content import command
-from svag.report.page import typeset
 from svag.report.panels import spaced
 from svag.report.style import MINUS
+from svag.report.templates import typeset
 
 from .pages import Page
 from .studies import LOSS, study

@@ -1,0 +1,39 @@
+"""Writes the page of a dissection, from its records alone; recomputes nothing."""
+
+from pathlib import Path
+from typing import Final
+
+from svag.analysis.dissection_records import read
+from svag.errors import RecordError
+from svag.report.dissection.found import Found
+from svag.report.dissection.page import page
+
+__all__ = ["PAGE", "write"]
+
+PAGE: Final = "dissect.html"
+
+
+def write(records: Path, directory: Path | None = None) -> Path:
+    """Write ``dissect.html`` from a folder's ``dissect.jsonl``.
+
+    Args:
+        records: folder of the records.
+        directory: folder of the page; by default the same.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        RecordError: the records cannot be read, or the page cannot be written.
+    """
+    path = (directory or records) / PAGE
+    found = Found(read(records))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page(found, path, records)
+    except OSError as error:
+        where = error.filename or path
+        raise RecordError(
+            f"cannot write {where}: {error.strerror}; choose another folder with --out"
+        ) from error
+    return path
