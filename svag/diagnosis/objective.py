@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from svag.diagnosis.outputs import separated
 from svag.errors import DissectionError, InvalidOption
 from svag.problems.nested import Nested, mapped, tensors
 
@@ -75,6 +76,7 @@ class Objective:
     Attributes:
         names: names of the trainable parameters.
         params: the parameters, in the same order, each once.
+        decays: lambda of each of them, 0 where it has none.
 
     Raises:
         InvalidOption: neither or both of the losses are given, nothing is trainable, or a parameter
@@ -112,8 +114,7 @@ class Objective:
         self.device = self.params[0].device
         self._loss_fn, self._batch_loss = loss_fn, batch_loss
         self._precision, self._carries = precision, carries
-        decays = weight_decay or {}
-        self._decayed = [(p, decays[n]) for n, p in named.items() if decays.get(n)]
+        self.decays = [float((weight_decay or {}).get(n, 0.0)) for n in named]
         self._buffers = [b for b in model.buffers() if b is not None]
         self._kept = [b.detach().clone() for b in self._buffers]
         self._writes = False
@@ -124,10 +125,16 @@ class Objective:
         """Whether outputs and loss are known apart, which the Gauss-Newton matrix needs."""
         return self._loss_fn is not None
 
-    def graph(self, batch: Batch) -> tuple[Tensor, Nested]:
+    def graph(self, batch: Batch, *, apart: bool = False) -> tuple[Tensor, Nested]:
         """Return the loss with its graph, and the model's outputs (None for ``batch_loss``).
 
         Call :meth:`restore` when the graph has been used.
+
+        Args:
+            batch: what to evaluate on.
+            apart: return the outputs as a list of the real tensors in them, each a view of its own
+                from which the loss is computed; so no one is computed from another, as logits are
+                from a hidden layer that the model returns, too.
 
         Raises:
             DissectionError: the loss is no tensor of one element.
@@ -143,9 +150,11 @@ class Objective:
                 loss = self._batch_loss(model, content)
             else:
                 inputs, targets = self._pair(content)
-                outputs = model(inputs)
+                handed = outputs = model(inputs)
+                if apart:
+                    handed, outputs = separated(outputs)
                 assert self._loss_fn is not None
-                loss = self._loss_fn(outputs, targets)
+                loss = self._loss_fn(handed, targets)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise DissectionError(
@@ -166,11 +175,7 @@ class Objective:
             for param in self.params:
                 param.grad = None
             value, _ = self.graph(batch)
-            if not value.requires_grad:
-                raise DissectionError(
-                    "the loss does not depend on any trainable parameter, or its graph was cut "
-                    "(detach, no_grad, .item()); return the loss as the model's training does"
-                )
+            refuse_cut_graph(value)
             value.backward()
         self.restore()
         return float(value.detach())
@@ -199,8 +204,11 @@ class Objective:
         """Put the model in training mode; at the end restore everything, bit for bit.
 
         Restored are parameters, gradients, buffers, modes, carried state, and the generators of
-        Python, NumPy and torch.
+        Python, NumPy and torch. Within itself it does nothing.
         """
+        if self._theta:
+            yield
+            return
         model, params = self.model, self.params
         outer = self._theta
         self._theta = [p.detach().clone() for p in params]
@@ -277,8 +285,9 @@ class Objective:
             torch.cuda.manual_seed(seed)
 
     def _penalised(self, loss: Tensor) -> Tensor:
-        for param, decay in self._decayed:
-            loss = loss + 0.5 * decay * param.square().sum()
+        for param, decay in zip(self.params, self.decays, strict=True):
+            if decay:
+                loss = loss + 0.5 * decay * param.square().sum()
         return loss
 
     def _placed(self, content: Any) -> Any:
@@ -294,4 +303,13 @@ class Objective:
         raise DissectionError(
             f"a batch is {type(content).__name__}, not a pair (inputs, targets); give "
             "batch_loss=lambda model, batch: ... in place of loss_fn"
+        )
+
+
+def refuse_cut_graph(loss: Tensor) -> None:
+    """Raise DissectionError if a loss has no graph that leads to a parameter."""
+    if not loss.requires_grad:
+        raise DissectionError(
+            "the loss does not depend on any trainable parameter, or its graph was cut "
+            "(detach, no_grad, .item()); return the loss as the model's training does"
         )
