@@ -197,6 +197,7 @@ FLOORS = (
     ("svag.diagnosis.batch_graph",),
     ("svag.diagnosis.second_derivative",),
     ("svag.diagnosis.curvature",),
+    ("svag.diagnosis.curvature_summary",),
     ("svag.diagnosis.directions", "svag.diagnosis.noise_summary", "svag.diagnosis.improvement"),
     ("svag.diagnosis.measurement", "svag.diagnosis.race"),
     ("svag.diagnosis.allowance", "svag.diagnosis.noise_figures", "svag.diagnosis.sinks"),

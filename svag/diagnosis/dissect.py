@@ -16,6 +16,7 @@ from svag.analysis.contrasts import ADAPTATION, SIGN
 from svag.anatomy import PAPER_METHODS
 from svag.diagnosis import conclusion as conclusions
 from svag.diagnosis.budget import DEFAULT, Budget, seconds_of
+from svag.diagnosis.curvature_summary import KeptDirections, curvature_rows
 from svag.diagnosis.directions import Track
 from svag.diagnosis.findings import Dissection, Setting, StepEffect
 from svag.diagnosis.improvement import Factorial, effects, improvement, worths
@@ -290,6 +291,7 @@ class _Work:
         self._held = self._hold()
         self._loss = objective.check(self._held[0])
         self._skipped: list[str] = []
+        self._kept = KeptDirections(objective, len(plan.methods))
 
     def findings(self) -> Dissection:
         """Measure everything, in the order of the budget."""
@@ -327,6 +329,7 @@ class _Work:
             plan.methods,
             states=plan.states,
             noise=noise,
+            visit=self._kept.visit if part == "directions" else None,
         )
         return measurement.run(
             tracks,
@@ -375,6 +378,19 @@ class _Work:
 
     def _curvature(self, found: Dissection) -> None:
         """Measure the curvature within its time."""
+        seconds = self._budget.until("curvature")
+        self._progress("curvature", 0.0)
+        if seconds <= 0:
+            self._skipped.append("no curvature: no time was left for it")
+            return
+        try:
+            found.curvature = curvature_rows(
+                self._objective, self._held, self._kept.usable, seconds
+            )
+        except DissectionError as error:
+            self._skipped.append(f"no curvature: {error}")
+        self._kept.drawn.clear()
+        self._progress("curvature", 1.0)
 
     def _variants(self, found: Dissection) -> None:
         """Measure the same directions with rotated axes and with larger batches."""

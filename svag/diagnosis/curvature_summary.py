@@ -1,0 +1,161 @@
+"""What the curvature says, within a time: Eq. (12), extreme eigenvalues, p_diag and the spectrum.
+
+All of it is of the mean loss of a few held batches, not of the expected loss. Eq. (12) needs the
+curvature along the directions of the methods, of which a few draws are kept:
+
+    I = s^2/(2 c),  alpha_* = s/c,    s = -E[grad . z],  c = E[z^T H z]
+
+with the Hessian H, or with the Gauss-Newton matrix G in its place, which has no negative curvature.
+What it says differs from the line search where the loss is no parabola along the step.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from torch import Tensor
+
+from svag.diagnosis.curvature import Curvature, Forms, Matrix
+from svag.diagnosis.lanczos import extreme_eigenvalues, spectral_density
+from svag.diagnosis.objective import Batch, Objective
+from svag.diagnosis.p_diag_sampling import sampled_p_diag
+
+KEPT_DRAWS: Final = 8
+"""Draws of each direction that are kept for Eq. (12)."""
+
+KEPT_BYTES: Final = 2**29
+"""Most memory for them."""
+
+_MATRICES: Final[Mapping[str, Matrix]] = {"hessian": "hessian", "ggn": "gauss-newton"}
+_MOST_BATCHES = 8
+_PRODUCTS = 150
+"""Products that the time should allow; the number of batches follows."""
+
+_LANCZOS, _STARTS = 30, 3
+_LEAST_ROWS, _MOST_ROWS = 8, 2000
+
+
+def curvature_rows(
+    objective: Objective,
+    held: Sequence[Batch],
+    directions: Mapping[str, Sequence[Sequence[Tensor]]],
+    seconds: float,
+) -> list[dict[str, Any]]:
+    """Return the curvature as records.
+
+    Args:
+        objective: the loss, being dissected.
+        held: batches that may be used; how many are depends on the time.
+        directions: some draws of each method's direction.
+        seconds: time.
+
+    Raises:
+        DissectionError: torch cannot differentiate the loss twice.
+    """
+    started = time.perf_counter()
+    batches = _affordable(objective, held, seconds)
+    with Curvature(objective, batches) as curvature:
+        matrices = {name: of for name, of in _MATRICES.items() if name != "ggn"}
+        if curvature.has_gauss_newton:
+            matrices = dict(_MATRICES)
+        rows = [along(key, curvature.forms_along(drawn)) for key, drawn in directions.items()]
+        for name, of in matrices.items():
+            rows += _eigenvalues(curvature, name, of)
+        spent = time.perf_counter() - started
+        for number, (name, of) in enumerate(matrices.items()):
+            left = (seconds - spent) * (number + 1) / len(matrices) + spent
+            rows += _sampled(curvature, name, of, started + left)
+    return [{**row, "batches": len(batches)} for row in rows]
+
+
+def along(key: str, forms: Sequence[Forms]) -> dict[str, Any]:
+    """Return Eq. (12) for one method; None where the mean curvature is not positive."""
+    row: dict[str, Any] = {"what": "along", "method": key, "draws": len(forms)}
+    slope = -float(np.mean([one.slope for one in forms]))
+    for name in ("hessian", "gauss_newton"):
+        bent = [getattr(one, name) for one in forms]
+        mean = 0.0 if None in bent else float(np.mean(bent))
+        short = "ggn" if name == "gauss_newton" else name
+        usable = mean > 0 and slope > 0
+        row[f"improvement_{short}"] = slope**2 / (2 * mean) if usable else None
+        row[f"lr_{short}"] = slope / mean if usable else None
+    return row
+
+
+def _affordable(objective: Objective, held: Sequence[Batch], seconds: float) -> list[Batch]:
+    """Return so many batches that products with their mean loss are quick enough."""
+    with Curvature(objective, held[:1]) as curvature:
+        vector = [param.detach() for param in objective.params]
+        started = time.perf_counter()
+        curvature.hessian_product(vector)
+        one = time.perf_counter() - started
+    count = int(seconds / (_PRODUCTS * max(one, 1e-9)))
+    return list(held[: max(1, min(count, _MOST_BATCHES))])
+
+
+def _eigenvalues(curvature: Curvature, name: str, of: Matrix) -> list[dict[str, Any]]:
+    found = extreme_eigenvalues(curvature.operator(of), curvature.start(), steps=_LANCZOS)
+    return [
+        {
+            "what": "eigenvalue",
+            "matrix": name,
+            "which": "largest in magnitude" if "magnitude" in one.which else one.which,
+            "value": one.value,
+            "residual": one.residual,
+            "converged": one.converged,
+            "products": one.products,
+        }
+        for one in found
+    ]
+
+
+def _sampled(curvature: Curvature, name: str, of: Matrix, until: float) -> list[dict[str, Any]]:
+    """Return p_diag from as many rows as there is time for, and the spectrum."""
+    operator = curvature.operator(of)
+    started = time.perf_counter()
+    density = spectral_density(operator, starts=_STARTS, steps=_LANCZOS)
+    one = (time.perf_counter() - started) / density.products
+    rows: list[dict[str, Any]] = [
+        {
+            "what": "density",
+            "matrix": name,
+            "nodes": list(density.nodes),
+            "weights": list(density.weights),
+        }
+    ]
+    affordable = int((until - time.perf_counter()) / max(one, 1e-9))
+    count = min(max(affordable, _LEAST_ROWS), _MOST_ROWS, max(2, operator.size))
+    sampled = sampled_p_diag(operator, curvature.sizes, count)
+    return rows + [
+        {
+            "what": "p_diag",
+            "matrix": name,
+            "block": part.tensor or "all",
+            "value": part.value,
+            "interval": part.interval,
+            "rows": part.rows,
+            "of": part.size,
+        }
+        for part in sampled
+    ]
+
+
+class KeptDirections:
+    """Keeps some draws of each method's direction, as many as fit."""
+
+    def __init__(self, objective: Objective, methods: int) -> None:
+        each = max(1, methods) * sum(p.numel() * p.element_size() for p in objective.params)
+        self._most = min(KEPT_DRAWS, KEPT_BYTES // each)
+        self.drawn: dict[str, list[list[Tensor]]] = {}
+
+    def visit(self, key: str, direction: list[Tensor], batches: Sequence[Batch]) -> None:
+        """Keep a direction, unless enough are kept."""
+        kept = self.drawn.setdefault(key, [])
+        if len(kept) < self._most:
+            kept.append([part.clone() for part in direction])
+
+    @property
+    def usable(self) -> dict[str, list[list[Tensor]]]:
+        """Draws by method; methods without any are left out."""
+        return {key: drawn for key, drawn in self.drawn.items() if drawn}
