@@ -210,7 +210,6 @@ class Objective:
             yield
             return
         model, params = self.model, self.params
-        outer = self._theta
         self._theta = [p.detach().clone() for p in params]
         grads = [p.grad for p in params]
         modes = [(module, module.training) for module in model.modules()]
@@ -226,7 +225,7 @@ class Objective:
                 for param, value in zip(params, self.theta, strict=True):
                     if not torch.equal(param, value):
                         param.copy_(value)
-            self._theta = outer
+            self._theta = []
             for param, grad in zip(params, grads, strict=True):
                 param.grad = grad
             self.restore()
