@@ -26,7 +26,7 @@ _HOME = {
     "clip_grad_value_": "svag.variance",
     "unscale_": "svag.variance",
     "dissect": "svag.diagnosis.dissect",
-    "Monitor": "svag.diagnosis.monitor",
+    "Monitor": "svag.diagnosis.monitoring.monitor",
 }
 
 __all__ = [*_HOME, "__version__"]

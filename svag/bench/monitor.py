@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from svag import optim
-from svag.diagnosis.monitor import Monitor
+from svag.diagnosis.monitoring.monitor import Monitor
 from svag.problems import models
 
 BATCH: Final = 100

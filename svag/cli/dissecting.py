@@ -1,6 +1,8 @@
 """``svag dissect``: what the sign and the variance do on a problem, and which step sizes to use."""
 
 import json
+import time
+from dataclasses import replace
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +87,7 @@ def dissect(
 
     Exit codes: 0 done, 2 unusable input, 130 Ctrl-C.
     """
+    started = time.perf_counter()
     from svag import problems
     from svag.diagnosis.budget import seconds_of
     from svag.diagnosis.dissect import Plan
@@ -113,6 +116,7 @@ def dissect(
     console = Console(stderr=True, quiet=quiet)
     point = Point(after=after, method=trained_by, lr=lr, at=at, seed=seed)
     try:
+        plan = replace(plan, spent=time.perf_counter() - started)
         with _Bar(console) as bar:
             found = dissect_problem(task, data, base, plan, point, bar.show)
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from typing import Final
 
 from svag.errors import InvalidOption
 
-SHARES: Final = {"directions": 0.42, "race": 0.36, "curvature": 0.12, "variants": 0.10}
+SHARES: Final = {"directions": 0.42, "race": 0.36, "curvature": 0.12, "variants": 0.08}
 """Shares of the time, in the order in which they are spent."""
 
 DEFAULT: Final = 300.0
@@ -43,11 +43,12 @@ class Budget:
 
     Args:
         seconds: time for everything.
+        spent: seconds that are spent already.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, spent: float = 0.0) -> None:
         self.seconds = seconds
-        self._started = time.perf_counter()
+        self._started = time.perf_counter() - spent
 
     @property
     def spent(self) -> float:

@@ -16,7 +16,7 @@ from svag.analysis.contrasts import ADAPTATION, SIGN
 from svag.anatomy import PAPER_METHODS
 from svag.diagnosis import conclusion as conclusions
 from svag.diagnosis.budget import DEFAULT, Budget, seconds_of
-from svag.diagnosis.curvature_summary import KeptDirections, curvature_rows
+from svag.diagnosis.curvature.summary import KeptDirections, curvature_rows
 from svag.diagnosis.directions import Track
 from svag.diagnosis.findings import Dissection, Setting, StepEffect
 from svag.diagnosis.improvement import Factorial, effects, improvement, worths
@@ -37,6 +37,7 @@ States: TypeAlias = Mapping[str, Mapping[Tensor, dict[str, Any]]]
 
 _CELLS = ("m-sgd", "m-svag", "m-ssd", "adam")
 _LARGER = (2, 4, 8)
+_DRAWS_OF_VARIANTS = 24
 _HELD_BYTES = 2**28
 _LEAST_HELD = 8
 
@@ -48,6 +49,7 @@ class Plan:
     Attributes:
         methods: the methods.
         budget: seconds for everything.
+        spent: seconds of the budget that are spent already.
         draws: number of draws of each direction; None lets the budget decide.
         steps: length of the training that is planned; None if not known.
         longest: most steps of a training in the race; None for ``steps``.
@@ -61,6 +63,7 @@ class Plan:
 
     methods: tuple[Entrant, ...]
     budget: float = DEFAULT
+    spent: float = 0.0
     draws: int | None = None
     steps: int | None = None
     longest: int | None = None
@@ -125,7 +128,7 @@ def dissect(
         methods: what to dissect, as ``svag methods`` lists them; an optimizer of any package is
             ``package.module.name``.
         budget: time, in seconds or as ``"90s"``, ``"5m"``: directions and step sizes first
-            (42 %), then the race (36 %), the curvature (12 %), and variants (10 %).
+            (42 %), then the race (36 %), the curvature (12 %), and variants (8 %).
         draws: number of draws of each direction, so that the result does not depend on the
             machine's speed; by default the budget decides, 6 to 48.
         steps: length of the training that is planned. The step sizes that are suggested for sign
@@ -286,7 +289,7 @@ class _Work:
         self, objective: Objective, batches: Iterable[Any], plan: Plan, progress: Progress
     ) -> None:
         self._objective, self._plan, self._progress = objective, plan, progress
-        self._budget = Budget(plan.budget)
+        self._budget = Budget(plan.budget, plan.spent)
         self._sampling = Sampling(objective, batches)
         self._held = self._hold()
         self._loss = objective.check(self._held[0])
@@ -334,7 +337,7 @@ class _Work:
         return measurement.run(
             tracks,
             seconds=self._budget.until(part),
-            draws=plan.draws,
+            draws=plan.draws or (_DRAWS_OF_VARIANTS if part == "variants" else None),
             progress=lambda share: self._progress(part, share),
         )
 

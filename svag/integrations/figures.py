@@ -3,8 +3,8 @@
 import inspect
 from typing import Any
 
-from svag.diagnosis.monitor import Monitor
-from svag.diagnosis.sinks import Destination, Record, scalars, sinks_of
+from svag.diagnosis.monitoring.monitor import Monitor
+from svag.diagnosis.monitoring.sinks import Destination, Record, scalars, sinks_of
 from svag.errors import UnknownOption
 
 _OWN = ("optimizer", "model", "named_parameters", "hook")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from svag.diagnosis.monitor import Monitor
+from svag.diagnosis.monitoring.monitor import Monitor
 from svag.errors import MissingPackage
 from svag.integrations.figures import Waiting, check_options, destinations
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from diagnosis.curved_models import MAKERS, case
 from diagnosis.second_order_oracle import Oracle
-from svag.diagnosis.curvature import Curvature
+from svag.diagnosis.curvature.products import Curvature
 from svag.diagnosis.objective import Batch, Objective
 from svag.errors import DissectionError
 

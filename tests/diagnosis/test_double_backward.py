@@ -9,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from diagnosis.curved_models import ctc
 from diagnosis.test_curvature import same, state
-from svag.diagnosis.curvature import Curvature
-from svag.diagnosis.double_backward import refusing
+from svag.diagnosis.curvature.double_backward import refusing
+from svag.diagnosis.curvature.products import Curvature
 from svag.diagnosis.objective import Batch, Objective
 from svag.errors import DissectionError
 

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from svag.diagnosis.curvature import Curvature
-from svag.diagnosis.lanczos import extreme_eigenvalues, spectral_density
-from svag.diagnosis.linear_operator import LinearOperator
+from svag.diagnosis.curvature.lanczos import extreme_eigenvalues, spectral_density
+from svag.diagnosis.curvature.linear_operator import LinearOperator
+from svag.diagnosis.curvature.products import Curvature
 from svag.diagnosis.objective import Batch, Objective
 from svag.errors import DissectionError, InvalidOption
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import svag
 from svag import Monitor
-from svag.diagnosis.noise_figures import RunningNoiseScale
+from svag.diagnosis.monitoring.noise_figures import RunningNoiseScale
 
 from .watching import Make, drawn, watched
 

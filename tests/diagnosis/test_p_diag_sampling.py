@@ -13,11 +13,11 @@ from torch.nn import functional
 
 from diagnosis.curved_models import case
 from diagnosis.second_order_oracle import Oracle
-from svag.diagnosis.curvature import Curvature
-from svag.diagnosis.linear_operator import LinearOperator
+from svag.diagnosis.curvature.linear_operator import LinearOperator
+from svag.diagnosis.curvature.p_diag_sampling import sampled_p_diag
+from svag.diagnosis.curvature.products import Curvature
+from svag.diagnosis.curvature.row_classes import allocated, row_classes
 from svag.diagnosis.objective import Batch, Objective
-from svag.diagnosis.p_diag_sampling import sampled_p_diag
-from svag.diagnosis.row_classes import allocated, row_classes
 from svag.errors import InvalidOption
 from svag.theory import p_diag, random_rotation
 

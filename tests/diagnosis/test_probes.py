@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 import svag
-from svag.diagnosis.probes import within_batch_noise
+from svag.diagnosis.monitoring.probes import within_batch_noise
 from svag.errors import DissectionError, InvalidOption
 from svag.variance.grad_var import current
 

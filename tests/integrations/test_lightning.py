@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import svag
-from svag.diagnosis.monitor import Monitor
+from svag.diagnosis.monitoring.monitor import Monitor
 
 lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 

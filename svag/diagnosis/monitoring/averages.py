@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from svag.anatomy import METHODS, Anatomy
-from svag.diagnosis.noise_figures import Sample
+from svag.diagnosis.monitoring.noise_figures import Sample
 from svag.errors import InvalidOption, NoStepYet
 from svag.optim import Dissected
 from svag.optim.adaptation import averages_gradient, factor_of, moments_of, step_count, tensors_of

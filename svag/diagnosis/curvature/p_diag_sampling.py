@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from svag.diagnosis.linear_operator import LinearOperator
-from svag.diagnosis.row_classes import row_classes
+from svag.diagnosis.curvature.linear_operator import LinearOperator
+from svag.diagnosis.curvature.row_classes import row_classes
 from svag.errors import InvalidOption
 
 _PROBES = 8

@@ -6,8 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from svag.diagnosis.double_backward import FORWARD, TWICE, hidden_constants, refusing
-from svag.diagnosis.flat_vector import Parts
+from svag.diagnosis.curvature.double_backward import FORWARD, TWICE, hidden_constants, refusing
+from svag.diagnosis.curvature.flat_vector import Parts
 from svag.diagnosis.objective import Batch, Objective, refuse_cut_graph
 from svag.errors import DissectionError
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from svag.diagnosis.batch_graph import BatchGraph
-from svag.diagnosis.flat_vector import FlatVectors
-from svag.diagnosis.linear_operator import length_of
+from svag.diagnosis.curvature.batch_graph import BatchGraph
+from svag.diagnosis.curvature.flat_vector import FlatVectors
+from svag.diagnosis.curvature.linear_operator import length_of
 from svag.diagnosis.objective import Batch, Objective
 from svag.errors import DissectionError
 

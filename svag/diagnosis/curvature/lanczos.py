@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from svag.diagnosis.linear_operator import LinearOperator, length_of
+from svag.diagnosis.curvature.linear_operator import LinearOperator, length_of
 from svag.errors import DissectionError, InvalidOption
 
 Which: TypeAlias = Literal["largest", "smallest", "largest magnitude"]

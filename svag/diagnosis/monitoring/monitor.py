@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from svag.diagnosis.allowance import Allowance
-from svag.diagnosis.averages import Averages, NamedParameters, names_of
-from svag.diagnosis.noise_figures import RunningNoiseScale, Sample, figures
-from svag.diagnosis.sinks import ALL, Destination, JsonLines, Record, sinks_of
+from svag.diagnosis.monitoring.allowance import Allowance
+from svag.diagnosis.monitoring.averages import Averages, NamedParameters, names_of
+from svag.diagnosis.monitoring.noise_figures import RunningNoiseScale, Sample, figures
+from svag.diagnosis.monitoring.sinks import ALL, Destination, JsonLines, Record, sinks_of
 from svag.errors import InvalidOption
 
 Probe = Callable[[], Mapping[str, float]]
@@ -40,8 +40,8 @@ class Monitor:
     They rest on Assumption 1 of the paper: gradients in the averages' memory are independent and
     of one distribution. A moving mean counts as noise (:mod:`svag.theory.drift`), and so does one
     that swings to and fro, as at a large step size: then ``grad_sq`` comes out negative.
-    :func:`svag.diagnosis.probes.within_batch_noise` sees neither. Averages of clipped gradients,
-    or with coupled weight decay in them, have figures of those.
+    :func:`svag.diagnosis.monitoring.probes.within_batch_noise` sees neither. Averages of clipped
+    gradients, or with coupled weight decay in them, have figures of those.
 
     With independent Gaussian gradients of d coordinates alike, the ``noise_scale`` of one record
     has the relative standard error sqrt((0.1 + 0.2 eta^2 + 0.006 eta^4)/d) at beta = 0.9. Estimates
@@ -77,8 +77,8 @@ class Monitor:
         coordinates: most coordinates to read of a tensor; None for all.
         seed: of the choice of coordinates.
         probes: dearer figures: functions, by name, that return some, such as
-            :func:`svag.diagnosis.probes.within_batch_noise`. They are called in turn, at most one
-            after a step, and share half of the budget. Their records say ``probe``.
+            :func:`svag.diagnosis.monitoring.probes.within_batch_noise`. They are called in turn, at
+            most one after a step, and share half of the budget. Their records say ``probe``.
         hook: whether to observe after each ``optimizer.step()`` by a hook.
 
     Attributes:

@@ -16,10 +16,10 @@ from typing import Any, Final
 import numpy as np
 from torch import Tensor
 
-from svag.diagnosis.curvature import Curvature, Forms, Matrix
-from svag.diagnosis.lanczos import extreme_eigenvalues, spectral_density
+from svag.diagnosis.curvature.lanczos import extreme_eigenvalues, spectral_density
+from svag.diagnosis.curvature.p_diag_sampling import sampled_p_diag
+from svag.diagnosis.curvature.products import Curvature, Forms, Matrix
 from svag.diagnosis.objective import Batch, Objective
-from svag.diagnosis.p_diag_sampling import sampled_p_diag
 
 KEPT_DRAWS: Final = 8
 """Draws of each direction that are kept for Eq. (12)."""
@@ -33,7 +33,7 @@ _PRODUCTS = 150
 """Products that the time should allow; the number of batches follows."""
 
 _LANCZOS, _STARTS = 30, 3
-_LEAST_ROWS, _MOST_ROWS = 8, 2000
+_LEAST_ROWS, _MOST_ROWS = 8, 200
 
 
 def curvature_rows(

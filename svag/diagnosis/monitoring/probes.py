@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from svag.diagnosis.noise_figures import RunningNoiseScale, Sample, figures
+from svag.diagnosis.monitoring.noise_figures import RunningNoiseScale, Sample, figures
 from svag.diagnosis.objective import BatchLoss, Loss, Objective
 from svag.diagnosis.sampling import Sampling
 from svag.errors import InvalidOption

@@ -1,0 +1,1 @@
+"""What an optimizer's own averages say of the gradients while it trains: :class:`svag.Monitor`."""
