@@ -1,9 +1,8 @@
 """``svag dissect``: what the sign and the variance do on a problem, and which step sizes to use."""
 
 import json
-import time
-from dataclasses import replace
 import shlex
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import svag
 from svag import Monitor
-from svag.diagnosis import allowance
+from svag.diagnosis.monitoring import allowance
 from svag.errors import InvalidOption, RecordError
 
 from .watching import Make
