@@ -23,6 +23,10 @@ HERE: Final = Path(__file__).parent
 RESULTS: Final = HERE.parent / "results" / "dissect"
 PAGE: Final = HERE / "dissect.md"
 PICTURE: Final = HERE / "dissect.png"
+SHOWN: Final = RESULTS / "readme" / "dissect.jsonl"
+README: Final = HERE.parent / "README.md"
+MARKS: Final = ("<!-- docs/make_dissect.py writes from here -->", "<!-- to here -->")
+RECORD: Final = HERE.parent / "svag" / "diagnosis" / "track_record.json"
 
 EFFECTS: Final = ("sign", "adaptation")
 POINTS: Final = (0, 5, 25)
@@ -134,6 +138,19 @@ def step_sizes(
     }
 
 
+def track_record(found: Sequence[Case]) -> dict[str, int]:
+    """Count suggestions at initialisation near the search's, and verdicts that came true."""
+    ratios = [r for one in found if 0 in one.dissections for r in one.suggested(0).values()]
+    verdicts = predictions(found, "verdict", 0)
+    return {
+        "problems": len(found),
+        "pairs": len(ratios),
+        "within": sum(max(r, 1 / r) <= _FACTOR for r in ratios),
+        "right": verdicts["right"],
+        "wrong": verdicts["wrong"],
+    }
+
+
 def misses(found: Sequence[Case], point: int) -> Iterable[str]:
     """List the suggestions that are further off than a step of the grid."""
     for one in found:
@@ -198,15 +215,14 @@ def picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
     canvas.savefig(path, dpi=160, metadata={"Software": None})
 
 
-def main() -> None:
-    """Write the page and the picture of the README."""
-    found = cases()
+def page(found: Sequence[Case]) -> str:
+    """Return the text of the page."""
     environment = Environment(
         loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     held_out = [one for one in found if one.name not in FITTED]
-    text = environment.get_template("dissect.md.j2").render(
+    return environment.get_template("dissect.md.j2").render(
         count=len(found),
         quadratics=sum(one.name.startswith("quadratic") for one in found),
         points=POINTS,
@@ -230,10 +246,30 @@ def main() -> None:
         misses=list(misses(found, 0)),
         rows=table(found),
     )
-    PAGE.write_text(text, encoding="utf-8")
-    for one in found:
-        if one.name == "digits" and 0 in one.dissections:
-            picture(one.dissections[0], PICTURE)
+
+
+def answer(rows: Sequence[dict[str, Any]]) -> str:
+    """Return what the README quotes of a dissection: the answer and the line to paste."""
+    ended = next(row for row in rows if row["kind"] == "conclusion")
+    says = [one["text"] for one in ended["statements"]] + ended["notes"][:1]
+    return "\n".join(
+        [f"> **{ended['headline']}**", *(f"> - {text}" for text in says), ">",
+         f"> `{ended['suggestions'][0]['line']}`"]
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Write the page, the track record, and picture and answer of the README."""
+    found = cases()
+    PAGE.write_text(page(found), encoding="utf-8")
+    RECORD.write_text(json.dumps(track_record(found)) + "\n", encoding="utf-8")
+    rows = [json.loads(line) for line in SHOWN.read_text().splitlines()]
+    picture(rows, PICTURE)
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(MARKS[0])
+    README.write_text(
+        f"{before}{MARKS[0]}\n{answer(rows)}\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -186,6 +186,7 @@ FLOORS = (
     ("svag.lab.train", "svag.lab.scale", "svag.lab.timing"),
     (
         *("svag.diagnosis", "svag.diagnosis.rotation", "svag.diagnosis.longer_training"),
+        "svag.diagnosis.track_record",
         *("svag.diagnosis.curvature", "svag.diagnosis.monitoring"),
         *("svag.diagnosis.outputs", "svag.diagnosis.curvature.linear_operator"),
         *("svag.diagnosis.curvature.double_backward", "svag.diagnosis.curvature.row_classes"),

@@ -58,7 +58,9 @@ def dissect(
     ] = None,
     race_steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Most steps of a training in the race; by default --steps."),
+        typer.Option(
+            min=1, help="Most steps of a training in the race; a fifth of --steps by default."
+        ),
     ] = None,
     variants: Annotated[
         bool,
@@ -104,7 +106,7 @@ def dissect(
         draws=draws,
         variants=variants,
         steps=planned,
-        longest=min(race_steps or planned, planned),
+        longest=race_steps,
         problem=task.name,
         seed=seed,
     )

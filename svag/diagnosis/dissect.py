@@ -28,6 +28,7 @@ from svag.diagnosis.race import Race, race_effects
 from svag.diagnosis.race_training import FromHere
 from svag.diagnosis.rotation import Rotation
 from svag.diagnosis.sampling import Sampling
+from svag.diagnosis.track_record import of_step_sizes
 from svag.entrants import Entrant, entrant
 from svag.errors import DissectionError, InvalidOption
 from svag.problems.seeding import seed_everything
@@ -38,6 +39,7 @@ States: TypeAlias = Mapping[str, Mapping[Tensor, dict[str, Any]]]
 _CELLS = ("m-sgd", "m-svag", "m-ssd", "adam")
 _LARGER = (2, 4, 8)
 _DRAWS_OF_VARIANTS = 24
+_SHARE_RACED, _LEAST_RACED = 5, 20
 _HELD_BYTES = 2**28
 _LEAST_HELD = 8
 
@@ -52,7 +54,7 @@ class Plan:
         spent: seconds of the budget that are spent already.
         draws: number of draws of each direction; None lets the budget decide.
         steps: length of the training that is planned; None if not known.
-        longest: most steps of a training in the race; None for ``steps``.
+        longest: most steps of a training in the race; None for a fifth of ``steps``.
         race: whether there is a race.
         variants: whether rotated directions and larger batches are measured.
         states: states of optimizers to start from, by method and parameter.
@@ -73,6 +75,13 @@ class Plan:
     problem: str = "model"
     step: int | None = None
     seed: int = 0
+
+    @property
+    def most_raced(self) -> int | None:
+        """Most steps of a training in the race; None for no limit."""
+        if self.longest is not None or self.steps is None:
+            return self.longest
+        return min(max(self.steps // _SHARE_RACED, _LEAST_RACED), self.steps)
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -133,7 +142,7 @@ def dissect(
             machine's speed; by default the budget decides, 6 to 48.
         steps: length of the training that is planned. The step sizes that are suggested for sign
             methods depend on it.
-        longest: most steps of a training in the race; by default ``steps``.
+        longest: most steps of a training in the race; by default a fifth of ``steps``.
         race: whether to race; without, the suggestions rest on one step.
         precision: returns the context of the forward pass, such as autocast.
         out: folder for the records.
@@ -264,14 +273,15 @@ def conclude(found: Dissection) -> conclusions.Conclusion:
         if (name := Track(count).name, SIGN) in of_step
     }
     plain = of_step.get(("plain", SIGN))
-    notes = (
-        conclusions.rotation_note(plain, of_step.get(("rotated", SIGN))),
-        conclusions.batch_note(plain, larger),
-    )
     improvements = {one.method: one for one in found.improvements if one.track == "plain"}
     entrants = [entrant(key) for key in found.setting.methods]
     best, suggested = conclusions.suggestions(
         entrants, improvements, found.race, found.setting.planned
+    )
+    notes = (
+        conclusions.rotation_note(plain, of_step.get(("rotated", SIGN))),
+        conclusions.batch_note(plain, larger),
+        of_step_sizes() if any(one.basis == "race" for one in suggested) else "",
     )
     return conclusions.Conclusion(
         headline=conclusions.headline(statements, bool(found.race_effects)),
@@ -370,7 +380,7 @@ class _Work:
         if not plan.race or not starts:
             return
         trainer = FromHere(self._objective, self._sampling, self._held, plan.states)
-        found.race = Race(trainer, plan.longest or plan.steps).run(
+        found.race = Race(trainer, plan.most_raced).run(
             plan.methods,
             starts,
             seconds=self._budget.until("race"),

@@ -210,7 +210,7 @@ def _race_alone(
         )
     trainer = _Sessions(problem, data, base)
     starts = {one.key: one.lr for one in plan.methods}
-    race = Race(trainer, plan.longest or plan.steps).run(
+    race = Race(trainer, plan.most_raced).run(
         plan.methods, starts, seconds=plan.budget, progress=lambda s: progress("race", s)
     )
     session = Session(problem, data, replace(base, method="sgd"))
