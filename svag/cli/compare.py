@@ -252,10 +252,11 @@ def _from_suggested(job: "_Job", console: Console) -> "Study":
     from svag.lab import studies
 
     study = job.study
-    if any(one.study.id == study.id for one in studies.filed(job.directory)):
+    searched = [key for key in study.methods if key not in study.lrs and key not in study.grids]
+    if not searched or any(one.study.id == study.id for one in studies.filed(job.directory)):
         return study
     say(console, f"dissecting {job.task.name} for step sizes to begin at ({_START_SECONDS:g} s)")
-    found = suggested_starts(job.task, job.data, study.base, list(study.starts), _START_SECONDS)
+    found = suggested_starts(job.task, job.data, study.base, searched, _START_SECONDS)
     return replace(study, starts={**study.starts, **found})
 
 
