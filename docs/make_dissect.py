@@ -151,6 +151,20 @@ def track_record(found: Sequence[Case]) -> dict[str, int]:
     }
 
 
+def started() -> dict[str, int]:
+    """Count the search's runs by default and with ``--start suggested``, and chosen step sizes."""
+    path = RESULTS / "start_suggested.json"
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    methods = [row for one in rows.values() for row in one.values()]
+    return {
+        "problems": len(rows),
+        "methods": len(methods),
+        "before": sum(row[0] for row in methods),
+        "after": sum(row[1] for row in methods),
+        "same": sum(row[2] == row[3] for row in methods),
+    }
+
+
 def misses(found: Sequence[Case], point: int) -> Iterable[str]:
     """List the suggestions that are further off than a step of the grid."""
     for one in found:
@@ -244,6 +258,7 @@ def page(found: Sequence[Case]) -> str:
         held_out=step_sizes(held_out, 0, lambda name, key: True),
         held_out_count=len(held_out),
         misses=list(misses(found, 0)),
+        started=started(),
         rows=table(found),
     )
 
