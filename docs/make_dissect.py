@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
+from svag.diagnosis.longer_training import lengthened
 from svag.entrants import entrant
 from svag.report.panels import LINES
 from svag.report.style import STYLES
@@ -61,13 +62,15 @@ class Case:
         return next(s[by] for s in rows[0]["statements"] if s["effect"] == effect)
 
     def suggested(self, point: int) -> dict[str, float]:
-        """Suggested over searched step size, by method."""
-        rows = [row for row in self.dissections[point] if row["kind"] == "conclusion"]
+        """Suggested over searched step size, by method, from the race's by the present rule."""
+        race = next((r for r in self.dissections[point] if r["kind"] == "race"), None)
         searched = {key: one["lr"] for key, one in self.study["methods"].items()}
+        if race is None:
+            return {}
         return {
-            one["method"]: one["lr"] / searched[one["method"]]
-            for one in rows[0]["suggestions"]
-            if one["basis"] == "race" and searched[one["method"]]
+            key: lengthened(entrant(key), lr, race["steps"], self.study["steps"]) / searched[key]
+            for key, lr in race["lrs"].items()
+            if lr is not None and searched[key]
         }
 
 
@@ -257,6 +260,7 @@ def page(found: Sequence[Case]) -> str:
         names={key: entrant(key).name for key in ("m-sgd", "m-svag", "m-ssd", "adam")},
         held_out=step_sizes(held_out, 0, lambda name, key: True),
         held_out_count=len(held_out),
+        fitted=len(FITTED),
         misses=list(misses(found, 0)),
         started=started(),
         rows=table(found),

@@ -34,9 +34,10 @@ def case(script, name="made", **said):
         {"effect": "sign", "verdict": said["sign"], "one_step": said["sign"], "race": "helps"},
         {"effect": "adaptation", "verdict": "hurts", "one_step": "hurts", "race": "hurts"},
     ]
-    suggestions = [{"method": "adam", "lr": said["lr"], "basis": "race"}]
-    rows = [{"kind": "conclusion", "statements": statements, "suggestions": suggestions}]
+    race = {"kind": "race", "steps": 50, "lrs": {"adam": said["lr"], "m-sgd": None}}
+    rows = [{"kind": "conclusion", "statements": statements, "suggestions": []}, race]
     study = {
+        "steps": 50,
         "methods": {"adam": {"lr": 0.01}},
         "on_train_loss": {
             "sign": {"interval": [-2.0, -1.0]},
