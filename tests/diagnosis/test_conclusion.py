@@ -143,8 +143,8 @@ def test_suggestions_put_the_winner_first():
         ("m-sgd", 0.1, "race", 0.1),
         ("m-ssd", 0.001, "one step", None),
     ]
-    _, found = c.suggestions(entrants, improvements, RESULT, planned=500)
-    assert [one.lr for one in found] == [0.005, 0.05, 0.001]  # a tenth of the length: 10^-0.3
+    _, found = c.suggestions(entrants, improvements, RESULT, planned=200)
+    assert [one.lr for one in found] == [0.0066, 0.066, 0.001]  # four times the length: 4^-0.3
     _, found = c.suggestions(entrants, improvements, RESULT, planned=5)
     assert found[0].lr == 0.01
     best, found = c.suggestions(entrants, improvements, None)
