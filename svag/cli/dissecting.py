@@ -1,6 +1,7 @@
 """``svag dissect``: what the sign and the variance do on a problem, and which step sizes to use."""
 
 import json
+import math
 import shlex
 import time
 from dataclasses import replace
@@ -169,7 +170,10 @@ def present(found: "Dissection") -> None:
             worth = f"{step.value:.3g} ({step.interval[0]:.3g} to {step.interval[1]:.3g})"
         raced = "-"
         if found.race is not None and key in found.race.lrs:
-            raced = f"loss {found.race.losses[key]:.4g} at lr {found.race.lrs[key]:g}"
+            sign = -1 if found.setting.larger_is_better else 1
+            value = f"{found.setting.metric} {sign * found.race.losses[key]:.4g}"
+            lr = found.race.lrs[key]
+            raced = f"{value} at lr {lr:g}" if math.isfinite(lr) else "diverged"
         greedy = "-" if step is None else f"{step.lr:.2g}"
         table.add_row(entrant(key).name, worth, greedy, raced, suggested.get(key, "-"))
     console.print(table, highlight=False)

@@ -41,6 +41,10 @@ class Setting:
         gradients: gradients taken for the directions.
         evaluations: losses evaluated along them.
         command: what makes it again on the command line; empty if it was made otherwise.
+        steps_measured: whether single steps were measured, not a race alone.
+        metric: what the race is judged by: the loss, or the metric of a problem with its own step.
+        larger_is_better: whether that is better when larger; ``loss`` and the race's losses have it
+            with its sign turned then.
     """
 
     problem: str
@@ -57,6 +61,9 @@ class Setting:
     gradients: int
     evaluations: int
     command: str = ""
+    steps_measured: bool = True
+    metric: str = "loss"
+    larger_is_better: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import svag
 from diagnosis.quadratics import Quadratic, drawn, mean
 from svag.analysis.dissection_records import of_kind, read
-from svag.diagnosis.dissect import decays_of
+from svag.diagnosis.of_optimizer import decays_of
 from svag.errors import DissectionError, InvalidOption, SparseGradient
 from svag.theory import StochasticQuadratic
 

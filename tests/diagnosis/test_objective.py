@@ -63,7 +63,8 @@ def same(one, other):
 
 def test_one_batch_has_one_loss_and_everything_is_restored():
     model = Remembering()
-    model.layers[1].eval()
+    model.eval()
+    model.layers[0].train()
     functional.cross_entropy(model(batches()[0][0]), batches()[0][1]).backward()
     before = everything(model)
     objective = Objective(model, functional.cross_entropy)
@@ -229,7 +230,8 @@ def test_a_list_is_started_again_and_every_batch_has_its_own_seed():
     given = batches(3)
     sampling, found = taken(given, 7)
     places = [next(n for n, b in enumerate(given) if b is one.content) for one in found]
-    assert places == [0, 1, 2, 0, 1, 2, 0]
+    assert places[:3] == [0, 1, 2]
+    assert sorted(places[3:6]) == [0, 1, 2]
     assert len({one.seed for one in found}) == 7
     assert sampling.batch_size == 6
 
