@@ -261,7 +261,7 @@ class _Work:
     ) -> None:
         self._objective, self._plan, self._progress = objective, plan, progress
         self._budget = Budget(plan.budget, plan.spent)
-        self._sampling = Sampling(objective, batches)
+        self._sampling = Sampling(objective, batches, reorder=True)
         self._held = self._hold()
         self._loss = objective.check(self._held[0])
         self._skipped: list[str] = []

@@ -5,10 +5,11 @@ None. Frozen parameters, such as a teacher's moving average, are copied only if 
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class KeptState:
@@ -51,3 +52,17 @@ class KeptState:
                     self._tensors.append(param.detach())
                     self._values.append(value)
             self.restore()
+
+
+@contextlib.contextmanager
+def gradients_kept(params: Sequence[Tensor]) -> Iterator[None]:
+    """Restore gradients, and the variances that they have, at the end."""
+    kept = [(param.grad, vars(param).get("grad_var")) for param in params]
+    try:
+        yield
+    finally:
+        for param, (grad, variance) in zip(params, kept, strict=True):
+            param.grad = grad
+            vars(param).pop("grad_var", None)
+            if variance is not None:
+                cast(Any, param).grad_var = variance

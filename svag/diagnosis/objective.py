@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from svag.diagnosis.kept_state import KeptState
+from svag.diagnosis.kept_state import KeptState, gradients_kept
 from svag.diagnosis.outputs import separated
 from svag.diagnosis.refusals import refuse_others, refuse_parameter, refuse_unready
 from svag.errors import DissectionError, InvalidOption
@@ -207,7 +207,6 @@ class Objective:
             return
         model, params = self.model, self.params
         self._theta = [p.detach().clone() for p in params]
-        grads = [p.grad for p in params]
         modes = [(module, module.training) for module in model.modules()]
         carried = getattr(model, "carried_state", None)
         state = random.getstate(), np.random.get_state()  # noqa: NPY002
@@ -215,7 +214,7 @@ class Objective:
         if not model.training:
             model.train()
         try:
-            with torch.random.fork_rng(devices):
+            with torch.random.fork_rng(devices), gradients_kept(params):
                 yield
         finally:
             with torch.no_grad():
@@ -223,8 +222,6 @@ class Objective:
                     if not torch.equal(param, value):
                         param.copy_(value)
             self._theta = []
-            for param, grad in zip(params, grads, strict=True):
-                param.grad = grad
             self.restore()
             for module, mode in modes:
                 module.training = mode

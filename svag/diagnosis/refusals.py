@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from svag.errors import InvalidOption
 
@@ -21,7 +21,7 @@ def refuse_unready(model: nn.Module) -> None:
             "there are no gradients in torch.inference_mode(); dissect outside of it"
         )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if isinstance(tensor, UninitializedTensorMixin):
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise InvalidOption(
                 f"{name!r} has no shape yet, as the model is lazy; run one batch through it first"
             )

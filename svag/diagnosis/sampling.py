@@ -19,13 +19,14 @@ _MOST_SKIPPED = 1000
 class Sampling:
     """The user's batches, without end, as long as they can be started again.
 
-    A batch of another size than the first ones, such as the last of an epoch, is left out. A list
-    that is started again is taken in another order each time, as a shuffling ``DataLoader`` is:
-    the orders of a race would be the same one otherwise. Where state is carried, it is not.
+    A batch of another size than the first ones, such as the last of an epoch, is left out.
 
     Args:
         objective: the model and its loss.
         batches: an iterable of batches. A ``DataLoader`` or list is started again when it ends.
+        reorder: whether a list has another order each time that it is started again, as a
+            ``DataLoader`` that shuffles; never where state is carried. The orders of a race would
+            be one order, begun at different places, otherwise.
 
     Attributes:
         batch_size: examples in a batch; None if batches have no tensors or sizes differ.
@@ -35,8 +36,9 @@ class Sampling:
         DissectionError: there is no batch.
     """
 
-    def __init__(self, objective: Objective, batches: Iterable[Any]) -> None:
+    def __init__(self, objective: Objective, batches: Iterable[Any], reorder: bool = False) -> None:
         self._objective = objective
+        self._reorder = reorder and not objective.carries
         self._iterator = iter(batches)
         self._batches = None if self._iterator is batches else batches
         self._carried: Nested = None
@@ -98,7 +100,7 @@ class Sampling:
         )
 
     def _reordered(self, batches: Iterable[Any]) -> Iterable[Any]:
-        if self._objective.carries or not isinstance(batches, list | tuple):
+        if not self._reorder or not isinstance(batches, list | tuple):
             return batches
         return self._orders.sample(batches, len(batches))
 
