@@ -177,7 +177,10 @@ def _step_text(name: str, verdict: Verdict, effect: Factorial | None) -> str:
     if effect is None:
         return f"{nothing}: some direction is 0, or could not be measured."
     if effect.interval is None:
-        return f"{nothing}: some direction's worth is not clearly above 0."
+        return (
+            f"{nothing}: some direction's worth is not clearly above 0, or is largest beyond the "
+            "step sizes tried."
+        )
     low, high = effect.interval
     figures = f"{effect.ratio:.3g} times the worth with {_NAMES[name]}, {low:.3g} to {high:.3g}"
     said = {

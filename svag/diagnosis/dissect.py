@@ -18,7 +18,7 @@ from svag.diagnosis import conclusion as conclusions
 from svag.diagnosis.budget import DEFAULT, Budget, seconds_of
 from svag.diagnosis.curvature.summary import KeptDirections, curvature_rows
 from svag.diagnosis.directions import Track
-from svag.diagnosis.findings import Dissection, Setting, StepEffect
+from svag.diagnosis.findings import Dissection, Setting, StepEffect, refuse_folder
 from svag.diagnosis.improvement import Factorial, effects, improvement, worths
 from svag.diagnosis.line_search import Decreases
 from svag.diagnosis.measurement import HELD_A_DRAW, MOST_DRAWS, Measurement
@@ -149,6 +149,7 @@ def dissect(
             reproducible; or the batches end too soon.
         InvalidOption: an option has a value outside its set; nothing is trainable; or the model or
             the optimizer is one that cannot be dissected.
+        RecordError: ``out`` cannot be written to.
 
     Example:
         >>> import torch, svag
@@ -159,6 +160,8 @@ def dissect(
         >>> [one.effect for one in found.conclusion.statements]
         ['sign', 'adaptation']
     """
+    if out is not None:
+        refuse_folder(Path(out))
     entrants = tuple(entrant(text) for text in dict.fromkeys(methods))
     plan = Plan(
         methods=entrants,

@@ -244,6 +244,10 @@ def test_the_command_in_json_and_at_saved_parameters(svag, tmp_path):
     [
         (["digits", "--at", "nowhere.pt"], "nowhere.pt cannot be loaded"),
         (["digits", "--budget", "0s"], "budget='0s'"),
+        (["digits", "--lr", "0.1"], "give --after STEPS, too"),
+        (["digits", "--with", "sgd"], "give --after STEPS, too"),
+        (["digits", "--out", f"{__file__}/folder"], "no folder that you may write to"),
+        (["digits", "--after", "3", "--at", "saved.pt"], "give one of them"),
         (["nothing"], "no problem is called 'nothing'"),
         (["digits", "--after", "20", "--with", "m-sgd", "--lr", "1e30"], "diverged after"),
     ],
