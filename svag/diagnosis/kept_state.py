@@ -26,7 +26,8 @@ class KeptState:
             for name, tensor in module._buffers.items()
         ]
         distinct = {id(tensor): tensor for _, _, tensor in self._places if tensor is not None}
-        self._tensors = list(distinct.values())
+        # An expanded tensor cannot be written to, so its place is enough.
+        self._tensors = [t for t in distinct.values() if not _is_expanded(t)]
         self._values = [tensor.detach().clone() for tensor in self._tensors]
 
     @torch.no_grad()
@@ -52,6 +53,13 @@ class KeptState:
                     self._tensors.append(param.detach())
                     self._values.append(value)
             self.restore()
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    if tensor.layout is not torch.strided:
+        return False
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(stride == 0 and size > 1 for size, stride in sizes)
 
 
 @contextlib.contextmanager

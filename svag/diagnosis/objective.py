@@ -199,8 +199,8 @@ class Objective:
         A model that is in training mode keeps the modes of its modules, such as a BatchNorm that is
         frozen by ``eval()``.
 
-        Restored are parameters, gradients, buffers, modes, carried state, and the generators of
-        Python, NumPy and torch. Within itself it does nothing.
+        Restored are parameters, ``requires_grad``, gradients, buffers, modes, carried state, and the
+        generators of Python, NumPy and torch. Within itself it does nothing.
         """
         if self._theta:
             yield
@@ -208,6 +208,7 @@ class Objective:
         model, params = self.model, self.params
         self._theta = [p.detach().clone() for p in params]
         modes = [(module, module.training) for module in model.modules()]
+        flags = [(param, param.requires_grad) for param in model.parameters()]
         carried = getattr(model, "carried_state", None)
         state = random.getstate(), np.random.get_state()  # noqa: NPY002
         devices = [self.device] if self.device.type == "cuda" else []
@@ -217,6 +218,8 @@ class Objective:
             with torch.random.fork_rng(devices), gradients_kept(params):
                 yield
         finally:
+            random.setstate(state[0])
+            np.random.set_state(state[1])  # noqa: NPY002
             with torch.no_grad():
                 for param, value in zip(params, self.theta, strict=True):
                     if not torch.equal(param, value):
@@ -225,10 +228,10 @@ class Objective:
             self.restore()
             for module, mode in modes:
                 module.training = mode
+            for param, flag in flags:
+                param.requires_grad_(flag)
             if self._carries:
                 setattr(model, "carried_state", carried)  # noqa: B010
-            random.setstate(state[0])
-            np.random.set_state(state[1])  # noqa: NPY002
 
     @property
     def theta(self) -> list[Tensor]:
@@ -253,6 +256,12 @@ class Objective:
             self.restore()
         refuse_others(value, self.params)
         second = float(value.detach())
+        for name, param, start in zip(self.names, self.params, self._theta, strict=False):
+            if not torch.equal(param, start) and start.isfinite().all():
+                raise DissectionError(
+                    f"the forward pass changes the parameter {name!r} in place; a dissection sets "
+                    "the parameters itself, so change them after the optimizer's step instead"
+                )
         if not math.isfinite(first):
             raise DissectionError(
                 f"the loss is {first} at the current parameters; there is nothing to improve on. "

@@ -151,6 +151,26 @@ def test_models_that_cannot_be_dissected(make, match):
         svag.dissect(model, loss, batches(), **QUICK)
 
 
+def clamps(model, x):
+    with torch.no_grad():
+        model.layer.weight.clamp_(-0.1, 0.1)
+    return x
+
+
+def test_a_forward_pass_that_changes_the_parameters_is_refused():
+    model = Odd(clamps)
+    before = model.layer.weight.detach().clone()
+    with pytest.raises(DissectionError, match=r"changes the parameter 'layer\.weight'"):
+        svag.dissect(model, LOSS, batches(), **QUICK)
+    assert torch.equal(model.layer.weight, before)
+
+
+def test_buffers_that_are_expanded():
+    model = Odd(lambda model, x: x + model.flat[0])
+    model.register_buffer("flat", torch.zeros(1).expand(6))
+    assert svag.dissect(model, LOSS, batches(), **QUICK).improvements
+
+
 def test_inference_mode_is_refused():
     model = nn.Linear(6, 2)
     with torch.inference_mode(), pytest.raises(InvalidOption, match="outside of it"):
