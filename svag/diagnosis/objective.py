@@ -199,7 +199,7 @@ class Objective:
         A model that is in training mode keeps the modes of its modules, such as a BatchNorm that is
         frozen by ``eval()``.
 
-        Restored are parameters, ``requires_grad``, gradients, buffers, modes, carried state, and the
+        Restored are parameters, ``requires_grad``, gradients, buffers, modes, carried state and the
         generators of Python, NumPy and torch. Within itself it does nothing.
         """
         if self._theta:
