@@ -1,6 +1,7 @@
 """``svag dissect``: what the sign and the variance do on a problem, and which step sizes to use."""
 
 import json
+import math
 import shlex
 import time
 from dataclasses import replace
@@ -92,13 +93,19 @@ def dissect(
     from svag import problems
     from svag.diagnosis.budget import seconds_of
     from svag.diagnosis.dissect import Plan
+    from svag.diagnosis.findings import refuse_folder
     from svag.diagnosis.of_problem import Point, dissect_problem
     from svag.entrants import entrant, split
+    from svag.errors import InvalidOption
     from svag.lab.devices import device_named
     from svag.lab.template import template
     from svag.report import dissection
 
+    if not after and (lr is not None or _given(context, "trained_by")):
+        raise InvalidOption("--with and --lr say what trains before; give --after STEPS, too")
     task = problems.get(problem)
+    directory = out or Path("runs") / f"{task.name}-dissected"
+    refuse_folder(directory)
     planned = steps or task.steps
     plan = Plan(
         methods=tuple(entrant(text) for text in dict.fromkeys(split(methods))),
@@ -123,7 +130,6 @@ def dissect(
     except KeyboardInterrupt:
         say(console, "interrupted; nothing was written")
         raise typer.Exit(130) from None
-    directory = out or Path("runs") / f"{task.name}-dissected"
     found.setting = replace(found.setting, command=_command(context))
     path = found.write(directory)
     page = dissection.write(directory)
@@ -136,13 +142,18 @@ def dissect(
     print(f"\nrecords: {path}\npage: {page}")
 
 
+def _given(context: typer.Context, name: str) -> bool:
+    """Return whether an option was given on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _command(context: typer.Context) -> str:
     """Return the command line that was given, without what does not change the findings."""
     words = ["svag", "dissect"]
     for param in context.command.params:
         name = param.name or ""
-        given = context.get_parameter_source(name)
-        if given is None or given.name != "COMMANDLINE" or name in _WITHOUT:
+        if not _given(context, name) or name in _WITHOUT:
             continue
         option = [param.opts[0]] if param.param_type_name == "option" else []
         words += [*option, str(context.params[name])]
@@ -171,7 +182,10 @@ def present(found: "Dissection") -> None:
             worth = f"{step.value:.3g} ({step.interval[0]:.3g} to {step.interval[1]:.3g})"
         raced = "-"
         if found.race is not None and key in found.race.lrs:
-            raced = f"loss {found.race.losses[key]:.4g} at lr {found.race.lrs[key]:g}"
+            sign = -1 if found.setting.larger_is_better else 1
+            value = f"{found.setting.metric} {sign * found.race.losses[key]:.4g}"
+            lr = found.race.lrs[key]
+            raced = f"{value} at lr {lr:g}" if math.isfinite(lr) else "diverged"
         greedy = "-" if step is None else f"{step.lr:.2g}"
         table.add_row(entrant(key).name, worth, greedy, raced, suggested.get(key, "-"))
     console.print(table, highlight=False)

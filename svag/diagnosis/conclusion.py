@@ -28,6 +28,23 @@ _NAMES: Final = {SIGN: "the sign", ADAPTATION: "variance adaptation"}
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What the statements can rest on.
+
+    Attributes:
+        complete: whether there is a method in each cell of the 2x2 table.
+        steps: whether single steps were measured.
+        metric: what the race is judged by.
+        larger: whether a larger metric is better; the race then has it with its sign turned.
+    """
+
+    complete: bool = True
+    steps: bool = True
+    metric: str = "loss"
+    larger: bool = False
+
+
+@dataclass(frozen=True)
 class Statement:
     """What one half of Adam does here.
 
@@ -115,26 +132,35 @@ def statement(
     race: RaceEffect | None,
     result: RaceResult | None,
     scale: float,
+    evidence: Evidence = Evidence(),
 ) -> Statement:
     """Combine what one step and the race say of an effect."""
     first, second = of_one_step(one_step), of_race(race, scale)
-    raced = race is not None and race.interval is not None
-    verdict = second if raced and second != "cannot tell" else first
-    if raced and second == "cannot tell" and first in ("helps", "hurts"):
-        verdict = "cannot tell"
+    verdict = second if race is not None and race.interval is not None else first
     parts = []
-    if raced and result is not None and race is not None:
-        parts.append(_race_text(name, second, race, result))
-    parts.append(_step_text(name, first, one_step))
+    if not evidence.complete:
+        parts.append(f"Nothing is said of {_NAMES[name]}: the 2x2 table is not complete.")
+    else:
+        if result is not None:
+            parts.append(_race_text(name, second, race, result, evidence))
+        if evidence.steps:
+            parts.append(_step_text(name, first, one_step))
     return Statement(name, verdict, first, second, " ".join(parts))
 
 
-def _race_text(name: str, verdict: Verdict, effect: RaceEffect, result: RaceResult) -> str:
+def _race_text(
+    name: str, verdict: Verdict, effect: RaceEffect | None, result: RaceResult, evidence: Evidence
+) -> str:
+    if effect is None or effect.interval is None:
+        return (
+            f"The race says nothing about {_NAMES[name]}: some method diverged in it, or had no "
+            "step size to begin with."
+        )
     subject = _NAMES[name].capitalize()
-    assert effect.interval is not None
-    low, high = effect.interval
+    sign = -1 if evidence.larger else 1
+    low, high = sorted(sign * end for end in effect.interval)
     figures = (
-        f"{effect.estimate:+.3g} in training loss after {result.steps} steps, "
+        f"{sign * effect.estimate:+.3g} in training {evidence.metric} after {result.steps} steps, "
         f"{low:+.3g} to {high:+.3g}"
     )
     said = {
@@ -147,8 +173,14 @@ def _race_text(name: str, verdict: Verdict, effect: RaceEffect, result: RaceResu
 
 
 def _step_text(name: str, verdict: Verdict, effect: Factorial | None) -> str:
-    if effect is None or effect.interval is None:
-        return f"One step says nothing about {_NAMES[name]}: some direction's worth is not above 0."
+    nothing = f"One step says nothing about {_NAMES[name]}"
+    if effect is None:
+        return f"{nothing}: some direction is 0, or could not be measured."
+    if effect.interval is None:
+        return (
+            f"{nothing}: some direction's worth is not clearly above 0, or is largest beyond the "
+            "step sizes tried."
+        )
     low, high = effect.interval
     figures = f"{effect.ratio:.3g} times the worth with {_NAMES[name]}, {low:.3g} to {high:.3g}"
     said = {
@@ -160,8 +192,23 @@ def _step_text(name: str, verdict: Verdict, effect: Factorial | None) -> str:
     return said[verdict]
 
 
-def headline(statements: Sequence[Statement], raced: bool) -> str:
-    """Write the answer in one sentence."""
+def headline(
+    statements: Sequence[Statement],
+    raced: bool,
+    evidence: Evidence = Evidence(),
+) -> str:
+    """Write the answer in one sentence.
+
+    Args:
+        statements: one for each effect.
+        raced: whether the race says something of the effects.
+        evidence: what else there is.
+    """
+    if not evidence.complete:
+        return (
+            "Neither the sign nor variance adaptation can be judged: that takes M-SGD, M-SVAG, "
+            "M-SSD and Adam, with or without options."
+        )
     groups: dict[str, list[str]] = {}
     for one in statements:
         groups.setdefault(one.verdict, []).append(_NAMES[one.effect])
@@ -178,8 +225,13 @@ def headline(statements: Sequence[Statement], raced: bool) -> str:
             }[verdict]
         )
     text = "; ".join(parts)
-    evidence = "a short race and single steps" if raced else "single steps alone"
-    return f"{text[0].upper()}{text[1:]}, by {evidence}."
+    return f"{text[0].upper()}{text[1:]}, by {_by(raced, evidence.steps)}."
+
+
+def _by(raced: bool, steps: bool) -> str:
+    if not steps:
+        return "a short race alone"
+    return "a short race and single steps" if raced else "single steps alone"
 
 
 def rotation_note(plain: Factorial | None, rotated: Factorial | None) -> str:

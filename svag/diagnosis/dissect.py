@@ -2,14 +2,14 @@
 
 import contextlib
 import math
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from svag.analysis.contrasts import ADAPTATION, SIGN
@@ -18,23 +18,23 @@ from svag.diagnosis import conclusion as conclusions
 from svag.diagnosis.budget import DEFAULT, Budget, seconds_of
 from svag.diagnosis.curvature.summary import KeptDirections, curvature_rows
 from svag.diagnosis.directions import Track
-from svag.diagnosis.findings import Dissection, Setting, StepEffect
+from svag.diagnosis.findings import Dissection, Setting, StepEffect, refuse_folder
 from svag.diagnosis.improvement import Factorial, effects, improvement, worths
 from svag.diagnosis.line_search import Decreases
 from svag.diagnosis.measurement import HELD_A_DRAW, MOST_DRAWS, Measurement
 from svag.diagnosis.noise_summary import NoiseSummary
 from svag.diagnosis.objective import BatchLoss, Loss, Objective
+from svag.diagnosis.of_optimizer import States, decays_of, states_of
 from svag.diagnosis.race import Race, race_effects
 from svag.diagnosis.race_training import FromHere
 from svag.diagnosis.rotation import Rotation
-from svag.diagnosis.sampling import Sampling
+from svag.diagnosis.sampling import Sampling, generators_kept
 from svag.diagnosis.track_record import of_step_sizes
 from svag.entrants import Entrant, entrant
 from svag.errors import DissectionError, InvalidOption
 from svag.problems.seeding import seed_everything
 
 Progress: TypeAlias = Callable[[str, float], None]
-States: TypeAlias = Mapping[str, Mapping[Tensor, dict[str, Any]]]
 
 _CELLS = ("m-sgd", "m-svag", "m-ssd", "adam")
 _LARGER = (2, 4, 8)
@@ -122,7 +122,8 @@ def dissect(
 
     For each method, what one step is worth is measured at the current parameters (Eq. 12, by line
     search on held batches); a short race follows; then the curvature, and variants of the
-    directions. Parameters, gradients, buffers, modes and generators are as before afterwards.
+    directions. Parameters, gradients, buffers, modes and generators, that of a ``DataLoader``
+    among them, are as before afterwards.
 
     Args:
         model: the model, on its device, at the parameters to dissect.
@@ -153,9 +154,11 @@ def dissect(
         The findings. ``print(found)`` shows the answer.
 
     Raises:
-        DissectionError: the loss is not finite, not one number, or not reproducible; the batches
-            end too soon; or nothing is trainable.
-        InvalidOption: an option has a value outside its set.
+        DissectionError: the loss or a gradient is not finite, or the loss is not one number or not
+            reproducible; or the batches end too soon.
+        InvalidOption: an option has a value outside its set; nothing is trainable; or the model or
+            the optimizer is one that cannot be dissected.
+        RecordError: ``out`` cannot be written to.
 
     Example:
         >>> import torch, svag
@@ -166,6 +169,8 @@ def dissect(
         >>> [one.effect for one in found.conclusion.statements]
         ['sign', 'adaptation']
     """
+    if out is not None:
+        refuse_folder(Path(out))
     entrants = tuple(entrant(text) for text in dict.fromkeys(methods))
     plan = Plan(
         methods=entrants,
@@ -195,48 +200,9 @@ def carry_out(
 ) -> Dissection:
     """Dissect an objective according to a plan; everything is restored afterwards."""
     _check(plan)
-    with objective.dissected():
+    with generators_kept(batches), objective.dissected():
         seed_everything(plan.seed)
         return _Work(objective, batches, plan, progress).findings()
-
-
-def states_of(optimizer: Optimizer, entrants: Sequence[Entrant]) -> States:
-    """Return the state of an optimizer as the starting point of its own method.
-
-    Args:
-        optimizer: one of svag's, or torch's Adam or AdamW.
-        entrants: the methods, of which one may be the optimizer's.
-    """
-    names = {"AdamW": "adam", "Adam": "adam"}
-    row = names.get(type(optimizer).__name__)
-    anatomy = getattr(optimizer, "anatomy", None)
-    found: dict[str, dict[Tensor, dict[str, Any]]] = {}
-    for one in entrants:
-        if one.anatomy is None or not (one.row == row or one.anatomy == anatomy):
-            continue
-        kept = ("step", *one.anatomy.buffers)
-        states = {
-            param: {name: state[name] for name in kept}
-            for param, state in optimizer.state.items()
-            if all(name in state for name in kept)
-        }
-        betas = [tuple(g.get("betas") or (g.get("beta"),)) for g in optimizer.param_groups]
-        if states and all(group == tuple(one.betas) for group in betas):
-            found[one.key] = states
-    return found
-
-
-def decays_of(model: nn.Module, optimizer: Optimizer) -> dict[str, float]:
-    """Return the weight decay that an optimizer adds to gradients, by the parameter's name."""
-    names = {param: name for name, param in model.named_parameters()}
-    found: dict[str, float] = {}
-    for group in optimizer.param_groups:
-        decoupled = any(
-            group.get(flag) for flag in ("decoupled_weight_decay", "decoupled")
-        ) or isinstance(optimizer, torch.optim.AdamW)
-        decay = 0.0 if decoupled else float(group.get("weight_decay") or 0.0)
-        found |= {names[p]: decay for p in group["params"] if decay and p in names}
-    return found
 
 
 def _check(plan: Plan) -> None:
@@ -261,9 +227,15 @@ def conclude(found: Dissection) -> conclusions.Conclusion:
     if found.race is not None and found.race_effects:
         mean = sum(found.race.losses[key] for key in cells) / len(cells)
         scale = min(found.race.start_loss - mean, abs(mean))
+    evidence = conclusions.Evidence(
+        complete=bool(cells),
+        steps=found.setting.steps_measured,
+        metric=found.setting.metric,
+        larger=found.setting.larger_is_better,
+    )
     statements = tuple(
         conclusions.statement(
-            name, of_step.get(("plain", name)), of_race.get(name), found.race, scale
+            name, of_step.get(("plain", name)), of_race.get(name), found.race, scale, evidence
         )
         for name in (SIGN, ADAPTATION)
     )
@@ -284,7 +256,9 @@ def conclude(found: Dissection) -> conclusions.Conclusion:
         of_step_sizes() if any(one.basis == "race" for one in suggested) else "",
     )
     return conclusions.Conclusion(
-        headline=conclusions.headline(statements, bool(found.race_effects)),
+        headline=conclusions.headline(
+            statements, any(one.interval for one in found.race_effects), evidence
+        ),
         statements=statements,
         notes=tuple(filter(None, notes)),
         best=best,
@@ -300,7 +274,7 @@ class _Work:
     ) -> None:
         self._objective, self._plan, self._progress = objective, plan, progress
         self._budget = Budget(plan.budget, plan.spent)
-        self._sampling = Sampling(objective, batches)
+        self._sampling = Sampling(objective, batches, reorder=True)
         self._held = self._hold()
         self._loss = objective.check(self._held[0])
         self._skipped: list[str] = []
@@ -311,6 +285,7 @@ class _Work:
         noise = NoiseSummary(self._objective, self._sampling.batch_size)
         base = self._measure([Track()], "directions", noise)
         tables = {one.key: one for one in base.decreases}
+        self._skipped += [f"{key}: its direction is 0" for _, key in base.still]
         improvements = self._improvements(base.decreases)
         of_step = self._effects("plain", tables)
         found = Dissection(self._setting(base), noise.rows(), improvements)
@@ -320,18 +295,24 @@ class _Work:
         self._curvature(found)
         if self._plan.variants:
             self._variants(found)
+        self._objective.check_again(self._held[0], self._loss)
         found.skipped = [*self._skipped, *self._sampling.notes]
         found.conclusion = conclude(found)
         found.setting = replace(found.setting, seconds=round(self._budget.spent, 1))
         return found
 
     def _hold(self) -> list[Any]:
-        """Return held batches: two for every draw, or as many as fit."""
+        """Return held batches: two for every draw, or as many as fit.
+
+        Their order is drawn, lest the n-th draw meets the batch that its gradient is of.
+        """
         first = self._sampling.held(1)
         fits = _HELD_BYTES // max(1, first[0].bytes)
         draws = self._plan.draws or MOST_DRAWS
         count = min(HELD_A_DRAW * draws, max(_LEAST_HELD, fits))
-        return first + self._sampling.held(count - 1)
+        held = first + self._sampling.held(count - 1)
+        random.Random(self._plan.seed).shuffle(held)
+        return held
 
     def _measure(self, tracks: list[Track], part: str, noise: NoiseSummary | None) -> Any:
         plan = self._plan

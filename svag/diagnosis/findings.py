@@ -9,6 +9,7 @@ that is not finite is null. :mod:`svag.analysis.dissection_records` reads them.
 import dataclasses
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,10 @@ class Setting:
         gradients: gradients taken for the directions.
         evaluations: losses evaluated along them.
         command: what makes it again on the command line; empty if it was made otherwise.
+        steps_measured: whether single steps were measured, not a race alone.
+        metric: what the race is judged by: the loss, or the metric of a problem with its own step.
+        larger_is_better: whether that is better when larger; ``loss`` and the race's losses have it
+            with its sign turned then.
     """
 
     problem: str
@@ -57,6 +62,9 @@ class Setting:
     gradients: int
     evaluations: int
     command: str = ""
+    steps_measured: bool = True
+    metric: str = "loss"
+    larger_is_better: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,19 @@ class Dissection:
         except OSError as error:
             raise RecordError(f"{path} cannot be written: {in_one_line(error)}") from error
         return path
+
+
+def refuse_folder(directory: Path) -> None:
+    """Refuse a folder that records cannot be written to, before anything is measured.
+
+    Raises:
+        RecordError: it, or the folder that it would be made in, is none or cannot be written to.
+    """
+    there = next((one for one in (directory, *directory.parents) if one.exists()), Path())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise RecordError(
+            f"{directory / FILE} cannot be written: {there} is no folder that you may write to"
+        )
 
 
 def plain(value: Any) -> Any:

@@ -131,12 +131,13 @@ def effects(cells: Sequence[Decreases]) -> dict[str, Factorial]:
         cells: M-SGD, M-SVAG, M-SSD, Adam, or others in their cells, in this order.
 
     Returns:
-        Effects by name; without an interval if some method's I is not clearly positive.
+        Effects by name; without an interval if some method's I is not clearly positive, or is one
+        at the edge of the step sizes, since it may be larger beyond.
     """
     fits = [_Fit(cell) for cell in cells]
     count = min(len(fit.at_best) for fit in fits)
     values = np.array([fit.improvement.value for fit in fits])
-    positive = all(fit.improvement.interval[0] > 0 for fit in fits)
+    certain = all(fit.certain for fit in fits)
     found = {}
     for name in EFFECTS:
         weights = WEIGHTS[name]
@@ -150,7 +151,7 @@ def effects(cells: Sequence[Decreases]) -> dict[str, Factorial]:
         )
         error = float(np.std(influence, ddof=1)) / math.sqrt(count)
         reach = float(stdtrit(count - 1, 1 - LEVEL / (2 * len(EFFECTS)))) * error
-        interval = (math.exp(estimate - reach), math.exp(estimate + reach)) if positive else None
+        interval = (math.exp(estimate - reach), math.exp(estimate + reach)) if certain else None
         found[name] = Factorial(name, math.exp(estimate), interval)
     return found
 
@@ -159,13 +160,14 @@ def worth(one: Decreases, reference: Decreases) -> tuple[float, Interval | None]
     """Return the ratio of two methods' improvements, with its 95 % interval.
 
     Returns:
-        NaN and None if either is not positive; no interval if either is not clearly positive.
+        NaN and None if either is not positive; no interval if either is not clearly positive, or
+        is one at the edge of the step sizes.
     """
     fit, other = _Fit(one), _Fit(reference)
     if not (fit.improvement.value > 0 and other.improvement.value > 0):
         return math.nan, None
     ratio = fit.improvement.value / other.improvement.value
-    if not (fit.improvement.interval[0] > 0 and other.improvement.interval[0] > 0):
+    if not (fit.certain and other.certain):
         return ratio, None
     count = min(len(fit.at_best), len(other.at_best))
     influence = (
@@ -229,6 +231,11 @@ class _Fit:
         edge = "lowest" if whole == 0 else "highest" if whole == len(at) - 1 else ""
         found = _summary(decreases, reported, self.at_best, logs, edge)
         self.improvement = replace(found, fit=tuple(map(float, curves[::_KEPT, -1])))
+
+    @property
+    def certain(self) -> bool:
+        """Whether I is clearly positive, and within the step sizes."""
+        return self.improvement.interval[0] > 0 and not self.improvement.edge
 
 
 def _summary(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from svag.diagnosis.objective import Batch, Objective
+from svag.errors import DissectionError
 
 FINE = 2.0
 """Ratio of neighbouring step sizes of the grid."""
@@ -102,7 +103,12 @@ class Line:
 
     def _before(self, batch: Batch) -> float:
         if batch.seed not in self._base:
-            self._base[batch.seed] = self._objective.loss(batch)
+            loss = self._base[batch.seed] = self._objective.loss(batch)
+            if not math.isfinite(loss):
+                raise DissectionError(
+                    f"the loss of a batch is {loss} at the current parameters, though others are "
+                    "finite; look for bad examples"
+                )
         return self._base[batch.seed]
 
 

@@ -4,6 +4,7 @@ Tracks share the gradients. Each draw of a method's direction is tried at once o
 its own, and not kept, so that memory does not grow with the number of draws.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from svag.diagnosis.noise_summary import NoiseSummary
 from svag.diagnosis.objective import Batch, Objective
 from svag.diagnosis.sampling import Sampling
 from svag.entrants import Entrant
-from svag.errors import SparseGradient
+from svag.errors import DissectionError, SparseGradient
 from svag.variance.per_example import within_batch_variance
 
 MOST_DRAWS, LEAST_DRAWS = 48, 6
@@ -121,14 +122,15 @@ class Measurement:
         objective = self._objective
         if variances:
             with within_batch_variance(objective.model):
-                objective.gradient(batch)
+                loss = objective.gradient(batch)
         else:
-            objective.gradient(batch)
+            loss = objective.gradient(batch)
         self._sampling.note_state()
         self._measured.gradients += 1
         grads = [
             _gradient_of(name, p) for name, p in zip(objective.names, objective.params, strict=True)
         ]
+        _refuse_not_finite(loss, objective.names, grads)
         if self._noise is not None:
             self._noise.observe(grads)
         return grads
@@ -202,6 +204,23 @@ class _Course:
             if self._all._visit is not None and not self._number:
                 self._all._visit(key, direction, batches)
         self.draws += 1
+
+
+def _refuse_not_finite(loss: float, names: Sequence[str], grads: list[Tensor]) -> None:
+    """Raise DissectionError if a loss or a gradient is NaN or infinite."""
+    what = f"the loss of a batch is {loss}"
+    if math.isfinite(loss):
+        largest = torch.stack(
+            [norm.double().cpu() for norm in torch._foreach_norm(grads, math.inf)]
+        )
+        if largest.isfinite().all():
+            return
+        what = f"the gradient of {names[int(largest.isfinite().logical_not().nonzero()[0])]!r} is "
+        what += "not finite on a batch"
+    raise DissectionError(
+        f"{what}, at the current parameters; every average of gradients would be. Look for bad "
+        "examples, or for a root or logarithm at 0"
+    )
 
 
 def _gradient_of(name: str, param: Tensor) -> Tensor:

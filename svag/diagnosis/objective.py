@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from svag.diagnosis.kept_state import KeptState, gradients_kept
 from svag.diagnosis.outputs import separated
+from svag.diagnosis.refusals import refuse_others, refuse_parameter, refuse_unready
 from svag.errors import DissectionError, InvalidOption
 from svag.problems.nested import Nested, mapped, tensors
 
@@ -79,8 +81,8 @@ class Objective:
         decays: lambda of each of them, 0 where it has none.
 
     Raises:
-        InvalidOption: neither or both of the losses are given, nothing is trainable, or a parameter
-            is neither float32 nor float64.
+        InvalidOption: neither or both of the losses are given, nothing is trainable, a parameter is
+            neither float32 nor float64, or something else rules a dissection out.
     """
 
     def __init__(
@@ -98,16 +100,12 @@ class Objective:
                 "give loss_fn(outputs, targets) for batches (inputs, targets), or "
                 "batch_loss(model, batch) for others, and not both"
             )
+        refuse_unready(model)
         named = {n: p for n, p in model.named_parameters() if p.requires_grad and p.numel()}
         if not named:
             raise InvalidOption("the model has no trainable parameter, so there is no direction")
         for name, param in named.items():
-            if param.dtype not in (torch.float32, torch.float64):
-                raise InvalidOption(
-                    f"parameter {name!r} has the dtype {param.dtype}; dissect takes float32 and "
-                    "float64, since small steps are lost in half precision: model.float(), with "
-                    "precision=lambda: torch.autocast(...) if need be"
-                )
+            refuse_parameter(name, param)
         self.model = model
         self.names, self.params = list(named), list(named.values())
         self.size = sum(p.numel() for p in self.params)
@@ -115,8 +113,7 @@ class Objective:
         self._loss_fn, self._batch_loss = loss_fn, batch_loss
         self._precision, self._carries = precision, carries
         self.decays = [float((weight_decay or {}).get(n, 0.0)) for n in named]
-        self._buffers = [b for b in model.buffers() if b is not None]
-        self._kept = [b.detach().clone() for b in self._buffers]
+        self._state = KeptState(model)
         self._writes = False
         self._theta: list[Tensor] = []
 
@@ -155,10 +152,10 @@ class Objective:
                     handed, outputs = separated(outputs)
                 assert self._loss_fn is not None
                 loss = self._loss_fn(handed, targets)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
             raise DissectionError(
-                f"the loss of a batch is {shape}, not one number; return the mean over the batch"
+                f"the loss of a batch is {_kind(loss)}, not one number; return the mean over the "
+                "batch"
             )
         return self._penalised(loss.reshape(())), outputs
 
@@ -182,12 +179,8 @@ class Objective:
 
     def restore(self) -> None:
         """Undo what forward passes have written to buffers, unless they are :meth:`writing`."""
-        if self._writes:
-            return
-        # BatchNorm writes without counting versions up, so nothing tells what has changed.
-        if self._buffers:
-            with torch.no_grad():
-                torch._foreach_copy_(self._buffers, self._kept)
+        if not self._writes:
+            self._state.restore()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -203,38 +196,42 @@ class Objective:
     def dissected(self) -> Iterator[None]:
         """Put the model in training mode; at the end restore everything, bit for bit.
 
-        Restored are parameters, gradients, buffers, modes, carried state, and the generators of
-        Python, NumPy and torch. Within itself it does nothing.
+        A model that is in training mode keeps the modes of its modules, such as a BatchNorm that is
+        frozen by ``eval()``.
+
+        Restored are parameters, ``requires_grad``, gradients, buffers, modes, carried state and the
+        generators of Python, NumPy and torch. Within itself it does nothing.
         """
         if self._theta:
             yield
             return
         model, params = self.model, self.params
         self._theta = [p.detach().clone() for p in params]
-        grads = [p.grad for p in params]
         modes = [(module, module.training) for module in model.modules()]
+        flags = [(param, param.requires_grad) for param in model.parameters()]
         carried = getattr(model, "carried_state", None)
         state = random.getstate(), np.random.get_state()  # noqa: NPY002
         devices = [self.device] if self.device.type == "cuda" else []
-        model.train()
+        if not model.training:
+            model.train()
         try:
-            with torch.random.fork_rng(devices):
+            with torch.random.fork_rng(devices), gradients_kept(params):
                 yield
         finally:
+            random.setstate(state[0])
+            np.random.set_state(state[1])  # noqa: NPY002
             with torch.no_grad():
                 for param, value in zip(params, self.theta, strict=True):
                     if not torch.equal(param, value):
                         param.copy_(value)
             self._theta = []
-            for param, grad in zip(params, grads, strict=True):
-                param.grad = grad
             self.restore()
             for module, mode in modes:
                 module.training = mode
+            for param, flag in flags:
+                param.requires_grad_(flag)
             if self._carries:
                 setattr(model, "carried_state", carried)  # noqa: B010
-            random.setstate(state[0])
-            np.random.set_state(state[1])  # noqa: NPY002
 
     @property
     def theta(self) -> list[Tensor]:
@@ -246,22 +243,40 @@ class Objective:
     def check(self, batch: Batch) -> float:
         """Return the loss of a batch, and refuse one that is not finite or not reproducible.
 
+        Frozen parameters that the forward pass changes count as buffers from now on.
+
         Raises:
             DissectionError: the loss is NaN or infinite, or differs between two evaluations.
+            InvalidOption: it depends on trainable parameters that are not the model's.
         """
-        first, second = self.loss(batch), self.loss(batch)
+        with self._state.watching(self.model):
+            first = self.loss(batch)
+        with torch.enable_grad():
+            value, _ = self.graph(batch)
+            self.restore()
+        refuse_others(value, self.params)
+        second = float(value.detach())
+        for name, param, start in zip(self.names, self.params, self._theta, strict=False):
+            if not torch.equal(param, start) and start.isfinite().all():
+                raise DissectionError(
+                    f"the forward pass changes the parameter {name!r} in place; a dissection sets "
+                    "the parameters itself, so change them after the optimizer's step instead"
+                )
         if not math.isfinite(first):
             raise DissectionError(
                 f"the loss is {first} at the current parameters; there is nothing to improve on. "
                 "Dissect at parameters where it is finite"
             )
-        if abs(first - second) > _AGREES * max(abs(first), abs(second)):
-            raise DissectionError(
-                f"two evaluations of one batch gave the losses {first:.7g} and {second:.7g}; the "
-                "loss must depend on parameters, batch, buffers and the global generators alone. "
-                "Look for state that the model keeps outside its buffers, or a generator of its own"
-            )
+        _agree(first, second)
         return first
+
+    def check_again(self, batch: Batch, before: float) -> None:
+        """Refuse a loss that has drifted since :meth:`check`, at the parameters as they were.
+
+        Raises:
+            DissectionError: the loss differs.
+        """
+        _agree(before, self.loss(batch))
 
     def state_after(self) -> Nested:
         """Return the state that the last forward pass has left in ``model.carried_state``."""
@@ -293,7 +308,14 @@ class Objective:
         """Return a batch on the model's device."""
         if hasattr(content, "to") and not isinstance(content, Tensor):
             return content.to(self.device)
-        return mapped(lambda t: t.to(self.device, non_blocking=True), content)
+        return mapped(self._own, content)
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        """Return a copy on the model's device: a model may change its inputs, or fill ``.grad``."""
+        given = tensor.detach()
+        moved = given.to(self.device, non_blocking=True)
+        own = moved.clone() if moved is given else moved
+        return own.requires_grad_(tensor.requires_grad)
 
     @staticmethod
     def _pair(content: Any) -> tuple[Any, Any]:
@@ -302,6 +324,21 @@ class Objective:
         raise DissectionError(
             f"a batch is {type(content).__name__}, not a pair (inputs, targets); give "
             "batch_loss=lambda model, batch: ... in place of loss_fn"
+        )
+
+
+def _kind(loss: Any) -> str:
+    if not isinstance(loss, Tensor):
+        return type(loss).__name__
+    return str(tuple(loss.shape)) if loss.numel() != 1 else str(loss.dtype)
+
+
+def _agree(first: float, second: float) -> None:
+    if not abs(first - second) <= _AGREES * max(abs(first), abs(second)):
+        raise DissectionError(
+            f"two evaluations of one batch gave the losses {first:.7g} and {second:.7g}; the loss "
+            "must depend on parameters, batch, buffers and the global generators alone. Look for "
+            "state that the model keeps outside its buffers, or a generator of its own"
         )
 
 

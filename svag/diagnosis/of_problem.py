@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from svag.diagnosis.budget import Budget
 from svag.diagnosis.dissect import Plan, Progress, carry_out, conclude
 from svag.diagnosis.findings import Dissection, Setting
 from svag.diagnosis.objective import Objective
 from svag.diagnosis.race import Race, race_effects
 from svag.entrants import Entrant, entrant, with_options
-from svag.errors import DissectionError, in_one_line
+from svag.errors import DissectionError, InvalidOption, in_one_line
 from svag.lab.batches import Batches
 from svag.lab.evaluation import splits_of
 from svag.lab.records import Run
@@ -70,6 +71,11 @@ def dissect_problem(
         DissectionError: training diverged on the way to the point, the saved parameters do not fit,
             or the problem cannot be dissected at a later point than initialisation.
     """
+    if point.at is not None and point.after:
+        raise InvalidOption(
+            f"--after {point.after} trains from initialisation, and --at {point.at} loads saved "
+            "parameters; give one of them"
+        )
     own = problem.step is not None or problem.optimizers is not None
     if own:
         return _race_alone(problem, data, base, plan, point, progress)
@@ -208,10 +214,14 @@ def _race_alone(
             f"{problem.name!r} has a training step of its own, so there is only a race, from "
             "initialisation; leave --after and --at away"
         )
+    clock = Budget(plan.budget, plan.spent)
     trainer = _Sessions(problem, data, base)
     starts = {one.key: one.lr for one in plan.methods}
     race = Race(trainer, plan.most_raced).run(
-        plan.methods, starts, seconds=plan.budget, progress=lambda s: progress("race", s)
+        plan.methods,
+        starts,
+        seconds=plan.budget - plan.spent,
+        progress=lambda s: progress("race", s),
     )
     session = Session(problem, data, replace(base, method="sgd"))
     found = Dissection(
@@ -225,10 +235,13 @@ def _race_alone(
             cells=plan.cells,
             device=str(session.device),
             budget=plan.budget,
-            seconds=plan.budget,
+            seconds=round(clock.spent, 1),
             loss=race.start_loss,
             gradients=0,
             evaluations=0,
+            steps_measured=False,
+            metric=base.metric,
+            larger_is_better=base.metric_better == "larger",
         ),
         race=race,
         skipped=["the problem has a training step of its own, so there is only the race"],

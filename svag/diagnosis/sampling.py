@@ -1,9 +1,13 @@
 """Mini-batches to measure on: a stream for gradients, and held ones for losses."""
 
+import contextlib
 import itertools
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+import torch
 
 from svag.diagnosis.objective import Batch, Objective
 from svag.errors import DissectionError
@@ -20,6 +24,9 @@ class Sampling:
     Args:
         objective: the model and its loss.
         batches: an iterable of batches. A ``DataLoader`` or list is started again when it ends.
+        reorder: whether a list has another order each time that it is started again, as a
+            ``DataLoader`` that shuffles; never where state is carried. The orders of a race would
+            be one order, begun at different places, otherwise.
 
     Attributes:
         batch_size: examples in a batch; None if batches have no tensors or sizes differ.
@@ -29,12 +36,14 @@ class Sampling:
         DissectionError: there is no batch.
     """
 
-    def __init__(self, objective: Objective, batches: Iterable[Any]) -> None:
+    def __init__(self, objective: Objective, batches: Iterable[Any], reorder: bool = False) -> None:
         self._objective = objective
+        self._reorder = reorder and not objective.carries
         self._iterator = iter(batches)
         self._batches = None if self._iterator is batches else batches
         self._carried: Nested = None
         self._seeds = itertools.count(1)
+        self._orders = random.Random(0)
         self._taken = 0
         self.notes: list[str] = []
         first = self._raw()
@@ -90,12 +99,17 @@ class Sampling:
             "size, for instance DataLoader(..., drop_last=True)"
         )
 
+    def _reordered(self, batches: Iterable[Any]) -> Iterable[Any]:
+        if not self._reorder or not isinstance(batches, list | tuple):
+            return batches
+        return self._orders.sample(batches, len(batches))
+
     def _raw(self) -> Any:
         for again in (False, True):
             if again:
                 if self._batches is None:
                     break
-                self._iterator = iter(self._batches)
+                self._iterator = iter(self._reordered(self._batches))
             for content in self._iterator:
                 self._taken += 1
                 return content
@@ -108,3 +122,22 @@ class Sampling:
             f"the batches ended after {self._taken}, and a generator cannot be started again; "
             "give something that can, such as a DataLoader, or a generator without end"
         )
+
+
+@contextlib.contextmanager
+def generators_kept(batches: Any) -> Iterator[None]:
+    """Restore the generators of a ``DataLoader`` and of its samplers at the end."""
+    sampler = getattr(batches, "batch_sampler", None)
+    owners = (
+        batches,
+        getattr(batches, "sampler", None),
+        sampler,
+        getattr(sampler, "sampler", None),
+    )
+    found = [getattr(owner, "generator", None) for owner in owners]
+    kept = [(one, one.get_state()) for one in found if isinstance(one, torch.Generator)]
+    try:
+        yield
+    finally:
+        for generator, state in kept:
+            generator.set_state(state)

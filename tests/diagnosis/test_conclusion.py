@@ -66,13 +66,14 @@ RACE_HELPS, RACE_OPEN = raced(-0.3, -0.4, -0.2), raced(-0.1, -0.4, 0.2)
         (HELPS, RACE_HELPS, "helps"),
         (HURTS, RACE_HELPS, "helps"),  # the race decides
         (HELPS, RACE_OPEN, "cannot tell"),  # and is not overruled by one step
+        (step(1, 0.99, 1.01), RACE_OPEN, "cannot tell"),
         (HELPS, None, "helps"),
         (NONE, RACE_HELPS, "helps"),
         (NONE, None, "cannot tell"),
     ],
 )
 def test_the_race_decides(one_step, race, verdict):
-    found = c.statement("sign", one_step, race, RESULT, 1.0)
+    found = c.statement("sign", one_step, race, race and RESULT, 1.0)
     assert found.verdict == verdict
     assert found.one_step == c.of_one_step(one_step)
     assert ("race" in found.text) == (race is not None)
@@ -175,3 +176,26 @@ def test_the_line_builds_the_optimizer(key):
     assert optimizer.param_groups[0]["lr"] == 0.02
     decay = one.options.get("weight_decay") or 0.0
     assert optimizer.param_groups[0]["weight_decay"] == decay
+
+
+def test_without_the_four_methods_nothing_is_said_and_the_reason_is():
+    evidence = c.Evidence(complete=False)
+    found = c.statement("sign", None, None, RESULT, math.nan, evidence)
+    assert found.text == "Nothing is said of the sign: the 2x2 table is not complete."
+    assert "M-SGD, M-SVAG, M-SSD and Adam" in c.headline([found, found], False, evidence)
+
+
+def test_a_race_alone_is_told_in_its_metric():
+    """The race has a metric that is better when larger turned; the text turns it back."""
+    evidence = c.Evidence(steps=False, metric="accuracy", larger=True)
+    found = c.statement("sign", None, raced(-0.3, -0.4, -0.2), RESULT, 1.0, evidence)
+    assert found.text == (
+        "The sign helps in the race (+0.3 in training accuracy after 50 steps, +0.2 to +0.4)."
+    )
+    assert c.headline([found], True, evidence) == "The sign helps, by a short race alone."
+
+
+def test_a_race_in_which_a_method_diverged_says_nothing():
+    found = c.statement("sign", HELPS, RaceEffect("sign", math.nan, None), RESULT, math.nan)
+    assert (found.verdict, found.race) == ("helps", "cannot tell")
+    assert "The race says nothing about the sign" in found.text

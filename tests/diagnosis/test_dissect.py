@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import svag
 from diagnosis.quadratics import Quadratic, drawn, mean
 from svag.analysis.dissection_records import of_kind, read
-from svag.diagnosis.dissect import decays_of
+from svag.diagnosis.of_optimizer import decays_of
 from svag.errors import DissectionError, InvalidOption, SparseGradient
 from svag.theory import StochasticQuadratic
 
@@ -236,7 +236,9 @@ def test_the_command_in_json_and_at_saved_parameters(svag, tmp_path):
         *("--at", str(tmp_path / "saved.pt"), "--out", str(tmp_path), "--methods", "adam,m-sgd"),
     )
     assert code == 0
-    assert json.loads(out)[0]["step"] is None
+    rows = json.loads(out)
+    assert rows[0]["step"] is None
+    assert rows[-1]["headline"].startswith("Neither the sign nor variance adaptation can be judged")
 
 
 @pytest.mark.parametrize(
@@ -244,6 +246,10 @@ def test_the_command_in_json_and_at_saved_parameters(svag, tmp_path):
     [
         (["digits", "--at", "nowhere.pt"], "nowhere.pt cannot be loaded"),
         (["digits", "--budget", "0s"], "budget='0s'"),
+        (["digits", "--lr", "0.1"], "give --after STEPS, too"),
+        (["digits", "--with", "sgd"], "give --after STEPS, too"),
+        (["digits", "--out", f"{__file__}/folder"], "no folder that you may write to"),
+        (["digits", "--after", "3", "--at", "saved.pt"], "give one of them"),
         (["nothing"], "no problem is called 'nothing'"),
         (["digits", "--after", "20", "--with", "m-sgd", "--lr", "1e30"], "diverged after"),
     ],

@@ -264,3 +264,11 @@ def test_the_family_of_effects_covers_in_90_to_98_percent(chained):
         )
     print(f"coverage of sign, adaptation and interaction together: {np.mean(covers):.3f}")
     assert 0.90 <= np.mean(covers) <= 0.99
+
+
+def test_nothing_is_certain_where_a_method_is_best_beyond_the_step_sizes():
+    inside = [of_quadratic([3.0] * 5, [2.0] * 5, grid_about(1.1)) for _ in range(3)]
+    beyond = of_quadratic([3.0] * 5, [2.0] * 5, grid_about(0.001))
+    assert effects([*inside, inside[0]])["sign"].interval is not None
+    assert {one.interval for one in effects([*inside, beyond]).values()} == {None}
+    assert worth(beyond, inside[0])[1] is None

@@ -1,6 +1,7 @@
 """The loss is a pure function of parameters and batch, and everything is as before afterwards."""
 
 import random
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -63,7 +64,8 @@ def same(one, other):
 
 def test_one_batch_has_one_loss_and_everything_is_restored():
     model = Remembering()
-    model.layers[1].eval()
+    model.eval()
+    model.layers[0].train()
     functional.cross_entropy(model(batches()[0][0]), batches()[0][1]).backward()
     before = everything(model)
     objective = Objective(model, functional.cross_entropy)
@@ -232,6 +234,15 @@ def test_a_list_is_started_again_and_every_batch_has_its_own_seed():
     assert places == [0, 1, 2, 0, 1, 2, 0]
     assert len({one.seed for one in found}) == 7
     assert sampling.batch_size == 6
+
+
+def test_a_list_may_have_another_order_each_time():
+    given = batches(8)
+    stream = Sampling(Objective(nn.Linear(5, 2), functional.cross_entropy), given, True).stream()
+    found = [next(n for n, b in enumerate(given) if b is one.content) for one in islice(stream, 24)]
+    passes = [tuple(found[k : k + 8]) for k in (0, 8, 16)]
+    assert all(sorted(one) == list(range(8)) for one in passes)
+    assert len(set(passes)) == 3
 
 
 def test_a_smaller_last_batch_is_left_out_and_said():

@@ -54,6 +54,10 @@ def test_a_problem_with_a_step_of_its_own_gets_the_race_alone():
         "the problem has a training step of its own, so there is only the race"
     ]
     assert all(one.basis == "race" for one in found.conclusion.suggestions)
+    texts = [one.text for one in found.conclusion.statements]
+    assert all("in training accuracy after" in text for text in texts)
+    assert not any("loss" in text or "step says" in text for text in texts)
+    assert found.conclusion.headline.endswith("by a short race alone.")
     with pytest.raises(DissectionError, match="only a race, from initialisation"):
         dissected(name, Point(after=3))
 

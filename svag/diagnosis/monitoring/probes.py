@@ -1,9 +1,8 @@
 """Dearer figures for a monitor: functions that run passes of their own and restore everything."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,7 +71,7 @@ def within_batch_noise(
 
     def probe() -> dict[str, float]:
         objective = Objective(model, loss_fn, batch_loss=batch_loss)  # with buffers as they are now
-        with objective.dissected(), _grad_var_kept(objective):
+        with objective.dissected():
             taken = list(islice(stream, micro_batches or 1))
             if micro_batches is None:
                 with within_batch_variance(model):
@@ -114,16 +113,3 @@ def _figures(objective: Objective) -> dict[str, float]:
 
 def _vector(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().double().flatten().cpu()
-
-
-@contextmanager
-def _grad_var_kept(objective: Objective) -> Iterator[None]:
-    """Restore the variances that gradients have outside."""
-    kept = [vars(param).get("grad_var") for param in objective.params]
-    try:
-        yield
-    finally:
-        for param, variance in zip(objective.params, kept, strict=True):
-            vars(param).pop("grad_var", None)
-            if variance is not None:
-                cast(Any, param).grad_var = variance
