@@ -218,6 +218,7 @@ FLOORS = (
     ("svag.integrations.hf", "svag.integrations.lightning"),
     ("svag.diagnosis.conclusion", "svag.diagnosis.race_training"),
     ("svag.diagnosis.findings",),
+    ("svag.diagnosis.plan",),
     ("svag.diagnosis.dissect",),
     ("svag.diagnosis.of_problem",),
     (

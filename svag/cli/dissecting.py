@@ -92,9 +92,9 @@ def dissect(
     started = time.perf_counter()
     from svag import problems
     from svag.diagnosis.budget import seconds_of
-    from svag.diagnosis.dissect import Plan
     from svag.diagnosis.findings import refuse_folder
     from svag.diagnosis.of_problem import Point, dissect_problem
+    from svag.diagnosis.plan import Plan
     from svag.entrants import entrant, split
     from svag.errors import InvalidOption
     from svag.lab.devices import device_named

@@ -5,7 +5,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,76 +24,23 @@ from svag.diagnosis.line_search import Decreases
 from svag.diagnosis.measurement import HELD_A_DRAW, MOST_DRAWS, Measurement
 from svag.diagnosis.noise_summary import NoiseSummary
 from svag.diagnosis.objective import BatchLoss, Loss, Objective
-from svag.diagnosis.of_optimizer import States, decays_of, states_of
+from svag.diagnosis.of_optimizer import decays_of, states_of
+from svag.diagnosis.plan import Plan
 from svag.diagnosis.race import Race, race_effects
 from svag.diagnosis.race_training import FromHere
 from svag.diagnosis.rotation import Rotation
 from svag.diagnosis.sampling import Sampling, generators_kept
 from svag.diagnosis.track_record import of_step_sizes
-from svag.entrants import Entrant, entrant
+from svag.entrants import entrant
 from svag.errors import DissectionError, InvalidOption
 from svag.problems.seeding import seed_everything
 
 Progress: TypeAlias = Callable[[str, float], None]
 
-_CELLS = ("m-sgd", "m-svag", "m-ssd", "adam")
 _LARGER = (2, 4, 8)
 _DRAWS_OF_VARIANTS = 24
-_SHARE_RACED, _LEAST_RACED = 5, 20
 _HELD_BYTES = 2**28
 _LEAST_HELD = 8
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is dissected, beside the objective and its batches.
-
-    Attributes:
-        methods: the methods.
-        budget: seconds for everything.
-        spent: seconds of the budget that are spent already.
-        draws: number of draws of each direction; None lets the budget decide.
-        steps: length of the training that is planned; None if not known.
-        longest: most steps of a training in the race; None for a fifth of ``steps``.
-        race: whether there is a race.
-        variants: whether rotated directions and larger batches are measured.
-        states: states of optimizers to start from, by method and parameter.
-        problem: name of what is dissected.
-        step: training steps taken before, if known.
-        seed: of everything that is drawn.
-    """
-
-    methods: tuple[Entrant, ...]
-    budget: float = DEFAULT
-    spent: float = 0.0
-    draws: int | None = None
-    steps: int | None = None
-    longest: int | None = None
-    race: bool = True
-    variants: bool = True
-    states: States | None = None
-    problem: str = "model"
-    step: int | None = None
-    seed: int = 0
-
-    @property
-    def most_raced(self) -> int | None:
-        """Most steps of a training in the race; None for no limit."""
-        if self.longest is not None or self.steps is None:
-            return self.longest
-        return min(max(self.steps // _SHARE_RACED, _LEAST_RACED), self.steps)
-
-    @property
-    def cells(self) -> tuple[str, ...]:
-        """Keys of the methods in the cells of the 2x2 table; empty if one is missing.
-
-        A cell is filled by the first method of its row, with or without options.
-        """
-        found = []
-        for cell in _CELLS:
-            keys = [one.key for one in self.methods if one.row == cell]
-            found += keys[:1]
-        return tuple(found) if len(found) == len(_CELLS) else ()
 
 
 def _silent(part: str, share: float) -> None:

@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from svag.diagnosis.budget import Budget
-from svag.diagnosis.dissect import Plan, Progress, carry_out, conclude
+from svag.diagnosis.dissect import Progress, carry_out, conclude
 from svag.diagnosis.findings import Dissection, Setting
 from svag.diagnosis.objective import Objective
+from svag.diagnosis.plan import Plan
 from svag.diagnosis.race import Race, race_effects
 from svag.entrants import Entrant, entrant, with_options
 from svag.errors import DissectionError, InvalidOption, in_one_line

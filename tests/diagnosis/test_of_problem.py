@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from svag import problems
-from svag.diagnosis.dissect import Plan
 from svag.diagnosis.of_problem import Point, dissect_problem, suggested_starts
+from svag.diagnosis.plan import Plan
 from svag.entrants import entrant
 from svag.errors import DissectionError
 from svag.lab.search import StepSizes
