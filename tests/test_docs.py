@@ -39,6 +39,7 @@ PAGES = {
         "docs/problems.md",
         "docs/from-adam.md",
         "docs/monitor.md",
+        "docs/dissect.md",
     )
 }
 BLOCKS = [
