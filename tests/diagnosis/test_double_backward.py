@@ -1,5 +1,8 @@
 """Losses that torch cannot differentiate twice, or does wrongly, are refused."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -204,3 +207,22 @@ def test_kinks_do_not_refuse_a_custom_function_that_saves_its_input_only():
 def test_a_reason_is_one_sentence(error, message):
     with pytest.raises(DissectionError, match=message), refusing("curved"):
         raise error
+
+
+def test_where_torch_forbids_to_set_its_flags():
+    """As in processes that have imported torch's own test suites."""
+    code = """
+import torch
+from torch import nn
+from svag.diagnosis.curvature.products import Curvature
+from svag.diagnosis.objective import Batch, Objective
+
+torch.backends.disable_global_flags()
+model = nn.LSTM(2, 3)
+objective = Objective(model, lambda outputs, targets: outputs[0].square().mean())
+with Curvature(objective, [Batch((torch.ones(4, 1, 2), None), 0)]) as curvature:
+    assert not torch.backends.mkldnn.enabled
+    curvature.hessian_product([torch.ones_like(p) for p in objective.params])
+assert torch.backends.mkldnn.enabled and torch.backends.cudnn.enabled
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

@@ -9,6 +9,7 @@ attention may draw other masks.
 import contextlib
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -35,15 +36,12 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
     slow without them.
     """
     fastpath = torch.backends.mha.get_fastpath_enabled()
-    libraries = (torch.backends.cudnn, torch.backends.mkldnn)
-    enabled = [library.enabled for library in libraries]
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        if recurrent:
-            for library in libraries:
-                setattr(library, "enabled", False)  # noqa: B010
         with contextlib.ExitStack() as stack:
+            if recurrent:
+                stack.enter_context(_without_libraries())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(_PlainWeightNorm())
             if "torch._dynamo" in sys.modules:  # slow to import, and nothing is compiled without it
@@ -51,8 +49,17 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        for library, value in zip(libraries, enabled, strict=True):
-            setattr(library, "enabled", value)  # noqa: B010
+
+
+@contextlib.contextmanager
+def _without_libraries() -> Iterator[None]:
+    """Switch cuDNN and oneDNN off, by contexts: torch may forbid to set the flags themselves."""
+    with contextlib.ExitStack() as stack:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        yield
 
 
 @contextlib.contextmanager
