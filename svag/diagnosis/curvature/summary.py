@@ -29,11 +29,13 @@ KEPT_BYTES: Final = 2**29
 
 _MATRICES: Final[Mapping[str, Matrix]] = {"hessian": "hessian", "ggn": "gauss-newton"}
 _MOST_BATCHES = 8
-_PRODUCTS = 150
-"""Products that the time should allow; the number of batches follows."""
+_PRODUCTS = 500
+"""Products for all of it; with time for more, they are of more batches."""
 
-_LANCZOS, _STARTS = 30, 3
+_LANCZOS, _LEAST_LANCZOS, _STARTS = 30, 8, 3
 _LEAST_ROWS, _MOST_ROWS = 8, 200
+_SHARE = 0.15
+"""Share of the products for directions; for each matrix, for eigenvalues and for the spectrum."""
 
 
 def curvature_rows(
@@ -46,7 +48,8 @@ def curvature_rows(
 
     Args:
         objective: the loss, being dissected.
-        held: batches that may be used; how many are depends on the time.
+        held: batches that may be used; how many are, and how many products are made, depends on
+            the time.
         directions: some draws of each method's direction.
         seconds: time.
 
@@ -54,18 +57,24 @@ def curvature_rows(
         DissectionError: torch cannot differentiate the loss twice.
     """
     started = time.perf_counter()
-    batches = _affordable(objective, held, seconds)
+    affordable = _affordable(objective, held[0], seconds)
+    batches = held[: max(1, min(affordable // _PRODUCTS, _MOST_BATCHES))]
+    count = affordable // len(batches)
     with Curvature(objective, batches) as curvature:
         matrices = {name: of for name, of in _MATRICES.items() if name != "ggn"}
         if curvature.has_gauss_newton:
             matrices = dict(_MATRICES)
-        rows = [along(key, curvature.forms_along(drawn)) for key, drawn in directions.items()]
+        draws = max(1, int(_SHARE * count / (2 * max(1, len(directions)))))
+        steps = min(max(_LEAST_LANCZOS, int(_SHARE * count)), _LANCZOS)
+        rows = [
+            along(key, curvature.forms_along(drawn[:draws])) for key, drawn in directions.items()
+        ]
         for name, of in matrices.items():
-            rows += _eigenvalues(curvature, name, of)
+            rows += _eigenvalues(curvature, name, of, steps)
         spent = time.perf_counter() - started
         for number, (name, of) in enumerate(matrices.items()):
             left = (seconds - spent) * (number + 1) / len(matrices) + spent
-            rows += _sampled(curvature, name, of, started + left)
+            rows += _sampled(curvature, name, of, started + left, count)
     return [{**row, "batches": len(batches)} for row in rows]
 
 
@@ -83,19 +92,18 @@ def along(key: str, forms: Sequence[Forms]) -> dict[str, Any]:
     return row
 
 
-def _affordable(objective: Objective, held: Sequence[Batch], seconds: float) -> list[Batch]:
-    """Return so many batches that products with their mean loss are quick enough."""
-    with Curvature(objective, held[:1]) as curvature:
+def _affordable(objective: Objective, batch: Batch, seconds: float) -> int:
+    """Return the number of products with the Hessian of one batch that there is time for."""
+    with Curvature(objective, [batch]) as curvature:
         vector = [param.detach() for param in objective.params]
         started = time.perf_counter()
         curvature.hessian_product(vector)
         one = time.perf_counter() - started
-    count = int(seconds / (_PRODUCTS * max(one, 1e-9)))
-    return list(held[: max(1, min(count, _MOST_BATCHES))])
+    return int(seconds / max(one, 1e-9))
 
 
-def _eigenvalues(curvature: Curvature, name: str, of: Matrix) -> list[dict[str, Any]]:
-    found = extreme_eigenvalues(curvature.operator(of), curvature.start(), steps=_LANCZOS)
+def _eigenvalues(curvature: Curvature, name: str, of: Matrix, steps: int) -> list[dict[str, Any]]:
+    found = extreme_eigenvalues(curvature.operator(of), curvature.start(), steps=steps)
     return [
         {
             "what": "eigenvalue",
@@ -110,11 +118,15 @@ def _eigenvalues(curvature: Curvature, name: str, of: Matrix) -> list[dict[str, 
     ]
 
 
-def _sampled(curvature: Curvature, name: str, of: Matrix, until: float) -> list[dict[str, Any]]:
+def _sampled(
+    curvature: Curvature, name: str, of: Matrix, until: float, products: int
+) -> list[dict[str, Any]]:
     """Return p_diag from as many rows as there is time for, and the spectrum."""
     operator = curvature.operator(of)
     started = time.perf_counter()
-    density = spectral_density(operator, starts=_STARTS, steps=_LANCZOS)
+    starts = min(max(1, int(_SHARE * products / _LANCZOS)), _STARTS)
+    steps = min(max(_LEAST_LANCZOS, int(_SHARE * products / starts)), _LANCZOS)
+    density = spectral_density(operator, starts=starts, steps=steps)
     one = (time.perf_counter() - started) / density.products
     rows: list[dict[str, Any]] = [
         {
