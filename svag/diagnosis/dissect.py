@@ -21,7 +21,7 @@ from svag.diagnosis.directions import Track
 from svag.diagnosis.findings import Dissection, Setting, StepEffect, refuse_folder
 from svag.diagnosis.improvement import Factorial, effects, improvement, worths
 from svag.diagnosis.line_search import Decreases
-from svag.diagnosis.measurement import HELD_A_DRAW, MOST_DRAWS, Measurement
+from svag.diagnosis.measurement import HELD_A_DRAW, LEAST_DRAWS, MOST_DRAWS, Measurement
 from svag.diagnosis.noise_summary import NoiseSummary
 from svag.diagnosis.objective import BatchLoss, Loss, Objective
 from svag.diagnosis.of_optimizer import decays_of, states_of
@@ -38,7 +38,7 @@ from svag.problems.seeding import seed_everything
 Progress: TypeAlias = Callable[[str, float], None]
 
 _LARGER = (2, 4, 8)
-_DRAWS_OF_VARIANTS = 24
+_LEAST_OF_VARIANTS, _MOST_OF_VARIANTS = 3, 24
 _HELD_BYTES = 2**28
 _LEAST_HELD = 8
 
@@ -272,10 +272,14 @@ class _Work:
             noise=noise,
             visit=self._kept.visit if part == "directions" else None,
         )
+        least, most = plan.draws or LEAST_DRAWS, plan.draws or MOST_DRAWS
+        if part == "variants":  # as time allows
+            least, most = _LEAST_OF_VARIANTS, plan.draws or _MOST_OF_VARIANTS
         return measurement.run(
             tracks,
             seconds=self._budget.until(part),
-            draws=plan.draws or (_DRAWS_OF_VARIANTS if part == "variants" else None),
+            least=least,
+            most=most,
             progress=lambda share: self._progress(part, share),
         )
 

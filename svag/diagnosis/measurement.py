@@ -87,15 +87,17 @@ class Measurement:
         tracks: Sequence[Track],
         *,
         seconds: float,
-        draws: int | None = None,
+        least: int = LEAST_DRAWS,
+        most: int = MOST_DRAWS,
         progress: Callable[[float], None] = lambda share: None,
     ) -> Measured:
-        """Measure until ``draws`` are made in every track, or the time is over.
+        """Measure until ``most`` draws are made in every track, or the time is over.
 
         Args:
             tracks: what is done to the gradients.
-            seconds: time; ``LEAST_DRAWS`` draws are made in the first track all the same.
-            draws: number of draws, whatever the time; None lets the time decide.
+            seconds: time.
+            least: draws that are made in the first track, whatever the time.
+            most: draws of each method in a track.
             progress: called with the share that is done.
         """
         started = time.perf_counter()
@@ -104,14 +106,12 @@ class Measurement:
         for batch in self._sampling.stream():
             grads = self._gradient(batch, variances)
             for course in courses:
-                if course.draws < (draws or MOST_DRAWS):
+                if course.draws < most:
                     course.observe(grads)
             made = min(course.draws for course in courses)
             share = (time.perf_counter() - started) / max(seconds, 1e-9)
-            progress(min(1.0, made / draws if draws else max(share, made / MOST_DRAWS)))
-            if made >= (draws or MOST_DRAWS):
-                break
-            if draws is None and share >= 1 and courses[0].draws >= LEAST_DRAWS:
+            progress(min(1.0, max(share if least < most else 0.0, made / most)))
+            if made >= most or (share >= 1 and courses[0].draws >= least):
                 break
         for course in courses:
             self._measured.decreases += course.found
