@@ -93,7 +93,7 @@ def dissect(
         longest: most steps of a training in the race; by default a fifth of ``steps``.
         race: whether to race; without, the suggestions rest on one step.
         precision: returns the context of the forward pass, such as autocast.
-        out: folder for the records.
+        out: folder for the records, of which ``svag report OUT`` makes a page.
         progress: called with the part and the share of it that is done.
         seed: of everything that is drawn.
 

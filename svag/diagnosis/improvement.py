@@ -13,7 +13,7 @@ of I is that of a mean over draws. That of log alpha is the jackknife's. Interva
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -188,7 +188,7 @@ def worths(found: Sequence[Decreases], cells: Sequence[str]) -> list[Worth]:
         found: decreases of one track; all are compared with the first cell, or else the first.
         cells: keys of M-SGD, M-SVAG, M-SSD, Adam, or others in their cells; may be empty.
     """
-    tables = by_key(found)
+    tables = {one.key: one for one in found}
     keys = [*tables]
     first = cells[0] if cells else keys[0] if keys else ""
     pairs = [(key, first) for key in keys if key != first]
@@ -281,8 +281,3 @@ def _spline(log_lrs: Array, decreases: Array, at: Array) -> Array:
     """Interpolate decreases, of shape (step sizes, n), at other logarithms of step sizes."""
     ratio = decreases / np.exp(log_lrs)[:, None]
     return np.asarray(CubicSpline(log_lrs, ratio)(at) * np.exp(at)[:, None])
-
-
-def by_key(found: Sequence[Decreases]) -> Mapping[str, Decreases]:
-    """Return decreases by their method."""
-    return {one.key: one for one in found}

@@ -60,7 +60,8 @@ class Measurement:
         sampling: where batches come from.
         held: batches to evaluate losses on.
         entrants: the methods.
-        states: states of optimizers to start from, by method and parameter.
+        states: states of optimizers to start from, by method and parameter, on the plain track;
+            averages of other gradients would not fit what another track's methods see.
         noise: also sees every gradient.
         visit: sees every direction of the first track.
     """
@@ -142,11 +143,12 @@ class _Course:
     def __init__(self, measurement: Measurement, track: Track, number: int) -> None:
         self._all, self._track, self._number = measurement, track, number
         entrants = measurement._entrants
-        if number or track.batches > 1 or track.rotation:  # their variance is of another gradient
-            entrants = [one for one in entrants if not one.within_batch]
-        self._directions = Directions(measurement._objective.params, entrants, measurement._states)
+        states = measurement._states
+        if track.batches > 1 or track.rotation:  # averages and variances are of other gradients
+            entrants, states = [one for one in entrants if not one.within_batch], None
+        self._directions = Directions(measurement._objective.params, entrants, states)
         self._block = block_length(entrants)
-        warm = 1 if measurement._states else _WARM_UP
+        warm = 1 if states else _WARM_UP
         self._left = self._block * (warm if self._block > 1 else 1)
         self._tries = 0
         self._grids: dict[str, Decreases] = {}

@@ -1,7 +1,8 @@
 """Trainings from the current point of an objective, for the race.
 
 Every training begins at the same parameters, buffers and, where one is given, state of the
-optimizer. Batches come in orders that are drawn once and kept, so that all methods see the same.
+optimizer. Batches come in orders that are drawn once and kept, so that all methods see the same, up
+to 512 MB; later batches of an order are drawn afresh for every training.
 """
 
 import math
@@ -92,7 +93,7 @@ class FromHere:
         return optimizer
 
     def _batch(self, seed: int, number: int) -> Batch:
-        """Return a batch of an order; every training of one order sees the same ones."""
+        """Return a batch of an order: the one that earlier trainings saw, if it was kept."""
         order = self._orders.setdefault(seed, [])
         if number < len(order):
             return order[number]

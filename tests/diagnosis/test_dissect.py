@@ -258,3 +258,24 @@ def test_the_command_refuses(svag, words, match):
     code, _, error = svag("dissect", *words, "--device", "cpu")
     assert code == 2
     assert match in error.replace("\n", " ")
+
+
+def test_the_optimizers_averages_are_a_start_for_plain_directions_only():
+    """In rotated coordinates, or for averaged gradients, they would be of something else."""
+    net, data = model(), list(loader())
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.0)
+    for x, y in data * 4:
+        optimizer.zero_grad()
+        (1000 * functional.cross_entropy(net(x), y)).backward()  # averages of another scale
+        optimizer.step()
+    options = {"race": False, "budget": "30s", "draws": 3}
+    fresh, warm = (
+        svag.dissect(net, functional.cross_entropy, data, optimizer=one, **options)
+        for one in (None, optimizer)
+    )
+    lrs = [
+        {(one.track, one.method): one.lr for one in found.improvements} for found in (fresh, warm)
+    ]
+    assert lrs[1]["plain", "adam"] > 10 * lrs[0]["plain", "adam"]  # small steps by large averages
+    for track in ("rotated", "batch x 2"):
+        assert lrs[1][track, "adam"] == pytest.approx(lrs[0][track, "adam"], rel=0.5)
