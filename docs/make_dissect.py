@@ -5,6 +5,7 @@ Run ``python docs/make_dissect.py`` from the repository's root; it takes a secon
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ HERE: Final = Path(__file__).parent
 RESULTS: Final = HERE.parent / "results" / "dissect"
 PAGE: Final = HERE / "dissect.md"
 PICTURE: Final = HERE / "dissect.png"
+LENGTHS: Final = RESULTS / "lengths.jsonl"
 SHOWN: Final = RESULTS / "readme" / "dissect.jsonl"
 README: Final = HERE.parent / "README.md"
 MARKS: Final = ("<!-- docs/make_dissect.py writes from here -->", "<!-- to here -->")
@@ -168,6 +170,29 @@ def started() -> dict[str, int]:
     }
 
 
+def exponents() -> dict[str, tuple[float, float, int]]:
+    """Fit, by method, how the best step size goes with the length T: mean and spread of e in T^e.
+
+    From 8 % of a training to all of it, one e for each problem.
+    """
+    best: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
+    for line in LENGTHS.read_text().splitlines():
+        row = json.loads(line)
+        of = best.setdefault((row["method"], row["problem"]), {})
+        for length, loss in row["losses"].items():
+            of[int(length)] = min(of.get(int(length), (math.inf, 0.0)), (loss, row["lr"]))
+    found: dict[str, list[float]] = {}
+    for (method, _), of in best.items():
+        last = max(of)
+        early = min(of, key=lambda length, last=last: abs(math.log(length / (0.08 * last))))
+        change = math.log(of[last][1] / of[early][1]) / math.log(last / early)
+        found.setdefault(method, []).append(change)
+    return {
+        method: (statistics.fmean(each), statistics.stdev(each), len(each))
+        for method, each in found.items()
+    }
+
+
 def misses(found: Sequence[Case], point: int) -> Iterable[str]:
     """List the suggestions that are further off than a step of the grid."""
     for one in found:
@@ -263,6 +288,7 @@ def page(found: Sequence[Case]) -> str:
         fitted=len(FITTED),
         misses=list(misses(found, 0)),
         started=started(),
+        exponents=exponents(),
         rows=table(found),
     )
 

@@ -238,7 +238,7 @@ FLOORS = (
     ("svag.bench.allocation", "svag.bench.contestants"),
     ("svag.bench.step",),
     ("svag.bench.variance", "svag.bench.rounding", "svag.bench.monitor"),
-    ("svag.cli.cluster", "svag.cli.options", "svag.cli.several"),
+    ("svag.cli.cluster", "svag.cli.option_values", "svag.cli.options", "svag.cli.several"),
     ("svag.cli.bench", "svag.cli.listing", "svag.cli.reporting"),
     ("svag.cli.compare", "svag.cli.dissecting", "svag.cli.exporting"),
     ("svag.cli",),

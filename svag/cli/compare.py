@@ -13,9 +13,10 @@ from rich.console import Console
 
 from svag.anatomy import PAPER_METHODS
 from svag.cli import cluster as clusters
+from svag.cli import option_values
 from svag.cli.options import DataDir, Json, Problem, Steps
 from svag.cli.reporting import present, say
-from svag.errors import InvalidOption, ProblemError, RecordError, in_one_line
+from svag.errors import ProblemError, RecordError, in_one_line
 
 if TYPE_CHECKING:
     from svag.lab.executors.cluster import Cluster
@@ -157,7 +158,7 @@ def compare(
         smallest_effect=smallest_effect,
         batch_size=batch_size or task.batch_size,
         weight_decay=task.weight_decay if weight_decay is None else weight_decay,
-        eval_examples=_eval_examples(eval_examples),
+        eval_examples=option_values.eval_examples(eval_examples),
         device=clusters.device_on(carried_out_on, device),
         channels_last=task.channels_last if channels_last is None else channels_last,
         autocast=task.autocast if autocast is None else None if autocast == "off" else autocast,
@@ -227,8 +228,8 @@ def _study(task: "Task", data: "Data", wanted: _Settings) -> "Study":
         channels_last=wanted.channels_last,
         autocast=wanted.autocast,
     )
-    lrs = {key: numbers[0] for key, numbers in _by_method(wanted.lrs, "--lr").items()}
-    grids = _by_method(wanted.grids, "--grid")
+    lrs = {key: numbers[0] for key, numbers in option_values.by_method(wanted.lrs, "--lr").items()}
+    grids = option_values.by_method(wanted.grids, "--grid")
     searched = [key for key in wanted.methods if key not in lrs and key not in grids]
     code = {key: code_version(entrant(key)) for key in wanted.methods}
     return Study(
@@ -354,14 +355,6 @@ class _Job:
                 raise typer.Exit(130) from None
 
 
-def _eval_examples(text: str) -> int | None:
-    if text == "all":
-        return None
-    if not (text.isdecimal() and int(text) > 0):
-        raise InvalidOption(f"--eval-examples {text}: give a number of at least 1, or all")
-    return int(text)
-
-
 def _present(study: "Study", directory: Path, failed: "Sequence[Record]", *, as_json: bool) -> None:
     from svag.analysis.study import analyse
 
@@ -384,21 +377,3 @@ def _explain(failed: "Sequence[Record]", total: int) -> None:
     if "--debug" in sys.argv:
         for trace in {(record.end or {}).get("traceback") for record in failed} - {None}:
             say(console, str(trace))
-
-
-def _by_method(options: list[str], flag: str) -> dict[str, list[float]]:
-    """Read ``METHOD=NUMBERS``; the method may have an ``=`` in its brackets."""
-    from svag.entrants import entrant
-
-    found = {}
-    for option in options:
-        key, _, values = option.rpartition("=")
-        try:
-            numbers = [float(value) for value in values.split(",")]
-        except ValueError:
-            numbers = []
-        if not key or not numbers or (flag == "--lr" and len(numbers) > 1):
-            example = "--lr adam=1e-3" if flag == "--lr" else "--grid adam=1e-4,1e-3,1e-2"
-            raise InvalidOption(f"{flag} {option}: give METHOD=VALUE with numbers, e.g. {example}")
-        found[entrant(key).key] = numbers
-    return found

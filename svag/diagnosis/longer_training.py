@@ -3,16 +3,13 @@
 A step along the sign does not shrink as the gradient does, so the longer the training, the smaller
 the best constant step size; variance adaptation shrinks part of the steps, and steps that keep the
 magnitude shrink by themselves, down to the noise. On 14 problems (dense, convolutional, normalised,
-linear, and quadratics with noise, see docs/dissect.md) the step size that was best for the training
-loss went with the length T of one and the same training like
-
-    T^-0.7 for the sign alone,   T^-0.3 for the adapted sign,   T^-0.1 for the others,
-
-with a spread of 0.2 to 0.5 between problems; and what searches choose, by a metric and over several
-seeds, is smaller than what wins a race of a fifth of the length, for all methods alike (by a step
-of the grid in the median). T^-0.6 and T^-0.3 are used, for a training up to five times as long, as
-in the tests; a longer one has the step size of that, since far from what was tested the rule is not
-to be trusted: the first steps of a large network need smaller steps than the later ones.
+linear, and quadratics with noise) the step size that is best for the training loss went down most
+for the sign alone, less for the adapted sign, and little for the others; docs/dissect.md has the
+exponents, and ``results/dissect/lengths.py`` measures them. What searches choose, by a metric and
+over several seeds, is smaller than what wins a race of a fifth of the length, for all methods, by a
+step of the grid in the median. So T^-0.6 and T^-0.3 are used, for a training up to five times as
+long, as in the tests; a longer one has the step size of that, since far from what was tested the
+rule is not to be trusted: the first steps of a large network need smaller steps than later ones.
 """
 
 from typing import Final
