@@ -23,6 +23,6 @@ def of_step_sizes() -> str:
     share = 100 * counts["within"] / counts["pairs"]
     return (
         f"A search may end at another step size: in the tests, {counts['within']} of "
-        f"{counts['pairs']} suggestions ({share:.0f} %) were within a factor of 3 of what `svag "
-        "compare` chose (docs/dissect.md)."
+        f"{counts['pairs']} suggestions ({share:.0f} %) were within a factor of 3 of what svag "
+        "compare chose (docs/dissect.md)."
     )
