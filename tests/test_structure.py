@@ -206,7 +206,8 @@ FLOORS = (
     ("svag.diagnosis.curvature.products",),
     ("svag.diagnosis.curvature.summary",),
     ("svag.diagnosis.directions", "svag.diagnosis.noise_summary", "svag.diagnosis.improvement"),
-    ("svag.diagnosis.measurement", "svag.diagnosis.race"),
+    ("svag.diagnosis.measurement", "svag.diagnosis.race_result", "svag.diagnosis.last_round"),
+    ("svag.diagnosis.race",),
     (
         "svag.diagnosis.monitoring.allowance",
         "svag.diagnosis.monitoring.noise_figures",

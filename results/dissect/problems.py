@@ -91,6 +91,34 @@ def digits_dense() -> Problem:
     )
 
 
+class _RowsTransformer(nn.Module):
+    """A transformer encoder that reads the eight rows of an image as tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(8, 32)
+        self.places = nn.Parameter(0.02 * torch.randn(8, 32))
+        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = self.embedding(images.unflatten(1, (8, 8))) + self.places
+        return self.head(self.encoder(rows).mean(dim=1))
+
+
+def digits_transformer() -> Problem:
+    return Problem(
+        name="digits-transformer",
+        description="handwritten digits, two-layer transformer encoder over the rows",
+        model=_RowsTransformer,
+        load=_load_digits,
+        batch_size=64,
+        steps=300,
+        quick_steps=300,
+    )
+
+
 def _load_images(data_dir: Path | None) -> Data:
     inputs, _ = _bundled("digits")
     images = (inputs / 16).reshape(-1, 1, 8, 8)

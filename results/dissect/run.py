@@ -22,6 +22,7 @@ OWN = (
     "wine",
     "iris_linear",
     "digits_dense",
+    "digits_transformer",
     "digits_autoencoder",
     "picture",
     "chars_gru",
@@ -31,7 +32,6 @@ PROBLEMS = {
     "stdlib_chars": "stdlib-chars",
     "breast_cancer": "examples/breast_cancer.py:breast_cancer",
     "diabetes": "examples/diabetes.py:diabetes",
-    "transformer_text": "examples/transformer_text.py:transformer_text",
     **{name: f"results/dissect/problems.py:{name}" for name in OWN},
     **{f"quadratic_{n:02d}": f"results/dissect/problems.py:quadratic_{n:02d}" for n in range(20)},
 }
@@ -75,7 +75,7 @@ def dissect(name: str, point: int, outcome: dict) -> None:
     if (out / "dissect.jsonl").exists() or lr is None:
         return
     steps = round(point / 100 * outcome["steps"])
-    points = ("--after", str(steps), "--with", "m-sgd", "--lr", str(lr))
+    points = ("--after", str(steps), "--with", "m-sgd", "--lr", str(lr)) if steps else ()
     lengths = ("--steps", str(outcome["steps"]), "--race-steps", str(outcome["steps"] // RACE))
     measured = ("--budget", BUDGET, "--draws", DRAWS, "--no-variants", "--device", "cpu")
     svag("dissect", PROBLEMS[name], *points, *lengths, *measured, "--out", str(out), "--quiet")

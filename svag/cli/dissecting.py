@@ -185,7 +185,8 @@ def present(found: "Dissection") -> None:
             sign = -1 if found.setting.larger_is_better else 1
             value = f"{found.setting.metric} {sign * found.race.losses[key]:.4g}"
             lr = found.race.lrs[key]
-            raced = f"{value} at lr {lr:g}" if math.isfinite(lr) else "diverged"
+            lost = "no best step size" if key in found.race.unbounded else "diverged"
+            raced = f"{value} at lr {lr:g}" if math.isfinite(lr) else lost
         greedy = "-" if step is None else f"{step.lr:.2g}"
         table.add_row(entrant(key).name, worth, greedy, raced, suggested.get(key, "-"))
     console.print(table, highlight=False)

@@ -16,8 +16,8 @@ from svag.analysis.contrasts import ADAPTATION, SIGN
 from svag.analysis.wording import listed
 from svag.diagnosis.improvement import Factorial, Improvement
 from svag.diagnosis.longer_training import lengthened
-from svag.diagnosis.race import RaceEffect, RaceResult
-from svag.entrants import Entrant
+from svag.diagnosis.race_result import RaceEffect, RaceResult
+from svag.entrants import Entrant, entrant
 
 Verdict: TypeAlias = Literal["helps", "hurts", "does not matter", "cannot tell"]
 
@@ -154,7 +154,7 @@ def _race_text(
     if effect is None or effect.interval is None:
         return (
             f"The race says nothing about {_NAMES[name]}: some method diverged in it, or had no "
-            "step size to begin with."
+            "step size to begin or to end with."
         )
     subject = _NAMES[name].capitalize()
     sign = -1 if evidence.larger else 1
@@ -270,6 +270,27 @@ def batch_note(plain: Factorial | None, larger: Mapping[int, Factorial]) -> str:
     return f"{text}: no difference can be told."
 
 
+def tie_note(result: RaceResult | None) -> str:
+    """Say which methods cannot be told from the best one; empty if that is none."""
+    tied = result.tied() if result is not None else ()
+    if result is None or not tied:
+        return ""
+    best = min(result.losses, key=lambda key: result.losses[key])
+    names = listed([entrant(key).name for key in tied])
+    return f"{entrant(best).name} was best in the race, but {names} cannot be told from it there."
+
+
+def unbounded_note(result: RaceResult | None) -> str:
+    """Say for which methods larger step sizes were always better; empty if for none."""
+    if result is None or not result.unbounded:
+        return ""
+    names = listed([entrant(key).name for key in result.unbounded])
+    return (
+        f"No step size can be named for {names}: in the race, the largest one tried was still the "
+        "best, as it is where the loss has no lower bound."
+    )
+
+
 def suggestions(
     entrants: Sequence[Entrant],
     improvements: Mapping[str, Improvement],
@@ -290,6 +311,8 @@ def suggestions(
     for one in entrants:
         raced = result.lrs.get(one.key, math.nan) if result else math.nan
         greedy = improvements.get(one.key)
+        if result is not None and one.key in result.unbounded:
+            continue
         if result is not None and math.isfinite(raced):
             lr = _rounded(lengthened(one, raced, result.steps, planned))
             found.append(Suggestion(one.key, lr, "race", raced, line(one, lr)))

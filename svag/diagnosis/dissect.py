@@ -26,7 +26,8 @@ from svag.diagnosis.noise_summary import NoiseSummary
 from svag.diagnosis.objective import BatchLoss, Loss, Objective
 from svag.diagnosis.of_optimizer import decays_of, states_of
 from svag.diagnosis.plan import Plan
-from svag.diagnosis.race import Race, race_effects
+from svag.diagnosis.race import Race
+from svag.diagnosis.race_result import race_effects
 from svag.diagnosis.race_training import FromHere
 from svag.diagnosis.rotation import Rotation
 from svag.diagnosis.sampling import Sampling, generators_kept
@@ -198,6 +199,8 @@ def conclude(found: Dissection) -> conclusions.Conclusion:
         entrants, improvements, found.race, found.setting.planned
     )
     notes = (
+        conclusions.tie_note(found.race),
+        conclusions.unbounded_note(found.race),
         conclusions.rotation_note(plain, of_step.get(("rotated", SIGN))),
         conclusions.batch_note(plain, larger),
         of_step_sizes() if any(one.basis == "race" for one in suggested) else "",

@@ -19,7 +19,7 @@ from svag.analysis.dissection_records import FILE
 from svag.diagnosis.conclusion import MATTERS, Conclusion
 from svag.diagnosis.improvement import Factorial, Improvement, Worth
 from svag.diagnosis.noise_summary import LayerNoise
-from svag.diagnosis.race import RaceEffect, RaceResult
+from svag.diagnosis.race_result import RaceEffect, RaceResult
 from svag.errors import RecordError, in_one_line
 
 
@@ -137,6 +137,7 @@ class Dissection:
                     "steps": self.race.steps,
                     "lrs": dict(self.race.lrs),
                     "losses": dict(self.race.losses),
+                    "unbounded": list(self.race.unbounded),
                 }
             ]
         found += [{"kind": "race effect", **dataclasses.asdict(one)} for one in self.race_effects]

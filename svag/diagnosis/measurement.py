@@ -114,6 +114,7 @@ class Measurement:
             progress(min(1.0, max(share if least < most else 0.0, made / most)))
             if made >= most or (share >= 1 and courses[0].draws >= least):
                 break
+            del grads  # lest two gradients are kept while the next one is computed
         for course in courses:
             self._measured.decreases += course.found
         self._measured.evaluations = self._line.evaluations

@@ -195,7 +195,7 @@ def _sampled(sizes: Sequence[int]) -> list[Tensor]:
     chosen = []
     for size in sizes:
         count = min(size, max(_LEAST_OF_TENSOR, round(SAMPLED * size / total)))
-        chosen.append(torch.randperm(size, generator=generator)[:count])
+        chosen.append(torch.randperm(size, generator=generator)[:count].clone())
     return chosen
 
 

@@ -20,7 +20,8 @@ from svag.diagnosis.dissect import Progress, carry_out, conclude
 from svag.diagnosis.findings import Dissection, Setting
 from svag.diagnosis.objective import Objective
 from svag.diagnosis.plan import Plan
-from svag.diagnosis.race import Race, race_effects
+from svag.diagnosis.race import Race
+from svag.diagnosis.race_result import race_effects
 from svag.entrants import Entrant, entrant, with_options
 from svag.errors import DissectionError, InvalidOption, in_one_line
 from svag.lab.batches import Batches

@@ -3,9 +3,11 @@
 Every method starts at the step size that is best for one step, rounded to the grid 1, 3 x 10^k,
 and goes up the grid as long as larger ones win and do not diverge; it goes down where the first one
 is the best so far. The winner of this round begins another, as much longer as the time allows, from
-the current point again, where its neighbours on the grid are tried in the same way. The winner of
-the last round runs with several orders of the batches, the same for all methods. What is compared
-is the loss on held batches at the end. The step size stays constant.
+the current point again, where its neighbours on the grid are tried in the same way. In the last
+round the winner and its neighbours run with several orders of the batches, the same for all
+methods, six or more as time allows. What is compared is the loss on held batches at the end. The
+step size stays constant. Rounds do not become longer once every method has lost 95 % of the loss,
+since methods that are all near 0 have nothing to tell them apart.
 
 Who trains is a :class:`Trainer`: this file only decides what is run.
 """
@@ -13,29 +15,25 @@ Who trains is a :class:`Trainer`: this file only decides what is run.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from scipy.special import stdtrit
 
-from svag.analysis.contrasts import WEIGHTS
-from svag.diagnosis.improvement import EFFECTS, LEVEL, Interval
+from svag.diagnosis.last_round import LEAST_ORDERS, MOST_ORDERS, LastRound
+from svag.diagnosis.race_result import Heat, RaceResult
 from svag.entrants import Entrant
 from svag.lab.search import StepSizes
-
-SEEDS = 6
-"""Orders of the batches in the last round."""
 
 _LEAST_STEPS = 10
 _LEAST_GROWTH, _MOST_GROWTH = 1.5, 6.0
 _ROUNDS = 4
-_FIRST, _LATER = 5.0, 3.5
-"""Trainings of a method in the first round, and in each later one, on average."""
+_FIRST, _LATER, _LAST = 5.0, 3.5, 8.0
+"""Trainings of a method in the first round, each later one, and the last, on average."""
 _SHARE_OF_FIRST = 0.2
 _MOST_UP, _MOST_DOWN = 9, 5
 _PATIENCE = 2
-_MOST_MOVES = 2
+_LEARNT = 0.05
+"""Share of the loss below which there is nothing left to tell methods apart."""
 
 
 class Trainer(Protocol):
@@ -53,105 +51,6 @@ class Trainer(Protocol):
             steps: length.
             seed: order of the batches, the same for all methods.
         """
-
-
-@dataclass(frozen=True)
-class Heat:
-    """One training in the race.
-
-    Attributes:
-        method: key of the method.
-        lr: step size.
-        steps: length.
-        seed: order of the batches.
-        loss: mean loss on held batches at the end; inf if it diverged.
-    """
-
-    method: str
-    lr: float
-    steps: int
-    seed: int
-    loss: float
-
-    @property
-    def diverged(self) -> bool:
-        """Whether a loss was not finite."""
-        return not math.isfinite(self.loss)
-
-
-@dataclass(frozen=True)
-class RaceResult:
-    """What the race says.
-
-    Attributes:
-        start_loss: mean loss on the held batches at the current point.
-        steps: length of the last round.
-        heats: every training, in order.
-        lrs: the winning step size of each method; NaN where all diverged.
-        losses: mean final loss of each method at it, over the orders of the last round.
-    """
-
-    start_loss: float
-    steps: int
-    heats: tuple[Heat, ...]
-    lrs: Mapping[str, float]
-    losses: Mapping[str, float]
-
-    def finals(self, method: str) -> list[float]:
-        """Return the final losses at a method's winning step size, by order of the batches."""
-        lr = self.lrs[method]
-        last = [
-            h for h in self.heats if h.method == method and h.lr == lr and h.steps == self.steps
-        ]
-        return [h.loss for h in sorted(last, key=lambda h: h.seed)]
-
-
-@dataclass(frozen=True)
-class RaceEffect:
-    """An effect of the 2x2 design on the final loss of the race; below 0 is better.
-
-    Attributes:
-        name: ``"sign"``, ``"adaptation"`` or ``"interaction"``.
-        estimate: in units of the loss.
-        interval: at 95 % for all effects at once; None with fewer than two orders.
-    """
-
-    name: str
-    estimate: float
-    interval: Interval | None
-
-    @property
-    def direction(self) -> int:
-        """1 if it lowers the loss for certain, -1 if it raises it, else 0."""
-        if self.interval is None:
-            return 0
-        return int(self.interval[1] < 0) - int(self.interval[0] > 0)
-
-
-def race_effects(result: RaceResult, cells: Sequence[str]) -> dict[str, RaceEffect]:
-    """Estimate the effects of sign and adaptation in the last round, by order of the batches.
-
-    Args:
-        result: of the race.
-        cells: M-SGD, M-SVAG, M-SSD, Adam, or others in their cells.
-    """
-    finals = [result.finals(key) for key in cells]
-    count = min(len(f) for f in finals)
-    table = np.array([f[:count] for f in finals])
-    found = {}
-    for name in EFFECTS:
-        weights = WEIGHTS[name]
-        if not count or not np.isfinite(table).all():
-            found[name] = RaceEffect(name, math.nan, None)
-            continue
-        each = weights @ table
-        interval = None
-        if count > 1:
-            quantile = float(stdtrit(count - 1, 1 - LEVEL / (2 * len(EFFECTS))))
-            reach = quantile * float(each.std(ddof=1)) / math.sqrt(count)
-            interval = (float(each.mean()) - reach, float(each.mean()) + reach)
-        found[name] = RaceEffect(name, float(each.mean()), interval)
-    return found
 
 
 class Race:
@@ -201,20 +100,29 @@ class Race:
                 patience = _PATIENCE if number == 0 else 1
                 at[one.key] = self._climb(one, at[one.key], steps, patience)
                 progress(min(1.0, (time.perf_counter() - started) / max(seconds, 1e-9)))
-        for one in racing:
-            at[one.key] = self._finals(one, at[one.key], steps)
-        return self._result(racing, at, steps, start_loss)
+            if self._learnt(racing, steps, start_loss):
+                break
+        lasts = {one.key: self._last_round(one, at[one.key], steps, start_loss) for one in racing}
+        for orders in range(LEAST_ORDERS, MOST_ORDERS + 1):
+            elapsed = time.perf_counter() - started
+            more = sum(len(last.live) for last in lasts.values()) * steps
+            if orders > LEAST_ORDERS and elapsed + more * elapsed / self._taken > seconds:
+                break
+            for last in lasts.values():
+                last.run(orders)
+        return self._result(lasts, steps, start_loss)
 
     def _length(self, steps: int, methods: int, elapsed: float, seconds: float) -> int:
         """Return the length of the next round; that of the last one if there is no time for more.
 
-        A round must leave the time for all orders at its own length.
+        A round must leave the time for the last one at its own length.
         """
         step = elapsed / max(1, self._taken)
         if not steps:
             affordable = _SHARE_OF_FIRST * seconds / (step * methods * _FIRST)
-            return min(max(_LEAST_STEPS, int(affordable)), self._longest)
-        affordable = (seconds - elapsed) / (step * methods * (_LATER + SEEDS - 1))
+            short = min(int(affordable), int(self._longest / _MOST_GROWTH))
+            return min(max(_LEAST_STEPS, short), self._longest)
+        affordable = (seconds - elapsed) / (step * methods * (_LATER + _LAST))
         longer = min(int(affordable), self._longest, int(_MOST_GROWTH * steps))
         return longer if longer >= min(_LEAST_GROWTH * steps, self._longest) else steps
 
@@ -241,14 +149,19 @@ class Race:
                     break
         return best()
 
-    def _finals(self, one: Entrant, index: int, steps: int) -> int:
-        """Run the last round's winner with all orders; a smaller step size if one diverges."""
-        for _ in range(_MOST_MOVES + 1):
-            losses = [self._heat(one, index, steps, seed) for seed in range(SEEDS)]
-            if all(map(math.isfinite, losses)) or index - 1 not in self._grid:
-                return index
-            index -= 1
-        return index + 1
+    def _learnt(self, racing: Sequence[Entrant], steps: int, start_loss: float) -> bool:
+        """Whether every method has brought a loss that was above 0 near 0."""
+        best = [
+            min(h.loss for h in self._heats if (h.method, h.steps) == (one.key, steps))
+            for one in racing
+        ]
+        return all(0 <= loss < _LEARNT * start_loss for loss in best)
+
+    def _last_round(self, one: Entrant, winner: int, steps: int, start_loss: float) -> LastRound:
+        def loss(index: int, seed: int) -> float:
+            return self._heat(one, index, steps, seed)
+
+        return LastRound(loss, self._grid.__contains__, winner, start_loss)
 
     def _heat(self, one: Entrant, index: int, steps: int, seed: int = 0) -> float:
         """Train once, unless it has been done, and return the final loss."""
@@ -261,14 +174,14 @@ class Race:
         self._heats.append(Heat(one.key, lr, steps, seed, loss))
         return loss
 
-    def _result(
-        self, racing: Sequence[Entrant], at: Mapping[str, int], steps: int, start_loss: float
-    ) -> RaceResult:
-        lrs, losses = {}, {}
-        for one in racing:
-            lr = self._grid[at[one.key]]
-            last = [h for h in self._heats if (h.method, h.lr, h.steps) == (one.key, lr, steps)]
-            survived = all(not h.diverged for h in last)
-            lrs[one.key] = lr if survived else math.nan
-            losses[one.key] = float(np.mean([h.loss for h in last])) if survived else math.inf
-        return RaceResult(start_loss, steps, tuple(self._heats), lrs, losses)
+    def _result(self, lasts: Mapping[str, LastRound], steps: int, start_loss: float) -> RaceResult:
+        lrs = dict.fromkeys(lasts, math.nan)
+        losses = dict.fromkeys(lasts, math.inf)
+        unbounded = tuple(key for key, last in lasts.items() if last.unbounded)
+        for key, last in lasts.items():
+            if last.best is None or key in unbounded:
+                continue
+            lrs[key] = self._grid[last.best]
+            runs = [h for h in self._heats if (h.method, h.lr, h.steps) == (key, lrs[key], steps)]
+            losses[key] = float(np.mean([h.loss for h in runs]))
+        return RaceResult(start_loss, steps, tuple(self._heats), lrs, losses, unbounded)

@@ -6,7 +6,7 @@ import pytest
 
 from svag.diagnosis import conclusion as c
 from svag.diagnosis.improvement import Factorial, Improvement
-from svag.diagnosis.race import RaceEffect, RaceResult
+from svag.diagnosis.race_result import RaceEffect, RaceResult
 from svag.entrants import entrant
 
 

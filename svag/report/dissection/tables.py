@@ -243,7 +243,7 @@ def _raced(found: Found, key: str) -> tuple[str, str]:
         return NONE, NONE
     lr = found.race["lrs"][key]
     if lr is None:
-        return "diverged", NONE
+        return "no best step size" if key in found.race.get("unbounded", ()) else "diverged", NONE
     return significant(known(found.race["losses"][key]), _DIGITS_OF_LOSS), step_size(lr)
 
 
