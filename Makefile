@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast test-versions check
+.PHONY: demo test test-fast test-versions check release
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/lab.installed
@@ -24,6 +24,11 @@ test-torch-%:
 	$(PYTHON) -m venv $(VENV)-torch-$*
 	$(VENV)-torch-$*/bin/python -m pip install --quiet torch==$* --editable '.[lab,dev]'
 	$(VENV)-torch-$*/bin/python -m pytest --numprocesses auto
+
+# Both archives, every extra in a clean environment of each Python, the tests of the source archive: see release/README.md.
+PYTHONS ?= $(PYTHON)
+release:
+	$(PYTHON) release/try_install.py --tests $(PYTHONS:%=--python %)
 
 check: $(VENV)/dev.installed
 	$(BIN)/ruff check .
