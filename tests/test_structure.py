@@ -151,7 +151,7 @@ FLOORS = (
     ),
     ("svag.analysis.several",),
     ("svag.analysis.overview",),
-    ("svag.report.style",),
+    ("svag.report.line_styles", "svag.report.numbers"),
     (
         *("svag.report.axis_limits", "svag.report.tables", "svag.report.details"),
         "svag.report.templates",
