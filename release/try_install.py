@@ -44,8 +44,9 @@ subprocess.run([sys.executable, "-m", "svag", "methods"], check=True)
 import mlflow, tensorboard, wandb
 import svag.trackers.mlflow_store, svag.trackers.tensorboard_files, svag.trackers.wandb_runs
 """,
-    "lightning": "import svag.integrations.lightning",
-    "hf": "import svag.integrations.hf",
+    "lightning": "import lightning; import svag.integrations.lightning",
+    "hf": "import transformers; import svag.integrations.hf",
+    "timm": "import svag.integrations.timm as it; assert 'svag-m-svag' in it.register()",
 }
 """What is run after the installation of each extra; without an extra for the name ``""``."""
 
