@@ -69,7 +69,5 @@ def test_the_variance_over_micro_batches(tmp_path: Path) -> None:
 
 def test_a_loss_in_a_function_of_its_own_is_refused_by_name(tmp_path: Path) -> None:
     """TRL computes the last layer and the loss in chunks, which svag cannot follow."""
-    with pytest.raises(
-        svag.errors.PerExampleError, match="custom autograd.Function"
-    ):
+    with pytest.raises(svag.errors.PerExampleError, match=r"custom autograd\.Function"):
         trained(tmp_path, VarianceMixin)
