@@ -28,7 +28,6 @@ OWN = (
     "digits_transformer",
     "digits_autoencoder",
     "picture",
-    "chars_gru",
 )
 PROBLEMS = {
     "digits": "digits",
