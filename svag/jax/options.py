@@ -82,6 +82,16 @@ def check_state_dtype(state_dtype: Any) -> Any:
     return dtype
 
 
+def check_seed(seed: Any) -> None:
+    """Refuse a plain number that is not an integer of 32 bits.
+
+    Raises:
+        InvalidOption: (a ValueError).
+    """
+    if is_static(seed) and not (isinstance(seed, int) and 0 <= seed < 2**32):
+        raise InvalidOption(f"seed={seed!r} is not an integer in [0, 2^32)")
+
+
 def dtype_of_averages(state_dtype: Any, dtype: Any) -> Any:
     """Return the dtype of the averages of a parameter.
 

@@ -28,8 +28,9 @@ def noise(seed: Any, place: int, step: Any, shape: tuple[int, ...]) -> dict[str,
         step: number of the step, from 1.
         shape: of the parameter.
     """
-    key = _mix(jnp.asarray(seed).astype(jnp.uint32)) + np.uint32(place)
-    key = _mix(_mix(key) + step.astype(jnp.uint32))
+    start = np.uint32(seed) if isinstance(seed, int) else jnp.asarray(seed).astype(jnp.uint32)
+    key = _mix(_mix(jnp.asarray(start)) + np.uint32(place))
+    key = _mix(key + step.astype(jnp.uint32))
     word = _mix(_places(shape) * _NEXT + key)
     other = _mix(word)
     second = word >> _HALF

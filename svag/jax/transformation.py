@@ -14,7 +14,7 @@ from svag.anatomy import Anatomy
 from svag.errors import InvalidOption, MissingVariance
 from svag.jax import rounding
 from svag.jax.arithmetic import on_arrays
-from svag.jax.options import averaging, check_state_dtype, dtype_of_averages
+from svag.jax.options import averaging, check_seed, check_state_dtype, dtype_of_averages
 from svag.optim.rule import Settings, Switches, element_of, numbers_of
 
 Tree = Any
@@ -111,6 +111,7 @@ def scale_by_anatomy(
     """
     first, second, offset = averaging(anatomy, beta=beta, b1=b1, b2=b2, eps=eps, amsgrad=amsgrad)
     dtype_of_state = check_state_dtype(state_dtype)
+    check_seed(seed)
     switches = Switches.of(anatomy, amsgrad=amsgrad, decays=False, alters=False)
     settings = Settings(-1.0, first, second, offset, 0.0, 0.0, 1.0, seed)
     row = _Row(switches, settings, dtype_of_state == jnp.bfloat16)

@@ -12,12 +12,12 @@ import pytest
 pytest.importorskip("jax", reason="svag.jax needs jax: pip install 'svag[jax]'")
 pytest.importorskip("optax", reason="svag.jax needs optax: pip install 'svag[jax]'")
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import optax  # noqa: E402
-from measured import assert_within  # noqa: E402
-from optim.cases import BETAS, CASES, FEW, METHODS, WITHIN_BATCH, Case, by_name  # noqa: E402
-from optim.test_conformance import (  # noqa: E402
+import jax
+import jax.numpy as jnp
+import optax
+from measured import assert_within
+from optim.cases import BETAS, CASES, FEW, METHODS, WITHIN_BATCH, Case, by_name
+from optim.test_conformance import (
     GRADIENTS,
     GROUPS,
     REPORTED,
@@ -28,12 +28,12 @@ from optim.test_conformance import (  # noqa: E402
     start_at_random,
     start_at_zero,
 )
-from reference import error  # noqa: E402
+from reference import error
 
-import svag.jax as sj  # noqa: E402
-from svag import METHODS as TABLE  # noqa: E402
+import svag.jax as sj
+from svag import METHODS as TABLE
 
-from .stepping import build, path, precision, walk  # noqa: E402
+from .stepping import build, path, precision, walk
 
 BOUND = {"float32": 2e-5, "float64": 1e-12}
 both_precisions = pytest.mark.parametrize("dtype", BOUND)

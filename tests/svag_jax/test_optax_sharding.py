@@ -5,6 +5,6 @@ import pytest
 pytest.importorskip("jax", reason="svag.jax needs jax: pip install 'svag[jax]'")
 pytest.importorskip("optax", reason="svag.jax needs optax: pip install 'svag[jax]'")
 
-from .optax_tests import load  # noqa: E402
+from .optax_tests import load
 
 ShardingTest = load("_src/sharding_test.py").ShardingTest
