@@ -42,6 +42,7 @@ PAGES = {
         "docs/from-adam.md",
         "docs/monitor.md",
         "docs/dissect.md",
+        "docs/jax.md",
     )
 }
 BLOCKS = [
@@ -53,6 +54,8 @@ BLOCKS = [
 
 @pytest.mark.parametrize(("page", "block"), BLOCKS)
 def test_python_on_pages_runs(page: str, block: str) -> None:
+    if "jax" in block:
+        pytest.importorskip("optax", reason="svag.jax needs jax and optax: pip install 'svag[jax]'")
     exec(compile(block, page, "exec"), {})
 
 

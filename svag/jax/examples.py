@@ -7,6 +7,7 @@ itself, not of one example's gradient, as in :mod:`svag.variance`.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -93,14 +94,20 @@ def value_grad_and_variance(
                 "or use variance='moving-average'"
             )
 
+        given = list(args)
+        if axis_name is not None:
+            for i in differentiated:
+                given[i] = jax.tree.map(partial(_varying, axis_name=axis_name), given[i])
+
         def of_one(example: Tree) -> tuple[Any, Tree]:
             if keep_batch_axis:
                 example = jax.tree.map(lambda x: x[None], example)
-            merged = [example.get(i, arg) for i, arg in enumerate(args)]
+            merged = [example.get(i, arg) for i, arg in enumerate(given)]
             found: tuple[Any, Tree] = jax.value_and_grad(fun, argnums, has_aux)(*merged, **kwargs)
             return found
 
-        values, moments = _in_micro_batches(of_one, batch, count, micro_batch or count)
+        size = min(micro_batch or count, count)
+        values, moments = _in_micro_batches(of_one, batch, count, size, axis_name)
         values, aux = values if has_aux else (values, None)
         value = values.mean()
         if axis_name is not None:
@@ -216,13 +223,16 @@ def _batch_of(args: Sequence[Any], fixed: set[int]) -> tuple[dict[int, Any], int
 
 
 def _in_micro_batches(
-    of_one: Callable[[Tree], tuple[Any, Tree]], batch: Tree, count: int, size: int
+    of_one: Callable[[Tree], tuple[Any, Tree]],
+    batch: Tree,
+    count: int,
+    size: int,
+    axis_name: str | None,
 ) -> tuple[Any, _Moments]:
     """Return what the examples returned, stacked, and the moments of their gradients.
 
     Chunks of ``size`` examples are merged in a scan, then what is left over.
     """
-    size = min(size, count)
     chunks = count // size
     if chunks == 1:
         values, moments = _of_chunk(of_one, jax.tree.map(lambda x: x[:size], batch))
@@ -235,6 +245,8 @@ def _in_micro_batches(
 
         _, like = jax.eval_shape(lambda b: _of_chunk(of_one, b), jax.tree.map(lambda x: x[0], cut))
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        if axis_name is not None:
+            nothing = jax.tree.map(partial(_varying, axis_name=axis_name), nothing)
         moments, values = jax.lax.scan(one_chunk, nothing, cut)
         values = jax.tree.map(lambda x: x.reshape(chunks * size, *x.shape[2:]), values)
     if chunks * size < count:
@@ -269,6 +281,14 @@ def _merged(a: _Moments, b: _Moments) -> _Moments:
             between,
         ),
     )
+
+
+def _varying(param: Any, axis_name: str) -> Any:
+    """Return a parameter that varies along the axis.
+
+    ``jax.shard_map`` sums the gradients by a parameter that does not over all devices.
+    """
+    return param + (0 * jax.lax.axis_index(axis_name)).astype(jnp.result_type(param))
 
 
 def _over_axis(moments: _Moments, axis_name: str, shards: int) -> _Moments:

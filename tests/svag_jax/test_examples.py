@@ -22,7 +22,7 @@ from svag.errors import InvalidOption, PerExampleError, TooFewSamples
 from .stepping import precision
 
 N, IN, HIDDEN = 10, 4, 5
-SIZES = [None, 1, 2, 3, 4, 5, 7, 10, 99]
+SIZES = [None, 1, 3, 5, 7, 99]
 
 
 def data(dtype: str = "float32") -> tuple[Any, Any, Any]:
@@ -47,7 +47,8 @@ def by_definition(params: Any, x: Any, y: Any) -> tuple[Any, Any, Any]:
     with precision("float64"):
         values = [np.asarray(v, np.float64) for v in jax.tree.leaves((params, x, y))]
         params, x, y = jax.tree.unflatten(jax.tree.structure((params, x, y)), values)
-        each = [jax.grad(loss)(params, x[k : k + 1], y[k : k + 1]) for k in range(len(x))]
+        gradient = jax.jit(jax.grad(loss))
+        each = [gradient(params, x[k : k + 1], y[k : k + 1]) for k in range(len(x))]
         stacked = jax.tree.map(lambda *g: np.stack(g), *each)
         mean = jax.tree.map(lambda g: g.mean(axis=0), stacked)
         variance = jax.tree.map(lambda g: g.var(axis=0, ddof=1) / len(x), stacked)
@@ -63,10 +64,8 @@ def assert_close(ours: Any, theirs: Any, rtol: float = 2e-5) -> None:
 
 @pytest.mark.parametrize("micro_batch", SIZES)
 def test_it_is_the_unbiased_variance_of_the_mean(micro_batch: int | None):
-    estimate = sj.value_grad_and_variance(loss, micro_batch=micro_batch)
-    expected = by_definition(*data())
-    assert_close(estimate(*data()), expected)
-    assert_close(jax.jit(estimate)(*data()), expected)
+    estimate = jax.jit(sj.value_grad_and_variance(loss, micro_batch=micro_batch))
+    assert_close(estimate(*data()), by_definition(*data()))
     with precision("float64"):
         assert_close(estimate(*data("float64")), by_definition(*data("float64")), rtol=1e-13)
 
@@ -182,9 +181,13 @@ def mesh_of(count: int) -> Any:
     return jax.make_mesh((count,), ("data",), devices=jax.devices()[:count])
 
 
+@pytest.mark.parametrize("checks", [False, True])
 @pytest.mark.parametrize("count", [2, 5])
-def test_a_mini_batch_divided_over_devices(count: int):
-    """By jit with sharded arguments, and by shard_map with the name of the axis."""
+def test_a_mini_batch_divided_over_devices(count: int, checks: bool):
+    """By jit with sharded arguments, and by shard_map with the name of the axis.
+
+    With ``check_vma``, shard_map sums gradients by parameters that are the same on all devices.
+    """
     mesh = mesh_of(count)
     spec = PartitionSpec("data")
     params, x, y = data()
@@ -195,7 +198,7 @@ def test_a_mini_batch_divided_over_devices(count: int):
     everywhere = PartitionSpec()
     mapped = jax.shard_map(
         estimate, mesh=mesh, in_specs=(everywhere, spec, spec), out_specs=everywhere,
-        check_vma=False,
+        check_vma=checks,
     )  # fmt: skip
     assert_close(jax.jit(mapped)(params, x, y), expected)
 
@@ -203,12 +206,13 @@ def test_a_mini_batch_divided_over_devices(count: int):
 def test_one_example_on_each_device():
     mesh, spec = mesh_of(2), PartitionSpec("data")
     params, x, y = data()
+    x, y = x[:2], y[:2]
     mapped = jax.shard_map(
         sj.value_grad_and_variance(loss, axis_name="data"),
         mesh=mesh, in_specs=(PartitionSpec(), spec, spec), out_specs=PartitionSpec(),
-        check_vma=False,
     )  # fmt: skip
-    assert_close(mapped(params, x[:2], y[:2]), by_definition(params, x[:2], y[:2]))
+    divided = (jax.device_put(z, NamedSharding(mesh, spec)) for z in (x, y))
+    assert_close(mapped(params, *divided), by_definition(params, x, y))
 
 
 # ------------------------------------------------------------------------- what is refused
