@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import torch
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import svag
 import svag.jax as sj
@@ -175,26 +175,29 @@ def test_constant_examples_have_no_variance_and_large_means_lose_little():
 # ----------------------------------------------------------------------- several devices
 
 
-def mesh_of(count: int) -> Any:
+def mesh_of(count: int, kind: AxisType = AxisType.Auto) -> Any:
     if len(jax.devices()) < count:
         pytest.skip("needs devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
-    return jax.make_mesh((count,), ("data",), devices=jax.devices()[:count])
+    devices = jax.devices()[:count]
+    return jax.make_mesh((count,), ("data",), devices=devices, axis_types=(kind,))
 
 
-@pytest.mark.parametrize("checks", [False, True])
-@pytest.mark.parametrize("count", [2, 5])
-def test_a_mini_batch_divided_over_devices(count: int, checks: bool):
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    ("count", "checks", "size"), [(2, False, None), (5, True, None), (2, True, 2)]
+)
+def test_a_mini_batch_divided_over_devices(count: int, checks: bool, size: Any, kind: AxisType):
     """By jit with sharded arguments, and by shard_map with the name of the axis.
 
     With ``check_vma``, shard_map sums gradients by parameters that are the same on all devices.
     """
-    mesh = mesh_of(count)
+    mesh = mesh_of(count, kind)
     spec = PartitionSpec("data")
     params, x, y = data()
     x, y = (jax.device_put(z, NamedSharding(mesh, spec)) for z in (x, y))
     expected = by_definition(*data())
     assert_close(jax.jit(sj.value_grad_and_variance(loss))(params, x, y), expected)
-    estimate = sj.value_grad_and_variance(loss, axis_name="data")
+    estimate = sj.value_grad_and_variance(loss, axis_name="data", micro_batch=size)
     everywhere = PartitionSpec()
     mapped = jax.shard_map(
         estimate, mesh=mesh, in_specs=(everywhere, spec, spec), out_specs=everywhere,

@@ -15,7 +15,7 @@ pytest.importorskip("optax", reason="svag.jax needs optax: pip install 'svag[jax
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from optim.cases import FEW, ROWS, Case, by_name
 
 import svag.jax as sj
@@ -229,7 +229,7 @@ def test_sharded_steps_are_the_unsharded(case: Case, options: dict[str, Any]):
         pytest.skip("needs 4 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8")
     if options and not case.averages:
         pytest.skip("keeps no averages")
-    mesh = jax.make_mesh((4,), ("x",))
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("x"))
     tx, params = build(case, 0.01, **options), tree(0)
     sharded = jax.tree.map(lambda x: jax.device_put(x, sharding), params)
