@@ -315,7 +315,7 @@ def adam(
                = theta - lr * (1 + (v - m^2)/m^2)^(-1/2) * sign(m)        for eps = 0     (7)
 
     ``decoupled_weight_decay=True`` is ``optax.adamw``. With ``amsgrad``, the largest v~ is taken
-    before debiasing, as in torch; ``optax.amsgrad`` takes the largest debiased v.
+    before debiasing, as in torch; ``optax.amsgrad`` by default takes the largest debiased v.
 
     Args:
         learning_rate: step size alpha, or a schedule.
