@@ -46,6 +46,7 @@ import svag.trackers.mlflow_store, svag.trackers.tensorboard_files, svag.tracker
 """,
     "lightning": "import lightning; import svag.integrations.lightning",
     "hf": "import transformers; import svag.integrations.hf",
+    "jax": "import svag.jax as sj; import jax.numpy as jnp; sj.m_svag(0.1).init(jnp.ones(2))",
     "timm": "import svag.integrations.timm as it; assert 'svag-m-svag' in it.register()",
 }
 """What is run after the installation of each extra; without an extra for the name ``""``."""

@@ -20,6 +20,8 @@ MODULES = sorted(m.name for m in pkgutil.walk_packages(svag.__path__, "svag."))
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
 def test_docstring_examples(name: str) -> None:
+    if name == "svag.jax":
+        pytest.importorskip("optax", reason="svag.jax needs jax and optax: pip install 'svag[jax]'")
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
@@ -40,6 +42,7 @@ PAGES = {
         "docs/from-adam.md",
         "docs/monitor.md",
         "docs/dissect.md",
+        "docs/jax.md",
     )
 }
 BLOCKS = [
@@ -51,6 +54,8 @@ BLOCKS = [
 
 @pytest.mark.parametrize(("page", "block"), BLOCKS)
 def test_python_on_pages_runs(page: str, block: str) -> None:
+    if "jax" in block:
+        pytest.importorskip("optax", reason="svag.jax needs jax and optax: pip install 'svag[jax]'")
     exec(compile(block, page, "exec"), {})
 
 
