@@ -76,6 +76,7 @@ FLOORS = (
         "svag.variance.per_example.verification",
     ),
     ("svag.variance.per_example.recorder",),
+    ("svag.variance.per_example.derived",),
     ("svag.variance.per_example.operations",),
     (
         "svag.variance.per_example.layers",

@@ -176,10 +176,11 @@ def _with_sums(
 
         return parts
 
+    sums = next(s for s in map(state_of, tensors_in(args)) if s is not CONSTANT)
     out = func(*args, **kwargs)
     uses = [(t, shared(t)) for t in followed]
     tapped = mode.tap(out, [], uses, Single(0, examples), observe=True)
-    mark(tapped, next(s for s in map(state_of, tensors_in(args)) if s is not CONSTANT))
+    mark(tapped, sums)  # also if it is the loss itself, changed in place
     return tapped
 
 

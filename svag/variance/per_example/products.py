@@ -48,6 +48,8 @@ def product(mode: Interception, func: Call, args: Sequence[Any], name: str) -> T
         return None
     if not _plain_sizes(given, terms) or len(given) - 1 != len(batch):
         return None
+    if not set(terms[mine]) <= {*result, *"".join(terms[n] for n in batch)}:
+        return None  # the parameter is summed over a dimension of its own
     out = func(*args)
     out_where = where.at(result.index(letter))
     if letter in terms[mine]:

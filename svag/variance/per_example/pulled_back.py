@@ -68,8 +68,7 @@ class WeightNormed(PulledBack):
 
     def rows(self, low: int, high: int) -> Tensor:
         """Apply the transposed Jacobian, by the formulas above."""
-        c = self.inner.chunk(low, high)
-        return self._pulled(c).contiguous()
+        return self._pulled(self.inner.chunk(low, high)).contiguous()
 
     def total(self, max_bytes: int) -> Tensor:
         """Apply the transposed Jacobian to the sum of contributions."""
@@ -109,7 +108,9 @@ class WeightNormed(PulledBack):
         unit = self._v / self._norm
         over = [d + 1 for d in range(self._v.dim()) if d != self._dim]
         along = (c * unit).sum(over, keepdim=True)
-        return along if self._of_length else self._length / self._norm * (c - unit * along)
+        if self._of_length:
+            return along.reshape(-1, *self.shape)
+        return self._length / self._norm * (c - unit * along)
 
 
 def pull_back(gradient: Tensor, computed: Tensor, leaf: Tensor, *, batched: bool) -> Tensor:

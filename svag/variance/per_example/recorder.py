@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from svag.errors import PerExampleError
 from svag.variance.grad_var import attach, is_current
 from svag.variance.per_example.contributions import Contributions, Estimate, Joint
-from svag.variance.per_example.placement import Packed, Placed
+from svag.variance.per_example.placement import Mark, Packed, Placed
 from svag.variance.per_example.pulled_back import PulledBack, WeightNormed
 from svag.variance.per_example.verification import Verification
 
@@ -97,7 +97,7 @@ class Site:
 
     recorder: "Recorder"
     uses: Sequence[Use]
-    where: "Placed | Packed"
+    where: "Placed | Packed | Mark"
     counts: Counter[int] = field(init=False)
     task: int = field(init=False)
     call: int = field(init=False)
@@ -123,7 +123,7 @@ class Site:
         """Make the contributions and yield the sums of those that replace."""
         recorder = self.recorder
         recorder.refuse_reentrant(self)
-        if not self.where.complete(delta):
+        if isinstance(self.where, Mark) or not self.where.complete(delta):
             raise PerExampleError(
                 f"{recorder.label_of(self)} was used on rows that belong to no example, such as "
                 "unused rows of a buffer, and their gradient is not 0; give the layer only rows "
@@ -268,8 +268,17 @@ class Recorder:
             return None
         if id(tensor) in self.names:
             return self._sources[id(tensor)]
-        recorder, source = getattr(tensor, _DERIVED, (None, None))
-        return source if recorder is self else None
+        recorder, source, version = getattr(tensor, _DERIVED, (None, None, 0))
+        if recorder is not self or source is None:
+            return None
+        if tensor._version != version:
+            names = " and ".join(repr(self.names[id(p)]) for p in source.params)
+            raise PerExampleError(
+                f"a tensor computed from {names} was changed in place where svag does not follow "
+                "it, as through another view of it or without gradients; write it out of place, "
+                "or use svag.micro_batch_variance"
+            )
+        return source
 
     def replaces(self, source: Source | None) -> bool:
         """Whether a closed form may replace autograd's gradient by its own sum."""
@@ -288,7 +297,11 @@ class Recorder:
 
     def derive(self, tensor: Tensor, source: Source) -> None:
         """Record that ``tensor`` was computed from parameters, as ``source.computed`` was."""
-        setattr(tensor, _DERIVED, (self, source))
+        setattr(tensor, _DERIVED, (self, source, tensor._version))
+
+    def forget(self, tensor: Tensor) -> None:
+        """Record that ``tensor`` is no longer computed from parameters alone."""
+        tensor.__dict__.pop(_DERIVED, None)
 
     def refuse_reentrant(self, site: Site) -> None:
         """Raise if an operation ran forward and backward inside another backward pass."""

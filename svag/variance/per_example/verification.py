@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from svag.errors import PerExampleError
 from svag.variance.per_example.contributions import Contributions, Shared
@@ -54,7 +55,7 @@ class Verification:
     def __init__(self, examples: int, turn: int) -> None:
         self.examples = examples
         self.example = random.Random(turn).randrange(examples) if examples else 0
-        self._cut: list[tuple[Tensor, Placed]] = []
+        self._cut: list[tuple[Tensor | GradientEdge, Placed]] = []
         self._alone: dict[int, Tensor] = {}
         self._mine: dict[int, Tensor] = {}
         self._scales: dict[int, float] = {}
@@ -69,7 +70,7 @@ class Verification:
             if tensor.requires_grad and tensor.is_floating_point():
                 self._computed_in.add(tensor.dtype)
 
-    def cut_at(self, tensor: Tensor, where: Placed) -> None:
+    def cut_at(self, tensor: Tensor | GradientEdge, where: Placed) -> None:
         """Record a tensor at which the gradient of all other examples can be set to 0.
 
         Only one operation may use the tensor, so that its gradient is complete.
@@ -94,7 +95,7 @@ class Verification:
             recorder: the recorder, which ignores this backward pass.
             seen: whether all operations of the loss are known.
         """
-        cut = self._cut if seen else self.outputs
+        cut: Sequence[tuple[Tensor | GradientEdge, Placed]] = self._cut if seen else self.outputs
         self._alone.clear()
         self._ran = bool(cut) and (seen or not recorder.used_outside)
         if not self._ran:
@@ -121,7 +122,7 @@ class Verification:
     def _go_back(
         self,
         autograd: Grad,
-        tensors: list[Tensor],
+        tensors: list[Tensor | GradientEdge],
         grads: list[Tensor],
         params: Sequence[nn.Parameter],
     ) -> None:
