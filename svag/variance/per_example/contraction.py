@@ -43,8 +43,6 @@ def _all(op: Operation, found: Sequence["Placed | Mark | None"], out: Tensor) ->
 def _moved(op: Operation, tensor: Tensor, dims: Sequence[int | None]) -> "Placed | Mark | None":
     """Return an input's mark for the output: ``dims`` maps its dimensions; None is summed over."""
     where = op.where(tensor)
-    if isinstance(where, Summed):
-        return op.mixes() if tensor.requires_grad else None
     if not isinstance(where, IS_PLACED):
         return None
     if isinstance(where, Single):

@@ -32,8 +32,11 @@ from svag.variance.per_example.placement import (
     Single,
     Summed,
     Where,
+    is_learned,
     mark,
+    mark_learned,
     mark_of,
+    note_rows,
     placed,
     same_rows,
 )
@@ -44,11 +47,7 @@ _SUMMED = Summed("a sum over the examples")
 
 
 class _Inside:
-    """Whether a call of the model is running.
-
-    A loss may be divided by a number that depends on all examples, such as a count of tokens.
-    Inside the model such a number would make one example's output depend on the others.
-    """
+    """Whether a call of the model is running."""
 
     model = False
 
@@ -59,6 +58,20 @@ _INSIDE = _Inside()
 def inside_model(answer: bool) -> None:
     """Set whether a call of the model is running."""
     _INSIDE.model = answer
+
+
+def couples(tensor: Tensor, where: Where) -> bool:
+    """Whether a tensor is a sum over examples that may not multiply what belongs to one of them.
+
+    A loss may be divided by a number that depends on all examples' inputs or targets, such as a
+    count of tokens. It may not if the number depends on what was learned, as a mean of the
+    outputs does. Inside the model either makes one example's output depend on the others.
+
+    Args:
+        tensor: the tensor.
+        where: its mark.
+    """
+    return isinstance(where, Summed) and (_INSIDE.model or is_learned(tensor))
 
 
 @dataclass(frozen=True)
@@ -175,7 +188,10 @@ def follow(
     op = Operation(func, plain_name(func), args, kwargs, inputs, states, outputs)
     found = _found(op)
     each = [found] * len(outputs) if isinstance(found, (*IS_PLACED, Mark)) else found
+    learned = any(is_learned(t) for t in inputs)
     for out, where in zip(outputs, each, strict=True):
+        if learned and not out.requires_grad:
+            mark_learned(out)
         before = next((s for t, s in zip(inputs, states, strict=True) if t is out), None)
         mark(out, where)
         changed = before is not None and before is not where and before != where
@@ -189,7 +205,7 @@ def plain_name(func: Callable[..., Any]) -> str:
     name = getattr(func, "__name__", repr(func))
     if name == "__get__":
         return str(getattr(getattr(func, "__self__", None), "__name__", name))
-    name = name.strip("_")
+    name = name.partition(".")[0].strip("_")  # "mm.default" of torch.ops
     return _SAME.get(name, name)
 
 
@@ -213,6 +229,8 @@ def _found(op: Operation) -> "Where | Sequence[Where]":
         return _of_packed(op)
     if not op.pairs():
         return _of_sums(op)
+    if any(couples(t, s) and not _only_asked(op, t) for t, s in zip(op.inputs, op.states)):
+        return op.mixes()
     found = RULES.get(op.name)
     if found is not None:
         try:
@@ -240,6 +258,13 @@ def _is_index(op: Operation, tensor: Tensor) -> bool:
     if tensor.is_floating_point() or tensor.is_complex() or op.name not in _INDEXED:
         return False
     return tensor is not op.inputs[0] and isinstance(op.states[0], IS_PLACED)
+
+
+def _only_asked(op: Operation, tensor: Tensor) -> bool:
+    """Whether an operation uses only the dtype or shape of a tensor, or takes it as an index."""
+    whole = not (tensor.is_floating_point() or tensor.is_complex())
+    first = bool(op.args) and op.args[0] is tensor
+    return not first and (op.name in LIKE_FIRST or (whole and op.name in _INDEXED))
 
 
 def _discards(op: Operation) -> bool:
@@ -325,8 +350,6 @@ def elementwise(op: Operation, inputs: Sequence[Tensor] | None = None) -> Where:
     result: Placed | None = None
     for tensor in op.inputs if inputs is None else inputs:
         where = op.where(tensor)
-        if isinstance(where, Summed) and (tensor.requires_grad or _INSIDE.model):
-            return op.mixes()
         if not isinstance(where, IS_PLACED):
             continue
         moved = _aligned(op, tensor, where, out)
@@ -336,7 +359,18 @@ def elementwise(op: Operation, inputs: Sequence[Tensor] | None = None) -> Where:
         if isinstance(joined, Mark):
             return joined
         result = joined
+    if isinstance(result, Layout | Scattered):
+        _note_rows(op, result, out)
     return CONSTANT if result is None else result
+
+
+def _note_rows(op: Operation, where: Layout | Scattered, out: Tensor) -> None:
+    """Note whether constants with a gradient have a row for each row of the result."""
+    for tensor, state in zip(op.inputs, op.states, strict=True):
+        if state is CONSTANT and tensor.requires_grad:
+            dim = where.dim - out.dim() + tensor.dim()
+            own = dim >= 0 and tensor.shape[dim] == out.shape[where.dim]
+            note_rows(tensor, where.at(dim) if own else _SUMMED)
 
 
 def _adds_singles(op: Operation) -> bool:
@@ -436,6 +470,8 @@ def _of_sums(op: Operation) -> Where:
     if not moving or not any(out.requires_grad for out in op.outputs) or op.name in _LINEAR:
         return _SUMMED
     if op.name in ("div", "divide", "truediv", "true_divide") and op.args[0] is not moving[0]:
+        return op.mixes()
+    if any(is_learned(t) for t in free if not t.requires_grad):
         return op.mixes()
     return _SUMMED if op.name in _SCALED and len(moving) == 1 else op.mixes()
 

@@ -2,7 +2,7 @@
 
 import functools
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 import torch
@@ -23,8 +23,11 @@ from svag.variance.per_example.placement import (
     Placed,
     Single,
     Summed,
+    Where,
     mark,
+    mark_learned,
     mark_of,
+    noted_rows,
     recall,
 )
 from svag.variance.per_example.recorder import Factory, Recorder, Site, Tap, Use
@@ -126,9 +129,26 @@ class Interception(TorchFunctionMode):
         """Run the user's ``torch.autograd.grad``, whose gradients are not added to ``p.grad``."""
         before, self.recorder.silent = self.recorder.silent, True
         try:
-            return self.grad(*args, **kwargs)
+            found = self.grad(*args, **kwargs)
         finally:
             self.recorder.silent = before
+        roots = list(tensors_in((args[0] if args else kwargs["outputs"],)))
+        inputs = tensors_in((args[1] if len(args) > 1 else kwargs["inputs"],))
+        for gradient, tensor in zip(found, inputs, strict=False):
+            if gradient is not None and any(state_of(t) is not CONSTANT for t in roots):
+                mark(gradient, self._of_gradient(tensor, map(state_of, roots)))
+                mark_learned(gradient)
+        return found
+
+    def _of_gradient(self, tensor: Tensor, roots: Iterable[Where]) -> Where:
+        """Return the mark of a gradient: that of the tensor, or a sum over the examples."""
+        lost = next((where for where in roots if isinstance(where, Lost)), None)
+        where = state_of(tensor) if lost is None else lost
+        if where is not CONSTANT:
+            return where
+        if self.recorder.source_of(tensor) is not None:
+            return Summed("a gradient of a sum over the examples")
+        return noted_rows(tensor) or CONSTANT
 
     def grad(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
         """Run ``torch.autograd.grad`` with the mode on."""

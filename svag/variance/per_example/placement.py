@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 _MARK = "_svag_placement"
+_LEARNED = "_svag_learned"
+_ROWS = "_svag_rows"
 
 Owners: TypeAlias = npt.NDArray[np.int64]
 NOBODY = -1
@@ -309,6 +311,32 @@ def mark(tensor: Tensor, where: Where) -> None:
     """
     setattr(tensor, _MARK, (_session, where))
     _by_address[_address(tensor)] = where
+
+
+def mark_learned(tensor: Tensor) -> None:
+    """Record that a tensor without a gradient depends on the parameters, as a detached output."""
+    setattr(tensor, _LEARNED, _session)
+
+
+def is_learned(tensor: Tensor) -> bool:
+    """Whether a tensor depends on trained parameters, with or without a gradient."""
+    return tensor.requires_grad or getattr(tensor, _LEARNED, 0) == _session
+
+
+def note_rows(tensor: Tensor, where: Where) -> None:
+    """Record the mark that the gradient of a constant has, such as a perturbation of the inputs.
+
+    Args:
+        tensor: the constant, which requires a gradient.
+        where: the mark of its gradient.
+    """
+    setattr(tensor, _ROWS, (_session, where))
+
+
+def noted_rows(tensor: Tensor) -> Where | None:
+    """Return the mark that :func:`note_rows` recorded."""
+    session, where = getattr(tensor, _ROWS, (0, None))
+    return where if session == _session else None
 
 
 def forget_addresses() -> None:
