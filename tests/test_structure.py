@@ -84,9 +84,11 @@ FLOORS = (
         "svag.variance.per_example.embedding_bag",
         "svag.variance.per_example.inputs",
         "svag.variance.per_example.replacement",
+        "svag.variance.per_example.escapes",
     ),
     (
         "svag.variance.per_example.products",
+        "svag.variance.per_example.loss_tape",
         "svag.variance.per_example.passes",
     ),
     ("svag.variance.per_example.generic",),

@@ -155,7 +155,11 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         follow_torch()
         forget_marks()
         recorder = self._recorder = Recorder(
-            self._model, self._max_bytes, self._kept, self._squares
+            self._model,
+            self._max_bytes,
+            self._kept,
+            self._squares,
+            check=self._check is not False,
         )
         passes = Passes(self._model, recorder, self._inputs, self._check, self._check_every)
         self._mode = Interception(recorder, _RULES, otherwise, _ALWAYS, passes)

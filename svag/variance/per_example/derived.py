@@ -128,7 +128,7 @@ def fill_in_place(
     if source is None or len(used) > 1 or target._is_view():
         raise PerExampleError(_unclear(recorder, func, target))
     label = _unclear(recorder, func, target)
-    site = Site(recorder, [Use(source, _rows_left, replaces=False)], CONSTANT)
+    site = Site(recorder, [Use(source, _rows_left, replaces=False)], Single(0, recorder.examples))
     before = Tap.apply(site, 0, target)  # type: ignore[no-untyped-call]
     assert before is target
     recorder.forget(target)

@@ -229,7 +229,7 @@ def _found(op: Operation) -> "Where | Sequence[Where]":
         return _of_packed(op)
     if not op.pairs():
         return _of_sums(op)
-    if any(couples(t, s) and not _only_asked(op, t) for t, s in zip(op.inputs, op.states)):
+    if _mixes_in_a_sum(op):
         return op.mixes()
     found = RULES.get(op.name)
     if found is not None:
@@ -258,6 +258,12 @@ def _is_index(op: Operation, tensor: Tensor) -> bool:
     if tensor.is_floating_point() or tensor.is_complex() or op.name not in _INDEXED:
         return False
     return tensor is not op.inputs[0] and isinstance(op.states[0], IS_PLACED)
+
+
+def _mixes_in_a_sum(op: Operation) -> bool:
+    """Whether rows of examples are combined with a sum over all of them."""
+    sums = [t for t, s in zip(op.inputs, op.states, strict=True) if couples(t, s)]
+    return any(not _only_asked(op, t) for t in sums) and not _adds_singles(op)
 
 
 def _only_asked(op: Operation, tensor: Tensor) -> bool:

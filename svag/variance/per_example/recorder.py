@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from svag.errors import PerExampleError
 from svag.variance.grad_var import attach, is_current
 from svag.variance.per_example.contributions import Contributions, Estimate, Joint
-from svag.variance.per_example.placement import Mark, Packed, Placed
+from svag.variance.per_example.placement import Packed, Placed
 from svag.variance.per_example.pulled_back import PulledBack, WeightNormed
-from svag.variance.per_example.verification import Verification
+from svag.variance.per_example.verification import Verification, check_sum
 
 _DERIVED = "_svag_derived"
 
@@ -97,7 +97,7 @@ class Site:
 
     recorder: "Recorder"
     uses: Sequence[Use]
-    where: "Placed | Packed | Mark"
+    where: "Placed | Packed"
     counts: Counter[int] = field(init=False)
     task: int = field(init=False)
     call: int = field(init=False)
@@ -123,7 +123,7 @@ class Site:
         """Make the contributions and yield the sums of those that replace."""
         recorder = self.recorder
         recorder.refuse_reentrant(self)
-        if isinstance(self.where, Mark) or not self.where.complete(delta):
+        if not self.where.complete(delta):
             raise PerExampleError(
                 f"{recorder.label_of(self)} was used on rows that belong to no example, such as "
                 "unused rows of a buffer, and their gradient is not 0; give the layer only rows "
@@ -222,6 +222,7 @@ class Recorder:
         max_bytes: most bytes of per-example gradients at a time.
         kept: names of parameters whose c_k are kept.
         squares: whether to keep sum_k c_k^2 of every parameter.
+        check: whether contributions must add up to the gradient in passes that are not verified.
     """
 
     def __init__(
@@ -230,6 +231,8 @@ class Recorder:
         max_bytes: int,
         kept: Sequence[str] = (),
         squares: bool = False,
+        *,
+        check: bool = True,
     ) -> None:
         named = dict(model.named_parameters())
         self.names = {id(p): name for name, p in named.items() if p.requires_grad}
@@ -243,7 +246,7 @@ class Recorder:
         self.verification: Verification | None = None
         self.silent = self.fixed = False
         self.inside = self.used_outside = False
-        self._squares = squares
+        self._squares, self._adds_up = squares, check
         self.uses: Counter[int] = Counter()
         self.backwards = self.examples = self.calls = 0
         self._sources = {id(p): _source_of(p) for p in self.params}
@@ -379,8 +382,7 @@ class Recorder:
             if self.silent:
                 return
             self.begin_pass()
-            if self.verification is not None:
-                self._incoming[key] = grad
+            self._incoming[key] = grad
             if param.grad is not None and is_current(param):
                 self._earlier[key] = param.grad_var  # type: ignore[attr-defined]
 
@@ -448,9 +450,14 @@ class Recorder:
             )
 
     def _check(self, param: Tensor, variance: Tensor | None) -> None:
-        """In a verified pass, compare the contributions with the gradient that arrived."""
+        """Compare the contributions with the gradient that arrived."""
         total = self._totals.pop(id(param), None)
         grad = self._incoming.pop(id(param), None)
-        if self.verification is None or grad is None:
+        if grad is None:
             return
-        self.verification.check(param, self.names[id(param)], grad, total)
+        if self.verification is not None:
+            self.verification.check(param, self.names[id(param)], grad, total)
+        elif self._adds_up and total is not None and variance is not None:
+            # A tap's own sum arrives as it is, unless autograd has added something to it.
+            if grad.data_ptr() != total.data_ptr():
+                check_sum(self.names[id(param)], grad, total, variance)

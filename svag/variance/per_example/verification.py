@@ -22,6 +22,48 @@ _RELATIVE = {torch.float64: 1e-8, torch.float32: 1e-3}
 _ROUNDING = {torch.float64: 1e-14, torch.float32: 3e-6}
 
 
+def example_of(turn: int, examples: int) -> int:
+    """Return the example that is compared in a pass: another one in each.
+
+    Args:
+        turn: number of passes before.
+        examples: B, the number of examples.
+    """
+    return random.Random(turn).randrange(examples) if examples else 0
+
+
+def check_sum(name: str, grad: Tensor, total: Tensor, variance: Tensor) -> None:
+    """Compare the sum of the contributions with the gradient, in a pass that is not verified.
+
+    Args:
+        name: name of the parameter.
+        grad: its gradient in this backward pass.
+        total: sum of svag's contributions.
+        variance: the variance of the sum, from which follows how large rounding errors may be.
+
+    Raises:
+        PerExampleError: they differ by more than rounding.
+    """
+    wide = torch.promote_types(torch.float32, grad.dtype)
+    a, b = grad.to(wide), total.to(wide)
+    missing, size = float((a - b).norm()), float(a.norm()) + float(b.norm())
+    terms = float(variance.to(wide).sum().sqrt())
+    narrow = grad.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled("cpu")
+    share = 0.2 if narrow or torch.is_autocast_enabled("cuda") else 0.01
+    if not missing <= share * (size + terms) and bool(grad.isfinite().all()):
+        raise PerExampleError(_incomplete(name, missing, float(a.norm())))
+
+
+def _incomplete(name: str, missing: float, size: float) -> str:
+    return (
+        f"{name}: the examples' contributions do not add up to its gradient (a norm of "
+        f"{missing:.3g} of {size:.3g} is missing), so it is used where no operation shows it: in a "
+        "custom autograd.Function, compiled or scripted code, a reentrant checkpoint, or on inputs "
+        "that did not come in by calling the model or a submodule; or a hook changes its gradient. "
+        "Write it with torch operations, or use svag.micro_batch_variance, which needs none of this"
+    )
+
+
 class Grad(Protocol):
     """Runs autograd with the interception on, so that recomputed checkpoints are followed."""
 
@@ -54,7 +96,7 @@ class Verification:
 
     def __init__(self, examples: int, turn: int) -> None:
         self.examples = examples
-        self.example = random.Random(turn).randrange(examples) if examples else 0
+        self.example = example_of(turn, examples)
         self._cut: list[tuple[Tensor | GradientEdge, Placed]] = []
         self._alone: dict[int, Tensor] = {}
         self._mine: dict[int, Tensor] = {}
@@ -177,14 +219,7 @@ class Verification:
         total = torch.zeros_like(grad) if total is None else total
         missing, bound = self._difference(param, grad, total)
         if not missing <= bound and bool(grad.isfinite().all()):
-            raise PerExampleError(
-                f"{name}: the examples' contributions do not add up to its gradient (a "
-                f"norm of {missing:.3g} of {float(grad.norm()):.3g} is missing), so it is used "
-                "where no operation shows it: in a custom autograd.Function, compiled or scripted "
-                "code, a reentrant checkpoint, an assignment x[...] = p, or on inputs that did not "
-                "come in by calling the model or a submodule. Write it with torch operations, or "
-                "use svag.micro_batch_variance, which needs none of this"
-            )
+            raise PerExampleError(_incomplete(name, missing, float(grad.norm())))
         alone = self._alone.pop(id(param), None)
         mine = self._mine.pop(id(param), None)
         if not self._ran:
