@@ -58,12 +58,22 @@ def _matmul(op: Operation) -> Where:
     a, b = op.inputs[0], op.inputs[1]
     if op.name == "linear":
         return _linear(op)
-    if op.name == "inner":
-        return op.unknown()
+    if op.name == "inner" and a.dim() and b.dim():
+        left: list[int | None] = [*range(a.dim() - 1), None]
+        right: list[int | None] = [*range(a.dim() - 1, op.out.dim()), None]
+        return _all(op, [_moved(op, a, left), _moved(op, b, right)], op.out)
     if op.name in ("outer", "ger"):
         return _all(op, [_moved(op, a, [0]), _moved(op, b, [1])], op.out)
+    if op.name in ("dot", "vdot", "matmul") and a.dim() == b.dim() == 1:
+        return _weighted(op)
     left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
     return _all(op, [_moved(op, a, left), _moved(op, b, right)], op.out)
+
+
+def _weighted(op: Operation) -> Where:
+    """Sum the products of the entries of two vectors, as losses of examples and their weights."""
+    lined = elementwise(op, shape=op.inputs[0])
+    return summed(op) if isinstance(lined, Layout | Scattered) else lined
 
 
 def _product_dims(a: int, b: int, out: int) -> tuple[list[int | None], list[int | None]]:

@@ -348,9 +348,17 @@ def is_elementwise(name: str) -> bool:
     return any(torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads())
 
 
-def elementwise(op: Operation, inputs: Sequence[Tensor] | None = None) -> Where:
-    """Align the inputs from the right, as broadcasting does, and join their marks."""
-    out = op.out
+def elementwise(
+    op: Operation, inputs: Sequence[Tensor] | None = None, shape: Tensor | None = None
+) -> Where:
+    """Align the inputs from the right, as broadcasting does, and join their marks.
+
+    Args:
+        op: the operation.
+        inputs: the inputs that count; None for all.
+        shape: a tensor of the shape that they are broadcast to; None for the output.
+    """
+    out = op.out if shape is None else shape
     if _adds_singles(op):
         return _SUMMED
     result: Placed | None = None

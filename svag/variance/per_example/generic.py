@@ -68,8 +68,9 @@ def otherwise(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[
         attended = _biased_attention(mode, func, args, kwargs)
         if attended is not None:
             return attended
-    if name == "setitem" and mode.recorder.source_of(args[2]) is not None:
-        return _written(mode, func, *args)
+    if name in ("setitem", "index_put") and len(args) == 3 and not kwargs:
+        if mode.recorder.source_of(args[2]) is not None:
+            return _written(mode, func, *args)
     if name == "masked_scatter":  # rows of an example depend on the examples before it
         followed = {id(t): t for t in tensors_in(args) if mode.recorder.source_of(t) is not None}
         raise PerExampleError(_unknown(mode, func, followed))
@@ -112,15 +113,15 @@ def _broadcast(
     return mode.tap(out, [] if linear else before, uses, where, observe=True, copy=copy)
 
 
-def _written(mode: Interception, func: Call, target: Tensor, index: Any, value: Tensor) -> None:
+def _written(mode: Interception, func: Call, target: Tensor, index: Any, value: Tensor) -> Any:
     """``target[index] = p``: the rows written say to which example each copy of p belongs."""
     with mode:
-        region = target[index]
+        region = target[tuple(index) if isinstance(index, list) else index]
     where = mode.where_of(region, func)
     sums = _copies(torch.add, (region, value), {}, value, [], region, where, linear=True)
     copies = mode.tap(value.expand(region.shape).clone(), [], [(value, sums)], where, observe=True)
     with mode:
-        func(target, index, copies)
+        return func(target, index, copies)
 
 
 def _biased_attention(

@@ -391,6 +391,18 @@ def _stacked(op: Operation) -> "Where | Sequence[Where]":
     return run_on_owners(op, owners, examples)
 
 
+@rule("pad_sequence")
+def _padded_sequences(op: Operation) -> Where:
+    """Pad tensors of one example each, and stack them."""
+    sequences, first = op.given("sequences", 0), op.given("batch_first", 1, False)
+    found = [op.where(t) for t in sequences]
+    if not all(isinstance(where, Single) for where in found):
+        return op.unknown()
+    singles = cast(list[Single], found)
+    owners = np.array([where.example for where in singles])
+    return placed(0 if first else 1, singles[0].examples, owners)
+
+
 @rule("pad", "constant_pad_nd")
 def _padded(op: Operation) -> Where:
     """Pad the owners; padding belongs to no example."""

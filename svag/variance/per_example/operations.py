@@ -170,6 +170,8 @@ class Interception(TorchFunctionMode):
         constant = all(state_of(t) is CONSTANT or _only_chooses(func, args, t) for t in tensors)
         if plain_name(func) in LIKE_FIRST:
             return derive(self.recorder, func, args, kwargs, followed[:1])
+        if constant and is_composite(func) and _asked_in_place(func, args, kwargs):
+            return self.inside(func, args, kwargs)
         if _in_place(func) and constant:
             return derive_in_place(self.recorder, func, args, kwargs, followed)
         if _in_place(func) and any(t is args[0] for t in followed):
@@ -298,6 +300,12 @@ class Interception(TorchFunctionMode):
             if source is not None:
                 kept.append(Use(source, make, not observe and self.replaces(tensor, where)))
         if kept:
+            if _is_transformed(output):
+                raise PerExampleError(
+                    f"{' and '.join(map(self.recorder.label, (t for t, _ in uses)))} is used "
+                    "inside torch.vmap, or another transformation of torch.func; call the model "
+                    "on the mini-batch itself, or use svag.micro_batch_variance"
+                )
             site = Site(self.recorder, kept, where)
             if copy or output._is_view():
                 output = output.clone()
@@ -320,6 +328,8 @@ def _may_sum(name: str, placed: Sequence[Tensor]) -> bool:
     """Whether an operation may sum over examples."""
     if name in ("add", "sub"):
         return any(isinstance(state_of(t), Single) for t in placed)
+    if name == "matmul":
+        return bool(placed) and all(t.dim() == 1 for t in placed)
     return bool(placed) and name in MAY_SUM
 
 
@@ -328,7 +338,7 @@ MAY_SUM = frozenset(
     | {"logsumexp", "std", "var", "linalg_vector_norm", "cross_entropy_loss", "nll_loss"}
     | {"nll_loss_nd", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "ctc_loss"}
     | {"binary_cross_entropy", "binary_cross_entropy_with_logits", "soft_margin_loss"}
-    | {"hinge_embedding_loss", "margin_ranking_loss", "cosine_embedding_loss", "dot"}
+    | {"hinge_embedding_loss", "margin_ranking_loss", "cosine_embedding_loss", "dot", "vdot"}
     | {"triplet_margin_loss", "poisson_nll_loss", "multi_margin_loss", "multilabel_margin_loss"}
 )
 
@@ -354,6 +364,18 @@ def _in_place(func: Call) -> bool:
     if name.endswith("__"):
         return name in _IN_PLACE
     return name.endswith("_")
+
+
+def _is_transformed(tensor: Tensor) -> bool:
+    """Whether a tensor is wrapped by torch.vmap or another transformation."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _asked_in_place(func: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether an argument ``inplace`` is true, as of relu and dropout."""
+    names = func.__code__.co_varnames[: func.__code__.co_argcount]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return bool(given.get("inplace", False))
 
 
 def _handles(func: Call) -> bool:
