@@ -82,6 +82,9 @@ class Double(torch.autograd.Function):
         return delta, 2 * delta.sum(0)
 
 
+double = Double.apply  # not looked up inside the context
+
+
 def test_a_use_out_of_sight_is_found_in_any_pass() -> None:
     torch.manual_seed(0)
     model, x = nn.Linear(3, 4), torch.randn(5, 3)
@@ -92,7 +95,7 @@ def test_a_use_out_of_sight_is_found_in_any_pass() -> None:
         pytest.raises(PerExampleError, match="contributions do not add up"),
         within_batch_variance(model),
     ):
-        Double.apply(model(x), model.bias).square().mean().backward()
+        double(model(x), model.bias).square().mean().backward()
 
 
 def test_mixing_out_of_sight_is_found_where_it_begins_in_a_later_pass() -> None:

@@ -19,6 +19,7 @@ from svag.variance.per_example import (
     writing,  # noqa: F401
 )
 from svag.variance.per_example.contributions import DEFAULT_MAX_BYTES
+from svag.variance.per_example.custom_functions import CustomFunctions
 from svag.variance.per_example.generic import otherwise
 from svag.variance.per_example.inputs import Choice, Inputs
 from svag.variance.per_example.operations import Call, Interception, Rule
@@ -138,6 +139,7 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         self._handles: list[Any] = []
         self._recorder: Recorder | None = None
         self._mode: Interception | None = None
+        self._custom: CustomFunctions | None = None
 
     @property
     def second_moments(self) -> dict[str, Tensor]:
@@ -166,6 +168,8 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         passes.mode = self._mode
         self._handles = [*recorder.hooks(), *passes.hooks()]
         self._mode.__enter__()  # type: ignore[no-untyped-call]
+        self._custom = CustomFunctions(self._mode)
+        self._custom.start()
         _open.append(self)
         return self
 
@@ -177,6 +181,8 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._custom is not None:
+            self._custom.stop()
         if self._mode is not None:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 

@@ -50,7 +50,7 @@ def derive(
         torch.random.set_rng_state(state)
     if recorder.verification is not None:
         recorder.verification.note_precision(list(tensors_in((out,))))
-    again = _run_again(func, replaced(args, stand_ins), replaced(kwargs, stand_ins))
+    again = run_again(func, replaced(args, stand_ins), replaced(kwargs, stand_ins))
     params, leaves = _origin(recorder, used)
     norm = _weight_norm_of(func, args, kwargs, leaves, stand_ins)
     for ours, computed in zip(tensors_in((out,)), tensors_in((again,)), strict=True):
@@ -93,7 +93,7 @@ def derive_in_place(
     out = func(*args, **kwargs)
     if state is not None:
         torch.random.set_rng_state(state)
-    _run_again(func, replaced(args, stand_ins), replaced(kwargs, stand_ins))
+    run_again(func, replaced(args, stand_ins), replaced(kwargs, stand_ins))
     for ours in (base, target):
         mark(ours, CONSTANT)
         recorder.derive(ours, Source(params, leaves, stand_ins[id(ours)]))
@@ -172,7 +172,14 @@ def _origin(
     return params, leaves
 
 
-def _run_again(func: Call, args: Any, kwargs: Any) -> Any:
+def run_again(func: Call, args: Any, kwargs: Any) -> Any:
+    """Run an operation for its graph.
+
+    Args:
+        func: the operation.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+    """
     # Also inside a checkpoint, which would run its part again for what is saved here.
     with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
         return func(*args, **kwargs)

@@ -19,6 +19,7 @@ from svag.variance.per_example.contributions import (
     Shared,
 )
 from svag.variance.per_example.following import follow, plain_name, state_of
+from svag.variance.per_example.masked import by_masks
 from svag.variance.per_example.operations import Call, Interception, name_of
 from svag.variance.per_example.placement import (
     CONSTANT,
@@ -369,7 +370,7 @@ def _by_vmap(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[s
     follow(func, args, kwargs, tensors, [out])
     where = mark_of(out)
     if not isinstance(where, Layout) or not all(isinstance(w, Layout) for w in marks.values()):
-        raise PerExampleError(_unknown(mode, func, followed))
+        return by_masks(mode, func, args, kwargs, out)
     layouts = cast(dict[int, Layout], marks)
     what = f"{name_of(func)} of {_labels(mode, followed)}"
     frozen = {key: t.detach() for key, t in followed.items()}
@@ -384,12 +385,7 @@ def _by_vmap(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[s
     values = [t.detach() for t in batch.values()]
     if not _works_on_one(call, one_by_one(values), where.one_by_one(out)):
         found = _with_rows(mode, func, args, kwargs, tensors, followed, out, layouts)
-        if found is not None:
-            return found
-        raise PerExampleError(
-            f"{what} cannot be run on one example alone, so it has no gradient of its own; use "
-            "svag.micro_batch_variance"
-        )
+        return by_masks(mode, func, args, kwargs, out) if found is None else found
 
     def factory(key: int) -> Factory:
         def pullbacks(delta: Tensor, *data: Tensor) -> Contributions:

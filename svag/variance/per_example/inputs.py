@@ -17,6 +17,7 @@ from svag.variance.per_example.placement import (
     mark,
     mark_of,
 )
+from svag.variance.per_example.structures import named_parts
 
 Key: TypeAlias = int | str
 Choice: TypeAlias = "Key | Sequence[Key] | Callable[[Key, Tensor], bool] | None"
@@ -80,8 +81,9 @@ class Inputs:
         for key, value in arguments:
             if isinstance(value, list) and self._choice is None:
                 _refuse_list(key, value)
-            if isinstance(value, dict):
-                yield from self._flat((), {str(name): part for name, part in value.items()})
+            named = None if isinstance(value, Tensor) else named_parts(value)
+            if named is not None:
+                yield from self._flat((), {str(name): part for name, part in named.items()})
             elif isinstance(value, list | tuple) and not isinstance(value, PackedSequence):
                 yield from ((key, part) for _, part in self._flat(value, {}))
             elif isinstance(value, Tensor | PackedSequence):

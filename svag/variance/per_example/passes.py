@@ -63,10 +63,10 @@ class Passes:
         handles: list[Any] = []
         for module in self.model.modules():
             handles.append(
-                module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True)
+                module.register_forward_pre_hook(Hook(self._enter), prepend=True, with_kwargs=True)
             )
             handles.append(
-                module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+                module.register_forward_hook(Hook(self._leave), with_kwargs=True, always_call=True)
             )
         return handles
 
@@ -276,6 +276,27 @@ class Passes:
             return
         seen = not any(isinstance(where, Lost) for where in states)
         recorder.verification.before_backward(roots, gradients, mode, recorder, seen=seen)
+
+
+class Hook:
+    """A hook that does nothing in copies of the module.
+
+    Args:
+        call: the hook; None for one that does nothing.
+    """
+
+    def __init__(self, call: Call | None = None) -> None:
+        self.call = call
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the hook."""
+        return None if self.call is None else self.call(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Hook":
+        return Hook()
+
+    def __reduce__(self) -> tuple[type["Hook"], tuple[()]]:
+        return Hook, ()
 
 
 def _values(output: Any) -> Sequence[Any]:
