@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from svag.errors import InvalidOption, PerExampleError
+from svag.errors import InvalidOption, PerExampleError, SvagError
 from svag.variance.per_example import (
     embedding_bag,
     layers,
@@ -26,7 +26,7 @@ from svag.variance.per_example.operations import Call, Interception, Rule
 from svag.variance.per_example.passes import Passes
 from svag.variance.per_example.placement import forget_marks
 from svag.variance.per_example.recorder import Recorder
-from svag.variance.per_example.schedule import CHECK_EVERY
+from svag.variance.per_example.schedule import CHECK_EVERY, forget_passes
 from svag.variance.rescaling import follow_torch
 
 _RULES = {**layers.RULES, **recurrent.RULES, **rnn_cells.RULES, **embedding_bag.RULES}
@@ -196,6 +196,8 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+        if isinstance(error, SvagError):
+            forget_passes(self._model)
         recorder = self._recorder
         if kind is None and recorder and recorder.examples and not recorder.backwards:
             raise PerExampleError(

@@ -185,6 +185,39 @@ def _tensordot(op: Operation) -> Where:
     return _all(op, found, op.out)
 
 
+@rule("linalg_solve", "linalg_solve_triangular", "cholesky_solve")
+def _solved(op: Operation) -> Where:
+    """Solve A X = B, or X A = B: the columns, or the rows, of B are solved one by one."""
+    a, b = op.inputs[:2] if op.name != "cholesky_solve" else op.inputs[1::-1]
+    if b.dim() < 2 or (op.name == "linalg_solve" and b.dim() == a.dim() - 1):
+        return op.unknown()
+    batch = op.out.dim() - 2
+    over: list[int | None] = [None, batch + 1]
+    if op.kwargs.get("left", True) is False:
+        over = [batch, None]
+    first = [*range(batch - a.dim() + 2, batch)]
+    second = [*range(batch - b.dim() + 2, batch)]
+    return _all(op, [_moved(op, a, [*first, None, None]), _moved(op, b, [*second, *over])], op.out)
+
+
+_OF_MATRICES = (
+    *("linalg_inv", "inverse", "linalg_det", "det", "logdet", "linalg_slogdet", "slogdet"),
+    *("linalg_cholesky", "cholesky", "linalg_cholesky_ex", "linalg_qr", "linalg_svd", "svd"),
+    *("linalg_svdvals", "linalg_eigh", "linalg_eigvalsh", "matrix_exp", "linalg_matrix_exp"),
+    *("linalg_matrix_power", "matrix_power", "linalg_pinv", "pinverse", "linalg_inv_ex"),
+)
+
+
+@rule(*_OF_MATRICES)
+def _of_matrices(op: Operation) -> Where:
+    """Keep the dimensions before the matrices'."""
+    x = op.inputs[0]
+    where = op.where(x)
+    if isinstance(where, Layout | Scattered) and where.dim >= x.dim() - 2:
+        return op.mixes()
+    return where if isinstance(where, IS_PLACED) and len(op.pairs()) == 1 else op.unknown()
+
+
 @rule("scaled_dot_product_attention")
 def _attention(op: Operation) -> Where:
     """Queries, keys, values and mask share the batch dimensions; all others are mixed."""
@@ -215,6 +248,8 @@ _CHANNELS = frozenset(
 @rule(*_CHANNELS)
 def _batch_first(op: Operation) -> Where:
     """Keep the examples along the first dimension; any other holds channels or positions."""
+    if op.name.startswith("conv") and (found := _grouped_by_example(op)) is not None:
+        return found
     for tensor, where in op.pairs():
         if isinstance(where, Single):
             return op.unknown()
@@ -223,6 +258,19 @@ def _batch_first(op: Operation) -> Where:
         if op.out.shape[0] != tensor.shape[0]:
             return op.unknown()
     return elementwise_at_zero(op)
+
+
+def _grouped_by_example(op: Operation) -> Where | None:
+    """A convolution with a group of channels for each example, and weights of its own."""
+    x, weight = op.inputs[:2]
+    groups = op.given("groups", 6, 1)
+    one, two = op.where(x), op.where(weight)
+    if not isinstance(one, Layout) or one.dim != 1 or one.outer != 1 or groups % one.examples:
+        return None
+    own = isinstance(two, Layout) and two.dim == 0 and two.outer == 1
+    if not (own or two is CONSTANT) or len(op.pairs()) > 1 + own or x.shape[0] != 1:
+        return None
+    return one
 
 
 _TWO = frozenset({"grid_sampler", "grid_sample"})

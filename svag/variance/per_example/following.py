@@ -36,7 +36,9 @@ from svag.variance.per_example.placement import (
     mark,
     mark_learned,
     mark_of,
+    note_change,
     note_rows,
+    origin_of,
     placed,
     same_rows,
 )
@@ -193,11 +195,23 @@ def follow(
         if learned and not out.requires_grad:
             mark_learned(out)
         before = next((s for t, s in zip(inputs, states, strict=True) if t is out), None)
-        mark(out, where)
-        changed = before is not None and before is not where and before != where
-        if changed and out._is_view() and out._base is not None:
-            base = out._base
-            mark(base, written_through(out, state_of(base), where, op.name))
+        if before is not None and before is not where and before != where:
+            _change(out, where, op.name)
+        else:
+            mark(out, where)
+
+
+def _change(out: Tensor, where: Where, name: str) -> None:
+    """Set the new mark of a tensor changed in place, and of the tensors that share its memory."""
+    base = out._base if out._is_view() else None
+    whole = None if base is None else written_through(out, state_of(base), where, name)
+    note_change(out)
+    mark(out, where)
+    if base is not None and whole is not None:
+        mark(base, whole)
+    origin = origin_of(out)
+    if origin is not None:
+        _change(origin, where, name)
 
 
 def plain_name(func: Callable[..., Any]) -> str:
@@ -321,6 +335,7 @@ _ELEMENTWISE = frozenset(
         "nan_to_num",
         "retain_grad",
         "fake_quantize",
+        "fake_quantize_per_tensor_affine",
     }
     | {
         "complex",

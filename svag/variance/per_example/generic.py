@@ -383,7 +383,7 @@ def _by_vmap(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[s
         return [layouts[k].one_by_one(t) for k, t in zip(batch, values, strict=True)]
 
     values = [t.detach() for t in batch.values()]
-    if not _works_on_one(call, one_by_one(values), where.one_by_one(out)):
+    if plain_name(func).startswith("linalg") or not _works_on_one(call, one_by_one(values), where.one_by_one(out)):
         found = _with_rows(mode, func, args, kwargs, tensors, followed, out, layouts)
         return by_masks(mode, func, args, kwargs, out) if found is None else found
 

@@ -45,7 +45,7 @@ _VIEWS = (
     *("broadcast_to", "diagonal", "unfold", "atleast_1d", "atleast_2d"),
     *("atleast_3d", "unsafe_split", "unsafe_chunk", "diag", "diag_embed", "narrow_copy"),
     *("flip", "fliplr", "flipud", "roll", "rot90", "repeat", "tile", "masked_select"),
-    *("repeat_interleave", "take", "take_along_dim", "combinations"),
+    *("repeat_interleave", "take", "combinations"),
 )
 
 
@@ -205,12 +205,15 @@ def on_cpu(index: Tensor) -> Any:
     return index.detach().cpu().numpy()
 
 
-@rule("gather")
+@rule("gather", "take_along_dim")
 def _gather(op: Operation) -> "Where | Sequence[Where]":
-    source, dim = op.given("input", 0), op.given("dim", 1)
-    where, picked = op.where(source), op.where(op.given("index", 2))
+    source, index = op.given("input", 0), op.inputs[1]
+    dim = op.given("dim", 2 if op.name == "take_along_dim" else 1)
+    where, picked = op.where(source), op.where(index)
+    if dim is None:
+        return op.unknown()
     if not isinstance(where, IS_PLACED):
-        return elementwise(op, [op.given("index", 2)]) if _alone(source, op) else op.unknown()
+        return elementwise(op, [index]) if _alone(source, op) else op.unknown()
     if isinstance(where, Single) or source.dim() == 0:
         return where
     dim = dim % source.dim()

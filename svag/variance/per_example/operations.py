@@ -27,6 +27,7 @@ from svag.variance.per_example.placement import (
     mark,
     mark_learned,
     mark_of,
+    note_alias,
     noted_rows,
     recall,
 )
@@ -200,6 +201,8 @@ class Interception(TorchFunctionMode):
             self.recorder.verification.note_precision(outputs)
         if outputs:
             follow(func, args, kwargs, tensors, outputs)
+            if func in _ALIASES:
+                note_alias(outputs[0], tensors[0])
         elif placed and _in_place(func):
             follow(func, args, kwargs, tensors, tensors[:1])  # x[i] = y
         return out
@@ -351,6 +354,7 @@ _HANDLING = frozenset(
 )
 
 
+_ALIASES = (Tensor.detach, Tensor.data.__get__)
 _IN_PLACE = frozenset(
     {f"__i{name}__" for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow")}
     | {f"__i{name}__" for name in ("and", "or", "xor", "lshift", "rshift")}

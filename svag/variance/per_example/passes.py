@@ -272,6 +272,7 @@ class Passes:
             with torch._C.DisableTorchFunction():
                 for root in roots:
                     tape.check(root)
+                tape.approve(self.model)
         if recorder.verification is None:
             return
         seen = not any(isinstance(where, Lost) for where in states)

@@ -9,6 +9,7 @@ has chosen rows (:class:`Scattered`).
 """
 
 import itertools
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias, cast
@@ -21,6 +22,8 @@ from torch import Tensor
 _MARK = "_svag_placement"
 _LEARNED = "_svag_learned"
 _ROWS = "_svag_rows"
+_CHANGED = "_svag_changed"
+_ALIAS = "_svag_alias"
 
 Owners: TypeAlias = npt.NDArray[np.int64]
 NOBODY = -1
@@ -240,6 +243,7 @@ class Packed(Mark):
 
 
 CONSTANT = Mark("independent of the mini-batch")
+_REWRITTEN = Lost("rows of other examples were written into it through another view", mixed=False)
 
 Placed: TypeAlias = Layout | Scattered | Single
 Where: TypeAlias = Layout | Scattered | Single | Mark
@@ -293,6 +297,7 @@ def with_rows_along(where: Placed, tensor: Tensor, dim: int) -> Placed:
 
 _sessions = itertools.count(1)
 _session = 0
+_changes = 0  # times that an operation in place gave rows to other examples
 _by_address: dict[tuple[object, ...], Where] = {}
 
 
@@ -309,8 +314,35 @@ def mark(tensor: Tensor, where: Where) -> None:
     It is stored under the tensor's address, too: checkpointing recomputes from new tensor objects
     that share the memory of the original inputs.
     """
-    setattr(tensor, _MARK, (_session, where))
+    setattr(tensor, _MARK, (_session, where, _changes))
     _by_address[_address(tensor)] = where
+
+
+def note_change(tensor: Tensor) -> None:
+    """Record that rows of a tensor, and of what it is a view of, were given to other examples.
+
+    Args:
+        tensor: the tensor, before its new mark is set.
+    """
+    global _changes
+    _changes += 1
+    setattr(_whole(tensor), _CHANGED, (_session, _changes))
+
+
+def note_alias(tensor: Tensor, origin: Tensor) -> None:
+    """Record that a tensor shares its memory with another, as ``x.data`` does, and is no view."""
+    setattr(tensor, _ALIAS, weakref.ref(origin))
+
+
+def origin_of(tensor: Tensor) -> Tensor | None:
+    """Return the tensor that :func:`note_alias` recorded."""
+    reference = getattr(tensor, _ALIAS, None)
+    return None if reference is None else reference()
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    base = tensor._base if tensor._is_view() else None
+    return tensor if base is None else base
 
 
 def mark_learned(tensor: Tensor) -> None:
@@ -359,8 +391,14 @@ def recall(tensor: Tensor) -> None:
 
 def mark_of(tensor: Tensor) -> Where | None:
     """Return the mark of a tensor; None if it has none, as tensors from outside the model."""
-    session, where = getattr(tensor, _MARK, (0, None))
-    return where if session == _session else None
+    session, where, changes = getattr(tensor, _MARK, (0, None, 0))
+    if session != _session:
+        return None
+    if changes != _changes:
+        session, last = getattr(_whole(tensor), _CHANGED, (0, 0))
+        if session == _session and last > changes:
+            return _REWRITTEN
+    return cast(Where, where)
 
 
 def row_selector(where: "Layout | Scattered", tensor: Tensor, example: int) -> Tensor:
