@@ -200,6 +200,15 @@ def _solved(op: Operation) -> Where:
     return _all(op, [_moved(op, a, [*first, None, None]), _moved(op, b, [*second, *over])], op.out)
 
 
+@rule("grouped_mm")
+def _grouped_product(op: Operation) -> Where:
+    """Rows of the first factor times the matrix of their group; offsets say where groups end."""
+    a, b = op.inputs[:2]
+    if a.dim() != 2 or b.dim() != 3 or op.where(b) is not CONSTANT:
+        return op.unknown()
+    return _all(op, [_moved(op, a, [0, None])], op.out)
+
+
 _OF_MATRICES = (
     *("linalg_inv", "inverse", "linalg_det", "det", "logdet", "linalg_slogdet", "slogdet"),
     *("linalg_cholesky", "cholesky", "linalg_cholesky_ex", "linalg_qr", "linalg_svd", "svd"),
@@ -215,7 +224,7 @@ def _of_matrices(op: Operation) -> Where:
     where = op.where(x)
     if isinstance(where, Layout | Scattered) and where.dim >= x.dim() - 2:
         return op.mixes()
-    return where if isinstance(where, IS_PLACED) and len(op.pairs()) == 1 else op.unknown()
+    return where if isinstance(where, IS_PLACED) and len(op.inputs) == 1 else op.unknown()
 
 
 @rule("scaled_dot_product_attention")

@@ -264,6 +264,7 @@ _FACTORIES = frozenset(
 _INDEXED = frozenset(
     {"getitem", "setitem", "index_select", "gather", "scatter", "scatter_add", "index_add"}
     | {"index_copy", "index_put", "take_along_dim", "masked_select", "masked_scatter"}
+    | {"grouped_mm"}
 )
 
 

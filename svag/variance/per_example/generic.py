@@ -75,6 +75,8 @@ def otherwise(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[
     if name == "masked_scatter":  # rows of an example depend on the examples before it
         followed = {id(t): t for t in tensors_in(args) if mode.recorder.source_of(t) is not None}
         raise PerExampleError(_unknown(mode, func, followed))
+    if name == "grouped_mm":
+        return by_masks(mode, func, args, kwargs, func(*args, **kwargs))
     if name in _JOINED:
         return _joined(mode, func, args, kwargs)
     if name == "bilinear" and len(args) > 3 and args[3] is not None:
