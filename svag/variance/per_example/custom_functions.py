@@ -1,5 +1,6 @@
 """Custom autograd functions that take parameters, such as straight-through estimators."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,24 +27,28 @@ class CustomFunctions:
 
     def __init__(self, mode: Interception) -> None:
         self._mode = mode
-        self._original = _Function.__dict__["apply"]
 
     def start(self) -> None:
         """Follow calls from here on."""
-        original, run = self._original, self._run
-
-        def apply(cls: type[_Function], *args: Any, **kwargs: Any) -> Any:
-            return run(cls, original.__get__(None, cls), args, kwargs)
-
-        _Function.apply = classmethod(apply)  # type: ignore[assignment]
+        _watch()
+        _open.append(self)
 
     def stop(self) -> None:
-        """Restore the original."""
-        _Function.apply = self._original
+        """Stop following calls."""
+        if self in _open:
+            _open.remove(self)
 
-    def _run(
+    def run(
         self, cls: type[_Function], call: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:
+        """Run a custom function.
+
+        Args:
+            cls: its class.
+            call: its ``apply``.
+            args: positional arguments.
+            kwargs: keyword arguments.
+        """
         recorder = self._mode.recorder
         ours = cls.__module__.partition(".")[0] in ("svag", "torch")
         if ours or recorder.silent or not torch._C._is_torch_function_enabled():
@@ -64,3 +69,18 @@ class CustomFunctions:
                 "or use svag.micro_batch_variance"
             )
         return by_masks(self._mode, call, args, kwargs, out)
+
+
+_open: list[CustomFunctions] = []
+
+
+@functools.cache
+def _watch() -> None:
+    """Replace ``Function.apply`` once, since setting it again would slow the next calls down."""
+    original = _Function.__dict__["apply"]
+
+    def apply(cls: type[_Function], *args: Any, **kwargs: Any) -> Any:
+        call = original.__get__(None, cls)
+        return _open[-1].run(cls, call, args, kwargs) if _open else call(*args, **kwargs)
+
+    _Function.apply = classmethod(apply)  # type: ignore[assignment]

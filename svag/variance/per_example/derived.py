@@ -50,13 +50,17 @@ def derive(
         torch.random.set_rng_state(state)
     if recorder.verification is not None:
         recorder.verification.note_precision(list(tensors_in((out,))))
-    again = run_again(func, replaced(args, stand_ins), replaced(kwargs, stand_ins))
     params, leaves = _origin(recorder, used)
     norm = _weight_norm_of(func, args, kwargs, leaves, stand_ins)
+    if norm is not None:
+        mark(out, CONSTANT)
+        recorder.derive(out, Source(params, leaves, lambda: _normed(leaves, norm), norm))
+        return out
+    again = run_again(func, replaced(args, stand_ins), replaced(kwargs, stand_ins))
     for ours, computed in zip(tensors_in((out,)), tensors_in((again,)), strict=True):
         mark(ours, CONSTANT)
         if computed.requires_grad:
-            recorder.derive(ours, Source(params, leaves, computed, norm))
+            recorder.derive(ours, Source(params, leaves, _held(computed)))
     return out
 
 
@@ -96,7 +100,7 @@ def derive_in_place(
     run_again(func, replaced(args, stand_ins), replaced(kwargs, stand_ins))
     for ours in (base, target):
         mark(ours, CONSTANT)
-        recorder.derive(ours, Source(params, leaves, stand_ins[id(ours)]))
+        recorder.derive(ours, Source(params, leaves, _held(stand_ins[id(ours)])))
     return out
 
 
@@ -196,6 +200,16 @@ def _unclear(recorder: Recorder, func: Call, target: Tensor) -> str:
         f"{getattr(func, '__name__', func)} changes {recorder.label(target)} in place, and svag "
         "cannot follow that; write it out of place, or use svag.micro_batch_variance"
     )
+
+
+def _held(computed: Tensor) -> Callable[[], Tensor]:
+    return lambda: computed
+
+
+def _normed(leaves: Sequence[Tensor], dim: int) -> Tensor:
+    """Return the weight norm of two leaves, for operations on it."""
+    with torch._C.DisableTorchFunction(), torch.enable_grad():
+        return run_again(torch._weight_norm, (*leaves, dim), {})  # type: ignore[no-any-return]
 
 
 def _weight_norm_of(

@@ -22,7 +22,7 @@ from svag.errors import PerExampleError
 from svag.variance.grad_var import attach, is_current
 from svag.variance.per_example.contributions import Contributions, Estimate, Joint
 from svag.variance.per_example.placement import Packed, Placed
-from svag.variance.per_example.pulled_back import PulledBack, WeightNormed
+from svag.variance.per_example.pulled_back import PulledBack, WeightNorm, WeightNormed
 from svag.variance.per_example.verification import Verification, check_sum
 
 _DERIVED = "_svag_derived"
@@ -35,33 +35,40 @@ class Source:
     Attributes:
         params: the parameters.
         leaves: copies of them, at which the graph of ``computed`` starts.
-        computed: the tensor in that graph.
-        weight_norm: ``dim``, if ``computed`` is the weight norm of v and g, the ``params``.
+        compute: returns the tensor in that graph.
+        weight_norm: ``dim``, if it is the weight norm of v and g, the ``params``.
+        is_parameter: whether the tensor is a parameter itself.
     """
 
     params: tuple[nn.Parameter, ...]
     leaves: tuple[Tensor, ...]
-    computed: Tensor
+    compute: Callable[[], Tensor]
     weight_norm: int | None = None
+    is_parameter: bool = False
+
+    @functools.cached_property
+    def computed(self) -> Tensor:
+        """The tensor in the graph that starts at the leaves."""
+        return self.compute()
 
     @property
-    def is_parameter(self) -> bool:
-        """Whether the tensor is a parameter itself."""
-        return self.computed is self.leaves[0]
+    def dtype(self) -> torch.dtype:
+        """Dtype of the computed tensor."""
+        return self.params[0].dtype if self.weight_norm is not None else self.computed.dtype
 
-    def pulled_back(self, contributions: Contributions, leaf: Tensor) -> Contributions:
-        """Return the contributions to a parameter from those to the computed tensor."""
+    def pulled_back(self, contributions: Contributions) -> Sequence[Contributions]:
+        """Return the contributions to each parameter from those to the computed tensor."""
         if self.is_parameter:
-            return contributions
+            return [contributions]
         if self.weight_norm is not None:
-            v, g = self.leaves
-            return WeightNormed(contributions, v, g, self.weight_norm, of_length=leaf is g)
-        return PulledBack(contributions, self.computed, leaf)
+            both = WeightNorm(contributions, *self.leaves, self.weight_norm)
+            return [WeightNormed(both, of_length=length) for length in (False, True)]
+        return [PulledBack(contributions, self.computed, leaf) for leaf in self.leaves]
 
 
 def _source_of(param: nn.Parameter) -> Source:
     leaf = param.detach().requires_grad_()
-    return Source((param,), (leaf,), leaf)
+    return Source((param,), (leaf,), lambda: leaf, is_parameter=True)
 
 
 Factory = Callable[..., Contributions]
@@ -130,7 +137,7 @@ class Site:
                 "that belong to examples, or use svag.micro_batch_variance"
             )
         for use in self.uses:
-            dtype = torch.promote_types(use.source.computed.dtype, torch.float32)
+            dtype = torch.promote_types(use.source.dtype, torch.float32)
             values = [t.to(dtype) if t.is_floating_point() else t for t in data]
             contributions = use.make(delta.to(dtype), *values)
             if recorder.verification is not None:
@@ -337,10 +344,10 @@ class Recorder:
         self.begin_pass()
         source, counts = use.source, site.counts
         first = self._first.setdefault(site.call, self.backwards)
-        for param, leaf in zip(source.params, source.leaves, strict=True):
+        every = source.pulled_back(contributions)
+        for param, mine in zip(source.params, every, strict=True):
             if first != self.backwards:
                 self._again.add(id(param))
-            mine = source.pulled_back(contributions, leaf)
             if self.verification is not None:
                 self.verification.take(param, mine)
             self._refuse_late(param)

@@ -46,12 +46,13 @@ def check_sum(name: str, grad: Tensor, total: Tensor, variance: Tensor) -> None:
     """
     wide = torch.promote_types(torch.float32, grad.dtype)
     a, b = grad.to(wide), total.to(wide)
-    missing, size = float((a - b).norm()), float(a.norm()) + float(b.norm())
-    terms = float(variance.to(wide).sum().sqrt())
+    missing, size = float((a - b).norm()), float(a.norm())
     narrow = grad.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled("cpu")
     share = 0.2 if narrow or torch.is_autocast_enabled("cuda") else 0.01
-    if not missing <= share * (size + terms) and bool(grad.isfinite().all()):
-        raise PerExampleError(_incomplete(name, missing, float(a.norm())))
+    if missing <= share * size or not bool(grad.isfinite().all()):
+        return
+    if not missing <= share * (size + float(variance.to(wide).sum().sqrt())):
+        raise PerExampleError(_incomplete(name, missing, size))
 
 
 def _incomplete(name: str, missing: float, size: float) -> str:
