@@ -331,13 +331,26 @@ def note_change(tensor: Tensor) -> None:
 
 def note_alias(tensor: Tensor, origin: Tensor) -> None:
     """Record that a tensor shares its memory with another, as ``x.data`` does, and is no view."""
-    setattr(tensor, _ALIAS, weakref.ref(origin))
+    setattr(tensor, _ALIAS, _Reference(origin))
+
+
+class _Reference:
+    """A weak reference to a tensor that is lost in copies."""
+
+    def __init__(self, tensor: Tensor | None = None) -> None:
+        self._tensor = None if tensor is None else weakref.ref(tensor)
+
+    def __call__(self) -> Tensor | None:
+        return None if self._tensor is None else self._tensor()
+
+    def __reduce__(self) -> tuple[type["_Reference"], tuple[()]]:
+        return _Reference, ()
 
 
 def origin_of(tensor: Tensor) -> Tensor | None:
     """Return the tensor that :func:`note_alias` recorded."""
     reference = getattr(tensor, _ALIAS, None)
-    return None if reference is None else reference()
+    return None if reference is None else cast(_Reference, reference)()
 
 
 def _whole(tensor: Tensor) -> Tensor:
