@@ -53,6 +53,7 @@ FLOORS = (
     ),
     (
         "svag.variance.per_example.owners",
+        "svag.variance.per_example.operation_names",
         "svag.variance.per_example.moments",
         "svag.variance.per_example.schedule",
     ),
@@ -70,6 +71,8 @@ FLOORS = (
         "svag.variance.per_example.reductions",
     ),
     (
+        "svag.variance.per_example.losses",
+        "svag.variance.per_example.linear_algebra",
         "svag.variance.per_example.writing",
         "svag.variance.per_example.convolution",
         "svag.variance.per_example.pulled_back",
@@ -89,8 +92,8 @@ FLOORS = (
     (
         "svag.variance.per_example.products",
         "svag.variance.per_example.loss_tape",
-        "svag.variance.per_example.passes",
     ),
+    ("svag.variance.per_example.passes",),
     ("svag.variance.per_example.masked",),
     ("svag.variance.per_example.generic", "svag.variance.per_example.custom_functions"),
     ("svag.variance.per_example.recurrent",),

@@ -101,10 +101,7 @@ def graph(s: Any, x: Tensor) -> Tensor:
 USES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     f.__name__: f
     for f in (spectral, complex_product, inner, summed_letter, unequal_lengths, searched)
-} | {
-    f.__name__: f
-    for f in (taken_along, solved, normal_density, modulated, quantised, graph)
-}
+} | {f.__name__: f for f in (taken_along, solved, normal_density, modulated, quantised, graph)}
 
 
 @every_size

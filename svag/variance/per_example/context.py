@@ -12,7 +12,9 @@ from svag.errors import InvalidOption, PerExampleError, SvagError
 from svag.variance.per_example import (
     embedding_bag,
     layers,
-    movement,  # noqa: F401 - these three register their rules
+    linear_algebra,  # noqa: F401 - these five register their rules
+    losses,  # noqa: F401
+    movement,  # noqa: F401
     recurrent,
     reductions,  # noqa: F401
     rnn_cells,

@@ -1,4 +1,4 @@
-"""Rules for products, attention, convolution, pooling, normalisation and losses.
+"""Rules for products, attention, convolution, pooling and normalisation.
 
 Each rule says where the examples are in the output, from the dimensions that the operation sums or
 works over.
@@ -14,34 +14,44 @@ from svag.variance.per_example.placement import (
     CONSTANT,
     IS_PLACED,
     Layout,
-    Lost,
     Mark,
     Packed,
     Placed,
     Scattered,
     Single,
-    Summed,
     Where,
 )
 
 
-def _all(op: Operation, found: Sequence["Placed | Mark | None"], out: Tensor) -> Where:
-    """Join the marks that the inputs give the output."""
+def joined(op: Operation, found: Sequence["Placed | Mark | None"], out: Tensor) -> Where:
+    """Join the marks that the inputs give the output.
+
+    Args:
+        op: the operation.
+        found: the marks; None for an input without rows of examples.
+        out: the output.
+    """
     result: Placed | None = None
     for where in found:
         if isinstance(where, Mark):
             return where
         if where is None:
             continue
-        joined = where if result is None else join(op, result, where, out)
-        if isinstance(joined, Mark):
-            return joined
-        result = joined
+        both = where if result is None else join(op, result, where, out)
+        if isinstance(both, Mark):
+            return both
+        result = both
     return CONSTANT if result is None else result
 
 
-def _moved(op: Operation, tensor: Tensor, dims: Sequence[int | None]) -> "Placed | Mark | None":
-    """Return an input's mark for the output: ``dims`` maps its dimensions; None is summed over."""
+def moved(op: Operation, tensor: Tensor, dims: Sequence[int | None]) -> "Placed | Mark | None":
+    """Return an input's mark for the output.
+
+    Args:
+        op: the operation.
+        tensor: the input.
+        dims: the output's dimension for each of the input's; None for one that is summed over.
+    """
     where = op.where(tensor)
     if not isinstance(where, IS_PLACED):
         return None
@@ -61,13 +71,13 @@ def _matmul(op: Operation) -> Where:
     if op.name == "inner" and a.dim() and b.dim():
         left: list[int | None] = [*range(a.dim() - 1), None]
         right: list[int | None] = [*range(a.dim() - 1, op.out.dim()), None]
-        return _all(op, [_moved(op, a, left), _moved(op, b, right)], op.out)
+        return joined(op, [moved(op, a, left), moved(op, b, right)], op.out)
     if op.name in ("outer", "ger"):
-        return _all(op, [_moved(op, a, [0]), _moved(op, b, [1])], op.out)
+        return joined(op, [moved(op, a, [0]), moved(op, b, [1])], op.out)
     if op.name in ("dot", "vdot", "matmul") and a.dim() == b.dim() == 1:
         return _weighted(op)
     left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
-    return _all(op, [_moved(op, a, left), _moved(op, b, right)], op.out)
+    return joined(op, [moved(op, a, left), moved(op, b, right)], op.out)
 
 
 def _weighted(op: Operation) -> Where:
@@ -92,7 +102,7 @@ def _linear(op: Operation) -> Where:
     x = op.given("input", 0)
     if len(op.pairs()) > 1 or not isinstance(op.where(x), IS_PLACED):
         return op.unknown()
-    return _all(op, [_moved(op, x, [*range(x.dim() - 1), None])], op.out)
+    return joined(op, [moved(op, x, [*range(x.dim() - 1), None])], op.out)
 
 
 _FACTORS = {"addmm": ("mat1", "mat2"), "addmv": ("mat", "vec")}
@@ -105,11 +115,11 @@ def _add_product(op: Operation) -> Where:
     first, second = _FACTORS.get(op.name, ("batch1", "batch2"))
     shift, a, b = op.given("input", 0), op.given(first, 1), op.given(second, 2)
     left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
-    found = [_moved(op, a, left), _moved(op, b, right)]
+    found = [moved(op, a, left), moved(op, b, right)]
     if isinstance(op.where(shift), IS_PLACED):
         aligned = elementwise(op, [shift])
         found.append(aligned if aligned is not CONSTANT else None)
-    return _all(op, found, op.out)
+    return joined(op, found, op.out)
 
 
 @rule("einsum")
@@ -123,8 +133,8 @@ def _einsum(op: Operation) -> Where:
     found = []
     for term, operand in zip(terms, given, strict=True):
         dims = [result.index(c) if c in result else None for c in term]
-        found.append(_moved(op, operand, dims))
-    return _all(op, found, op.out)
+        found.append(moved(op, operand, dims))
+    return joined(op, found, op.out)
 
 
 def letters(equation: str, dims: Sequence[int]) -> tuple[list[str], str]:
@@ -160,7 +170,7 @@ def _other_products(op: Operation) -> Where:
         a, b = op.args[:2]
         left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
         right = [*right[:-2], op.out.dim() - 1, None]
-        return _all(op, [_moved(op, a, left), _moved(op, b, right)], op.out)
+        return joined(op, [moved(op, a, left), moved(op, b, right)], op.out)
     if op.name == "tensordot":
         return _tensordot(op)
     return op.unknown()
@@ -181,50 +191,8 @@ def _tensordot(op: Operation) -> Where:
         for dim in range(tensor.dim()):
             to.append(None if dim in summed_over else free)
             free += dim not in summed_over
-        found.append(_moved(op, tensor, to))
-    return _all(op, found, op.out)
-
-
-@rule("linalg_solve", "linalg_solve_triangular", "cholesky_solve")
-def _solved(op: Operation) -> Where:
-    """Solve A X = B, or X A = B: the columns, or the rows, of B are solved one by one."""
-    a, b = op.inputs[:2] if op.name != "cholesky_solve" else op.inputs[1::-1]
-    if b.dim() < 2 or (op.name == "linalg_solve" and b.dim() == a.dim() - 1):
-        return op.unknown()
-    batch = op.out.dim() - 2
-    over: list[int | None] = [None, batch + 1]
-    if op.kwargs.get("left", True) is False:
-        over = [batch, None]
-    first = [*range(batch - a.dim() + 2, batch)]
-    second = [*range(batch - b.dim() + 2, batch)]
-    return _all(op, [_moved(op, a, [*first, None, None]), _moved(op, b, [*second, *over])], op.out)
-
-
-@rule("grouped_mm")
-def _grouped_product(op: Operation) -> Where:
-    """Rows of the first factor times the matrix of their group; offsets say where groups end."""
-    a, b = op.inputs[:2]
-    if a.dim() != 2 or b.dim() != 3 or op.where(b) is not CONSTANT:
-        return op.unknown()
-    return _all(op, [_moved(op, a, [0, None])], op.out)
-
-
-_OF_MATRICES = (
-    *("linalg_inv", "inverse", "linalg_det", "det", "logdet", "linalg_slogdet", "slogdet"),
-    *("linalg_cholesky", "cholesky", "linalg_cholesky_ex", "linalg_qr", "linalg_svd", "svd"),
-    *("linalg_svdvals", "linalg_eigh", "linalg_eigvalsh", "matrix_exp", "linalg_matrix_exp"),
-    *("linalg_matrix_power", "matrix_power", "linalg_pinv", "pinverse", "linalg_inv_ex"),
-)
-
-
-@rule(*_OF_MATRICES)
-def _of_matrices(op: Operation) -> Where:
-    """Keep the dimensions before the matrices'."""
-    x = op.inputs[0]
-    where = op.where(x)
-    if isinstance(where, Layout | Scattered) and where.dim >= x.dim() - 2:
-        return op.mixes()
-    return where if isinstance(where, IS_PLACED) and len(op.inputs) == 1 else op.unknown()
+        found.append(moved(op, tensor, to))
+    return joined(op, found, op.out)
 
 
 @rule("scaled_dot_product_attention")
@@ -238,9 +206,9 @@ def _attention(op: Operation) -> Where:
         shift = op.out.dim() - tensor.dim()
         batch = [d + shift for d in range(tensor.dim() - 2)]
         found.append(
-            _moved(op, tensor, [*batch, op.out.dim() - 2 if name == "query" else None, None])
+            moved(op, tensor, [*batch, op.out.dim() - 2 if name == "query" else None, None])
         )
-    return _all(op, found, op.out)
+    return joined(op, found, op.out)
 
 
 # --- layers without parameters of their own -----------------------------------------------------
@@ -287,13 +255,39 @@ _TWO = frozenset({"grid_sampler", "grid_sample"})
 
 def elementwise_at_zero(op: Operation) -> Where:
     """Join the inputs' rows along the first dimension."""
-    return _all(op, [where for _, where in op.pairs()], op.out)
+    return joined(op, [where for _, where in op.pairs()], op.out)
+
+
+def lined_up(op: Operation) -> Where:
+    """Join inputs of one shape, up to broadcasting.
+
+    Args:
+        op: the operation.
+    """
+    try:
+        shape = torch.broadcast_shapes(*(t.shape for t, _ in op.pairs()))
+    except RuntimeError:
+        return op.unknown()
+    return joined(op, [_right(t, w, len(shape)) for t, w in op.pairs()], empty(shape))
+
+
+def _right(tensor: Tensor, where: Placed, dims: int) -> Placed:
+    return where if isinstance(where, Single) else where.at(where.dim + dims - tensor.dim())
+
+
+def empty(shape: Sequence[int]) -> Tensor:
+    """Return a tensor without memory, for its shape.
+
+    Args:
+        shape: the shape.
+    """
+    return torch.empty(shape, device="meta")
 
 
 @rule("cosine_similarity", "pairwise_distance")
 def _compared(op: Operation) -> Where:
     """Join the inputs as broadcasting does, without the dimension that is reduced."""
-    lined = _lined_up(op)
+    lined = lined_up(op)
     if not isinstance(lined, Layout | Scattered):
         return lined
     dims = max(t.dim() for t in op.inputs)
@@ -393,84 +387,6 @@ def _cell(op: Operation) -> Where:
     if any(isinstance(w, Single) or w.dim != 0 for w in found):
         return op.unknown()
     return elementwise_at_zero(op)
-
-
-_LOSSES = (
-    *("cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss2d", "mse_loss", "l1_loss"),
-    *("smooth_l1_loss", "huber_loss", "binary_cross_entropy", "kl_div", "poisson_nll_loss"),
-    *("binary_cross_entropy_with_logits", "soft_margin_loss", "hinge_embedding_loss"),
-    *("margin_ranking_loss", "cosine_embedding_loss", "triplet_margin_loss", "ctc_loss"),
-    *("multi_margin_loss", "multilabel_margin_loss", "cross_entropy", "gaussian_nll_loss"),
-)
-_ENTRYWISE = frozenset(
-    {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "kl_div"}
-    | {"binary_cross_entropy_with_logits", "soft_margin_loss", "hinge_embedding_loss"}
-    | {"poisson_nll_loss", "margin_ranking_loss"}
-)
-
-
-@rule(*_LOSSES)
-def _loss(op: Operation) -> Where:
-    """A scalar loss is a sum over examples; with ``reduction="none"`` the dimensions are kept."""
-    if op.name in _CLASSES:
-        lined = _classified(op)
-    elif op.name in ("ctc_loss", "multi_margin_loss", "multilabel_margin_loss"):
-        return _first_dimension(op)
-    elif op.out.dim() == 0 or op.name in _ENTRYWISE:
-        lined = _lined_up(op)
-    else:
-        return _first_dimension(op)
-    if op.out.dim() or isinstance(lined, Single | Lost):
-        return lined
-    return summed(op)
-
-
-_CLASSES = frozenset({"cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss2d"})
-
-
-def _first_dimension(op: Operation) -> Where:
-    """Losses of rows, with the examples along the first dimension (for ctc_loss the second)."""
-    first = 1 if op.name == "ctc_loss" else 0
-    found = [(t, w) for t, w in op.pairs() if not isinstance(w, Single)]
-    if len(found) < len(op.pairs()) or not found:
-        return op.unknown()
-    if any(w.dim != (first if t.dim() > 1 and t is op.inputs[0] else 0) for t, w in found):
-        return op.mixes()
-    lined = _all(op, [w.at(0) for _, w in found], _empty((found[0][0].shape[found[0][1].dim],)))
-    return lined if op.out.dim() or isinstance(lined, Lost) else summed(op)
-
-
-def _classified(op: Operation) -> Where:
-    """Join scores ``(N, C, ...)`` with class indices ``(N, ...)``."""
-    scores, found = op.inputs[0], []
-    if scores.dim() < 2:
-        return op.unknown()
-    shape = (scores.shape[0], *scores.shape[2:])
-    for tensor, where in op.pairs():
-        if isinstance(where, Single) or tensor.dim() < scores.dim():
-            found.append(where)
-        elif where.dim == 1:
-            return op.mixes()
-        else:
-            found.append(where.at(where.dim - (where.dim > 1)))
-    return _all(op, found, _empty(shape))
-
-
-def _lined_up(op: Operation) -> Where:
-    """Join inputs of one shape, up to broadcasting."""
-    try:
-        shape = torch.broadcast_shapes(*(t.shape for t, _ in op.pairs()))
-    except RuntimeError:
-        return op.unknown()
-    return _all(op, [_right(t, w, len(shape)) for t, w in op.pairs()], _empty(shape))
-
-
-def _right(tensor: Tensor, where: Placed, dims: int) -> Placed:
-    return where if isinstance(where, Single) else where.at(where.dim + dims - tensor.dim())
-
-
-def _empty(shape: Sequence[int]) -> Tensor:
-    return torch.empty(shape, device="meta")
 
 
 @rule("pack_padded_sequence")

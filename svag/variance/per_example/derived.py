@@ -12,7 +12,8 @@ from torch import Tensor
 
 from svag.errors import PerExampleError
 from svag.variance.per_example.contributions import Contributions, Direct, PlacedRows
-from svag.variance.per_example.following import follow, plain_name
+from svag.variance.per_example.following import follow
+from svag.variance.per_example.operation_names import plain_name
 from svag.variance.per_example.placement import (
     CONSTANT,
     IS_PLACED,

@@ -15,11 +15,12 @@ from svag.variance.per_example.structures import tensors_in
 
 Place = tuple[str, int]
 
+_SET_DATA = vars(torch._C.TensorBase)["data"].__set__
 _READS = frozenset(
     {Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__int__}
     | {Tensor.__float__, Tensor.__index__, Tensor.__complex__, Tensor.__contains__}
     | {torch.equal, Tensor.equal, torch.allclose, Tensor.allclose}
-    | {torch.is_nonzero, Tensor.is_nonzero, Tensor.data.__set__}
+    | {torch.is_nonzero, Tensor.is_nonzero, _SET_DATA}
 )
 _HIDDEN = tuple(str(Path(p).parent) for p in (torch.__file__, __file__))
 
@@ -60,7 +61,7 @@ class Escapes:
             self._places.add(_place())
 
     def found(self, inputs: Any) -> bool:
-        """Whether a place is new, and the inputs are as they were, so that the call can be repeated.
+        """Whether a place is new, and the call can be repeated since no input has changed.
 
         Args:
             inputs: the arguments of the call.

@@ -18,8 +18,9 @@ from svag.variance.per_example.contributions import (
     PlacedRows,
     Shared,
 )
-from svag.variance.per_example.following import follow, plain_name, state_of
+from svag.variance.per_example.following import follow, state_of
 from svag.variance.per_example.masked import by_masks
+from svag.variance.per_example.operation_names import plain_name
 from svag.variance.per_example.operations import Call, Interception, name_of
 from svag.variance.per_example.placement import (
     CONSTANT,
@@ -69,9 +70,9 @@ def otherwise(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[
         attended = _biased_attention(mode, func, args, kwargs)
         if attended is not None:
             return attended
-    if name in ("setitem", "index_put") and len(args) == 3 and not kwargs:
-        if mode.recorder.source_of(args[2]) is not None:
-            return _written(mode, func, *args)
+    written = name in ("setitem", "index_put") and len(args) == 3 and not kwargs
+    if written and mode.recorder.source_of(args[2]) is not None:
+        return _written(mode, func, *args)
     if name == "masked_scatter":  # rows of an example depend on the examples before it
         followed = {id(t): t for t in tensors_in(args) if mode.recorder.source_of(t) is not None}
         raise PerExampleError(_unknown(mode, func, followed))
@@ -385,7 +386,9 @@ def _by_vmap(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[s
         return [layouts[k].one_by_one(t) for k, t in zip(batch, values, strict=True)]
 
     values = [t.detach() for t in batch.values()]
-    if plain_name(func).startswith("linalg") or not _works_on_one(call, one_by_one(values), where.one_by_one(out)):
+    if plain_name(func).startswith("linalg") or not _works_on_one(
+        call, one_by_one(values), where.one_by_one(out)
+    ):
         found = _with_rows(mode, func, args, kwargs, tensors, followed, out, layouts)
         return by_masks(mode, func, args, kwargs, out) if found is None else found
 

@@ -5,7 +5,7 @@ backward pass then gives a parameter is that example's contribution.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ def by_masks(
 
     def factory(leaf: Tensor) -> Factory:
         def masked(delta: Tensor) -> Contributions:
-            return Masked(again, leaf, delta, cast(Placed, where))
+            return Masked(again, leaf, delta, where)
 
         return masked
 
@@ -124,4 +124,3 @@ def _again(
     if not torch.allclose(again.detach(), out.detach(), rtol=1e-3, atol=1e-5, equal_nan=True):
         raise PerExampleError(f"{name_of(func)} gives another result when it runs again")
     return again, leaves
-

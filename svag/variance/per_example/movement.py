@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svag.variance.per_example.following import LIKE_FIRST, Operation, elementwise, join, rule
+from svag.variance.per_example.following import Operation, elementwise, join, rule
+from svag.variance.per_example.operation_names import LIKE_FIRST
 from svag.variance.per_example.owners import owned_by, owners_along, owners_of
 from svag.variance.per_example.placement import (
     CONSTANT,

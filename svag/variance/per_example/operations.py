@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from svag.errors import PerExampleError
 from svag.variance.per_example.derived import derive, derive_in_place, fill_in_place
-from svag.variance.per_example.following import LIKE_FIRST, follow, only_like, plain_name, state_of
+from svag.variance.per_example.following import follow, state_of
+from svag.variance.per_example.operation_names import LIKE_FIRST, only_like, plain_name
 from svag.variance.per_example.placement import (
     CONSTANT,
     IS_PLACED,
@@ -304,10 +305,10 @@ class Interception(TorchFunctionMode):
                 kept.append(Use(source, make, not observe and self.replaces(tensor, where)))
         if kept:
             if _is_transformed(output):
+                names = " and ".join(self.recorder.label(t) for t, _ in uses if t is not None)
                 raise PerExampleError(
-                    f"{' and '.join(map(self.recorder.label, (t for t, _ in uses)))} is used "
-                    "inside torch.vmap, or another transformation of torch.func; call the model "
-                    "on the mini-batch itself, or use svag.micro_batch_variance"
+                    f"{names} is used inside torch.vmap, or another transformation of torch.func; "
+                    "call the model on the mini-batch itself, or use svag.micro_batch_variance"
                 )
             site = Site(self.recorder, kept, where)
             if copy or output._is_view():
@@ -354,7 +355,7 @@ _HANDLING = frozenset(
 )
 
 
-_ALIASES = (Tensor.detach, Tensor.data.__get__)
+_ALIASES = (Tensor.detach, vars(torch._C.TensorBase)["data"].__get__)
 _IN_PLACE = frozenset(
     {f"__i{name}__" for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow")}
     | {f"__i{name}__" for name in ("and", "or", "xor", "lshift", "rshift")}

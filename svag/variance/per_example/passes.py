@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from svag.errors import PerExampleError
+from svag.variance.per_example.escapes import Escapes
 from svag.variance.per_example.following import inside_model, state_of
 from svag.variance.per_example.inputs import Inputs
+from svag.variance.per_example.loss_tape import LossTape
 from svag.variance.per_example.operations import Call, Interception
 from svag.variance.per_example.placement import (
     CONSTANT,
@@ -19,8 +21,6 @@ from svag.variance.per_example.placement import (
     mark_of,
 )
 from svag.variance.per_example.recorder import Recorder
-from svag.variance.per_example.escapes import Escapes
-from svag.variance.per_example.loss_tape import LossTape
 from svag.variance.per_example.replacement import Replacement
 from svag.variance.per_example.schedule import kind_of, turn_of
 from svag.variance.per_example.structures import rebuilt, tensors_in

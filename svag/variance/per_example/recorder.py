@@ -13,7 +13,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,8 @@ class Source:
         if self.is_parameter:
             return [contributions]
         if self.weight_norm is not None:
-            both = WeightNorm(contributions, *self.leaves, self.weight_norm)
+            v, g = self.leaves
+            both = WeightNorm(contributions, v, g, self.weight_norm)
             return [WeightNormed(both, of_length=length) for length in (False, True)]
         return [PulledBack(contributions, self.computed, leaf) for leaf in self.leaves]
 
@@ -288,7 +289,7 @@ class Recorder:
                 "it, as through another view of it or without gradients; write it out of place, "
                 "or use svag.micro_batch_variance"
             )
-        return source
+        return cast(Source, source)
 
     def replaces(self, source: Source | None) -> bool:
         """Whether a closed form may replace autograd's gradient by its own sum."""
@@ -465,6 +466,6 @@ class Recorder:
         if self.verification is not None:
             self.verification.check(param, self.names[id(param)], grad, total)
         elif self._adds_up and total is not None and variance is not None:
-            # A tap's own sum arrives as it is, unless autograd has added something to it.
-            if grad.data_ptr() != total.data_ptr():
-                check_sum(self.names[id(param)], grad, total, variance)
+            if grad.data_ptr() == total.data_ptr():
+                return  # the tap's own sum, to which autograd has added nothing
+            check_sum(self.names[id(param)], grad, total, variance)

@@ -7,7 +7,7 @@ not permuted, since a mean over the mini-batch does not change under a permutati
 import copy
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from svag.errors import PerExampleError
-from svag.variance.per_example.following import plain_name
+from svag.variance.per_example.operation_names import plain_name
 from svag.variance.per_example.operations import is_composite, unguarded
 from svag.variance.per_example.placement import (
     IS_PLACED,

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeVar
 
@@ -59,12 +60,12 @@ def rebuilt(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def _with_parts(values: Any, parts: Mapping[Any, Any]) -> Any:
     """Return a copy of a mapping or of an object of a data class with other parts."""
-    result = copy.copy(values)
+    result: Any = copy.copy(values)
     if dataclasses.is_dataclass(values):
         for name, part in parts.items():
             object.__setattr__(result, name, part)
+    if isinstance(values, UserDict):
+        result.data = dict(values.data)
     if isinstance(values, MutableMapping):
-        if getattr(values, "data", None) is not None:  # copies of a UserDict may share it
-            result.data = dict(values.data)
         result.update(parts)
     return result
