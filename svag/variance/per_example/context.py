@@ -58,17 +58,18 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
     ``check_every``-th after it, is verified in three ways. A backward pass with the output gradient
     of one random example alone must give svag's contribution of that example to every parameter. If
     the loss is computed again with the other examples' outputs replaced, the example's output
-    gradient must not change. The contributions must add up to ``p.grad``, which in a verified pass
-    is autograd's, bit for bit. In the first pass, and with ``check=True``, the model is also called
-    a second time with the other examples replaced; attributes, buffers and generators are restored.
-    A verified pass costs one to two plain passes more. For a model that returns only its loss, the
-    operations that svag knows are verified. ``check=False`` skips verification; operations that are
-    known to mix examples are still refused.
+    gradient must not change; this is also checked when the operations of the loss are new. The
+    contributions must add up to ``p.grad``, which in a verified pass is autograd's, bit for bit. In
+    the first pass, with ``check=True``, and where the model reads numbers from tensors in a line of
+    code that is new, the model is also called again with the other examples replaced; attributes,
+    buffers and generators are restored. A verified pass costs one to two plain passes more. For a
+    model that returns only its loss, the operations that svag knows are verified. ``check=False``
+    skips verification; operations that are known to mix examples are still refused.
 
-    Checkpointing (``use_reentrant=False``) works. Uses of a parameter in a custom
-    ``autograd.Function`` or in scripted code are invisible to svag; the verification finds them.
-    Second derivatives are refused, and so are gradients that add up over several backward passes of
-    one forward pass.
+    Checkpointing (``use_reentrant=False``) works, and so do custom ``autograd.Function`` classes.
+    Uses of a parameter in scripted code are invisible to svag; the contributions then do not add
+    up, which is an error in every pass. Second derivatives are refused, and so are gradients that
+    add up over several backward passes of one forward pass.
 
     Memory beyond plain training: ``max_bytes`` of per-example gradients, on a CPU no more than
     4 MiB per thread, which fits the caches; copies of one layer's input and output gradient, from
