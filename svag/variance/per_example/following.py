@@ -195,9 +195,8 @@ def follow(
     op = Operation(func, plain_name(func), args, kwargs, inputs, states, outputs)
     found = _found(op)
     each = [found] * len(outputs) if isinstance(found, (*IS_PLACED, Mark)) else found
-    learned = any(is_learned(t) for t in inputs)
     for out, where in zip(outputs, each, strict=True):
-        if learned and not out.requires_grad:
+        if not out.requires_grad and any(map(is_learned, inputs)):
             mark_learned(out)
         before = next((s for t, s in zip(inputs, states, strict=True) if t is out), None)
         if before is not None and before is not where and before != where:
