@@ -13,6 +13,11 @@ def plain_name(func: Callable[..., Any]) -> str:
     name = getattr(func, "__name__", repr(func))
     if name == "__get__":
         return str(getattr(getattr(func, "__self__", None), "__name__", name))
+    return _shortened(name)
+
+
+@functools.cache
+def _shortened(name: str) -> str:
     name = name.partition(".")[0].strip("_")  # "mm.default" of torch.ops
     return _SAME.get(name, name)
 

@@ -12,11 +12,16 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+_SIMPLE = frozenset({int, float, bool, str, slice, type(None), torch.dtype, torch.device})
+
+
 def found_in(values: Any, kind: type[T]) -> Iterator[T]:
     """Yield the values of a type in a structure of lists, tuples, mappings and data classes."""
     for value in values:
         if isinstance(value, kind):
             yield value
+        elif type(value) in _SIMPLE:
+            continue
         elif isinstance(value, list | tuple):
             yield from found_in(value, kind)
         elif (parts := named_parts(value)) is not None:
