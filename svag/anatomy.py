@@ -71,7 +71,7 @@ class Anatomy:
 
     @property
     def adapted(self) -> bool:
-        """Whether the update is variance-adapted: has a factor other than 1."""
+        """Whether the update is variance-adapted, that is, has a factor other than 1."""
         return self.factor != "none"
 
     @property
