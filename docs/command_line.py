@@ -46,4 +46,5 @@ def _default(option: Any) -> str:
 def _plain(text: str | None) -> str:
     """One line, with nothing that Markdown would take for a table or a tag."""
     line = re.sub(r"\s+", " ", (text or "").split("\f")[0]).strip()
+    line = re.sub(r"(?<![`\w-])(--[\w-]+)", r"`\1`", line)
     return re.sub(r"(?<!`)<", r"\\<", line).replace("|", r"\|").replace("*", r"\*")

@@ -39,7 +39,7 @@ source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 templates_path = ["templates"]
 exclude_patterns = ["gallery/README.rst", "sg_execution_times.rst", "gallery_pages/**/*.py"]
 highlight_language = "none"
-smartquotes = False
+smartquotes_action = "D"
 nitpicky = True
 
 # Markdown: headings are link targets as on GitHub.
@@ -93,6 +93,7 @@ html_static_path = ["static", "gallery/explorer"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#a3480f", "color-brand-content": "#a3480f"},
     "dark_css_variables": {"color-brand-primary": "#f0a35e", "color-brand-content": "#f0a35e"},

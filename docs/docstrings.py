@@ -56,14 +56,13 @@ DOCUMENTED: Final = {
 }
 """Further names that pages document, by where else they are looked for."""
 
-UNLINKED: Final = frozenset(
-    """
-    BatchLoss Cell Choice Claims Context Destination Direction Dissection Effect Factor Figure FullBatch
-    Loss Make MethodResult NamedParameters Nested Observation Over PagePlace Parameters Params Probe
-    Progress Record RelativeVariance Select Several Spectrum Step StepSize Steps Study Value Variance
-    LineCourse svag.quantity.Quantity
-    """.split()
-)
+UNLINKED: Final = {
+    *("BatchLoss", "Cell", "Choice", "Claims", "Context", "Destination", "Direction", "Dissection"),
+    *("Effect", "Factor", "Figure", "FullBatch", "LineCourse", "Loss", "Make", "MethodResult"),
+    *("NamedParameters", "Nested", "Observation", "Over", "PagePlace", "Parameters", "Params"),
+    *("Probe", "Progress", "Record", "RelativeVariance", "Select", "Several", "Spectrum", "Step"),
+    *("StepSize", "Steps", "Study", "Value", "Variance", "svag.quantity.Quantity"),
+}
 """Aliases and classes of svag that annotations name and no page documents."""
 
 _SECTION = re.compile(

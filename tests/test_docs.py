@@ -1,4 +1,4 @@
-"""What the documents show works: examples in docstrings and in the README, files in examples/."""
+"""What the documents show works: examples in docstrings and on pages, files in examples/."""
 
 import doctest
 import importlib
@@ -19,7 +19,8 @@ MODULES = sorted(m.name for m in pkgutil.walk_packages(svag.__path__, "svag."))
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
-def test_docstring_examples(name: str) -> None:
+def test_docstring_examples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # some read results/
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
@@ -32,14 +33,11 @@ def test_every_method_has_an_example_and_its_equation() -> None:
 
 
 PAGES = {
-    page: (ROOT / page).read_text()
+    str(page.relative_to(ROOT)): page.read_text()
     for page in (
-        "README.md",
-        "docs/recipes.md",
-        "docs/problems.md",
-        "docs/from-adam.md",
-        "docs/monitor.md",
-        "docs/dissect.md",
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "docs" / "reference").glob("*.md")),
     )
 }
 BLOCKS = [
@@ -52,6 +50,11 @@ BLOCKS = [
 @pytest.mark.parametrize(("page", "block"), BLOCKS)
 def test_python_on_pages_runs(page: str, block: str) -> None:
     exec(compile(block, page, "exec"), {})
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/reference/")])
+def test_examples_of_constants(page: str) -> None:
+    assert doctest.testfile(str(ROOT / page), module_relative=False).failed == 0
 
 
 def test_files_that_the_architecture_names_exist() -> None:
@@ -82,10 +85,10 @@ def test_readme_commands_exist() -> None:
     assert re.findall(r"^make .*$", ci, re.M) == ["make test"]
 
 
-def test_readme_shows_p1_as_recorded() -> None:
+def test_the_page_on_performance_shows_p1_as_recorded() -> None:
     folder = ROOT / "results" / "paper-step-sizes" / "fmnist-2c2d"
     analysis = analyse(folder)
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "performance.md").read_text()
     for row in rows(analysis).values():
         cells = (row.name, row.lr, str(row.n), row.final["test_accuracy"], row.final["train_loss"])
         assert re.search(r"^    " + r"\s+".join(map(re.escape, cells)), text, re.M), row.name

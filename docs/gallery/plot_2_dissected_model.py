@@ -2,8 +2,8 @@
 A dissected model
 =================
 
-What one step is worth along the directions of the four methods, and how noisy each layer's gradient is: a dissection of a small
-network on the digits, after some training with Adam.
+What one step is worth along the directions of the four methods, and how noisy each layer's
+gradient is: a dissection of a small network on the digits, after some training with Adam.
 """
 
 import matplotlib.pyplot as plt
@@ -27,8 +27,9 @@ for inputs, targets in batches:
     optimizer.step()
 
 # %%
-# The number of draws is given instead of the time, so that the result does not depend on the machine. Without a race it takes seconds.
-# What is printed comes without a training, so it is what single steps say.
+# The number of draws is given instead of the time, so that the result does not depend on the
+# machine. Without a race it takes seconds. What is printed comes without a training, so it is
+# what single steps say.
 
 found = svag.dissect(
     model, problem.loss, batches, optimizer=optimizer, budget="30s", draws=12, steps=600, race=False
@@ -36,7 +37,8 @@ found = svag.dissect(
 print(found)
 
 # %%
-# The expected decrease of the loss by one step, against the step size. A method's best step size is where its curve is highest.
+# The expected decrease of the loss by one step, against the step size. A method's best step size
+# is where its curve is highest.
 
 figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
 highest = 0.0
@@ -54,8 +56,8 @@ axes.legend(frameon=False)
 plt.show()
 
 # %%
-# How noisy the gradient is: quantiles over coordinates of eta, the standard deviation over the mean. Where eta is above 1, a
-# single mini-batch says little about the sign of the gradient.
+# How noisy the gradient is: quantiles over coordinates of eta, the standard deviation over the
+# mean. Where eta is above 1, a single mini-batch says little about the sign of the gradient.
 
 figure, axes = plt.subplots(figsize=(6.4, 3.0), layout="constrained")
 layers = [layer for layer in found.noise if layer.name != "all"]

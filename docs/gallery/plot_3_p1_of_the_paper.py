@@ -2,8 +2,9 @@
 The paper's P1, from records
 ============================
 
-Fashion-MNIST with the paper's network and step sizes: 6,000 steps, three seeds a method. The trainings took hours; their records
-are in the repository, and everything below is read from them.
+Fashion-MNIST with the paper's network and step sizes: 6,000 steps, three seeds a method. The
+trainings took hours; their records are in the repository, and everything below is read from
+them.
 """
 
 from pathlib import Path
@@ -18,7 +19,8 @@ folder = Path(svag.__file__).parents[1] / "results" / "paper-step-sizes" / "fmni
 analysis = analyse(folder)
 
 # %%
-# Mean and standard deviation over the seeds, as in the paper's Figure 5. Warm colours have the sign, solid lines are variance-adapted.
+# Mean and standard deviation over the seeds, as in the paper's Figure 5. Warm colours have the
+# sign, solid lines are variance-adapted.
 
 figure, both = plt.subplots(1, 2, figsize=(8.0, 3.8), layout="constrained")
 for axes, name, label in zip(
@@ -39,11 +41,13 @@ both[0].legend(frameon=False)
 plt.show()
 
 # %%
-# The effects of the two halves on the test accuracy, in points. The intervals hold all together with 95 %.
+# The effects of the two halves on the test accuracy, in points. The intervals hold all together
+# with 95 %.
 
 for name, effect in analysis.claims.effects.items():
     low, high = effect.interval
     print(f"{name:<28} {100 * effect.estimate:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
 
 # %%
-# ``svag report`` writes the whole page from the same records. :doc:`/reproduction` has the paper's other problems.
+# ``svag report`` writes the whole page from the same records. :doc:`/reproduction` has the
+# paper's other problems.

@@ -2,8 +2,9 @@
 The factors of variance adaptation
 ==================================
 
-How far to go if a gradient's relative standard deviation is eta? The best factor for the gradient itself and the best one for its
-sign (Lemma 1), and Adam's, which is close to the second as long as the noise is Gaussian. The paper's Figure 3.
+How far to go if a gradient's relative standard deviation is eta? The best factor for the
+gradient itself and the best one for its sign (Lemma 1), and Adam's, which is close to the
+second as long as the noise is Gaussian. The paper's Figure 3.
 """
 
 import matplotlib.pyplot as plt
@@ -28,7 +29,8 @@ plt.show()
 print(largest_gap())
 
 # %%
-# Lemma 1 by sampling: of all multiples of a noisy gradient, the one closest to the mean gradient on average.
+# Lemma 1 by sampling: of all multiples of a noisy gradient, the one closest to the mean gradient
+# on average.
 
 from svag.theory import estimate_optimal_factor, optimal_factor
 

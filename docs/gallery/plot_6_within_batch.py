@@ -2,8 +2,9 @@
 The variance inside a mini-batch
 ================================
 
-The examples of a mini-batch say how noisy its mean gradient is. :func:`svag.within_batch_variance` reads the variance off during
-the backward pass. Is it right? Draw many mini-batches, and look at how much the gradient really varies.
+The examples of a mini-batch say how noisy its mean gradient is.
+:func:`svag.within_batch_variance` reads the variance off during the backward pass. Is it right?
+Draw many mini-batches, and look at how much the gradient really varies.
 """
 
 import matplotlib.pyplot as plt
@@ -27,11 +28,14 @@ def gradient_and_variance():
     return weight.grad.flatten().clone(), weight.grad_var.flatten().clone()
 
 
-gradients, variances = map(torch.stack, zip(*(gradient_and_variance() for _ in range(400))))
+gradients, variances = map(
+    torch.stack, zip(*(gradient_and_variance() for _ in range(400)), strict=True)
+)
 
 # %%
-# Horizontally, the variance of an entry over 400 mini-batches. Vertically, what one mini-batch says of it (light), and the mean of what
-# all of them say (dark). Single mini-batches scatter; their mean lies on the diagonal, since the estimate is unbiased.
+# Horizontally, the variance of an entry over 400 mini-batches. Vertically, what one mini-batch
+# says of it (light), and the mean of what all of them say (dark). Single mini-batches scatter;
+# their mean lies on the diagonal, since the estimate is unbiased.
 
 seen = gradients.var(0)
 figure, axes = plt.subplots(figsize=(5.2, 4.6), layout="constrained")
