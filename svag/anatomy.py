@@ -48,6 +48,11 @@ class Anatomy:
     Raises:
         InvalidOption: a value is outside its set, or ``relative_variance="raw"`` is combined with
             ``variance="within-batch"``.
+
+    Example:
+        >>> row = Anatomy("momentum", sign=True, factor="erf")
+        >>> str(row), row.buffers
+        ('sign(m) * erf(1/sqrt(2 rho s/m^2))', ('exp_avg', 'exp_avg_sq'))
     """
 
     direction: Direction = "gradient"

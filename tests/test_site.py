@@ -131,9 +131,14 @@ def test_links_between_files_lead_somewhere(page: Path) -> None:
         assert not place or place in places(target), link
 
 
-@pytest.mark.parametrize(
-    "script", sorted((DOCS / "gallery").glob("plot_*.py")), ids=lambda p: p.stem
-)
+SLOW = ("plot_2_dissected_model", "plot_4_figure_2")
+SCRIPTS = [
+    pytest.param(script, id=script.stem, marks=[pytest.mark.slow] * (script.stem in SLOW))
+    for script in sorted((DOCS / "gallery").glob("plot_*.py"))
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 def test_the_gallery_runs(
     script: Path,
@@ -151,6 +156,7 @@ def test_the_gallery_runs(
     assert all(axes.lines or axes.collections for figure in drawn for axes in figure)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("sphinx_gallery") is None or importlib.util.find_spec("furo") is None,
     reason="Sphinx is not installed (extra docs); `make docs` builds the site",

@@ -32,7 +32,7 @@ for inputs, targets in batches:
 # what single steps say.
 
 found = svag.dissect(
-    model, problem.loss, batches, optimizer=optimizer, budget="30s", draws=12, steps=600, race=False
+    model, problem.loss, batches, optimizer=optimizer, budget="8s", draws=8, steps=600, race=False
 )
 print(found)
 
