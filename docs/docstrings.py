@@ -52,14 +52,22 @@ DOCUMENTED: Final = {
     "svag.theory.dynamics.svag.anatomy.METHODS": "svag.METHODS",
     "svag.Options": "svag.optim.options.Options",
     "svag.Analysis": "svag.analysis.study.Analysis",
-    "svag.Method": "svag.anatomy.Method",
 }
 """Further names that pages document, by where else they are looked for."""
 
 UNLINKED: Final = {
     *("BatchLoss", "Cell", "Choice", "Claims", "Context", "Destination", "Direction", "Dissection"),
-    *("Effect", "Factor", "Figure", "FullBatch", "LineCourse", "Loss", "Make", "MethodResult"),
-    *("NamedParameters", "Nested", "Observation", "Over", "PagePlace", "Parameters", "Params"),
+    *("Effect", "Factor", "Figure", "FullBatch", "LineCourse", "Loss", "Make", "Method"),
+    *(
+        "MethodResult",
+        "NamedParameters",
+        "Nested",
+        "Observation",
+        "Over",
+        "PagePlace",
+        "Parameters",
+        "Params",
+    ),
     *("Probe", "Progress", "Record", "RelativeVariance", "Select", "Several", "Spectrum", "Step"),
     *("StepSize", "Steps", "Study", "Value", "Variance", "svag.quantity.Quantity"),
 }
