@@ -8,15 +8,18 @@ wherever they are defined.
 import ast
 import importlib
 import inspect
+import os
 import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final
 
-from sphinx.ext import intersphinx
+from docutils import nodes
+from sphinx.ext import autosummary, intersphinx
 
 PUBLIC: Final = ("svag", "svag.theory", "svag.problems", "svag.report")
 """Packages whose ``__all__`` is documented, the first that has a name being its home."""
@@ -58,18 +61,10 @@ DOCUMENTED: Final = {
 UNLINKED: Final = {
     *("BatchLoss", "Cell", "Choice", "Claims", "Context", "Destination", "Direction", "Dissection"),
     *("Effect", "Factor", "Figure", "FullBatch", "LineCourse", "Loss", "Make", "Method"),
-    *(
-        "MethodResult",
-        "NamedParameters",
-        "Nested",
-        "Observation",
-        "Over",
-        "PagePlace",
-        "Parameters",
-        "Params",
-    ),
-    *("Probe", "Progress", "Record", "RelativeVariance", "Select", "Several", "Spectrum", "Step"),
-    *("StepSize", "Steps", "Study", "Value", "Variance", "svag.quantity.Quantity"),
+    *("MethodResult", "NamedParameters", "Nested", "Observation", "Over", "PagePlace"),
+    *("Parameters", "Params", "Probe", "Progress", "Record", "RelativeVariance", "Select"),
+    *("Several", "Spectrum", "Step", "StepSize", "Steps", "Study", "Value", "Variance"),
+    "svag.quantity.Quantity",
 }
 """Aliases and classes of svag that annotations name and no page documents."""
 
@@ -78,7 +73,8 @@ _SECTION = re.compile(
 )
 _LIST = re.compile(r"^\s*([-*+]|\d+\.)\s")
 _KEPT = re.compile(
-    r"(``.*?``|(?<![\w*])\*[A-Za-z-]+\*(?![\w*])|:[\w:]+:`[^`]*`|^\s*>>>.*|^\s*\.\.\. .*)"
+    r"(``.*?``|\*\*[^*]+\*\*|(?<![\w*])\*[A-Za-z-]+\*(?![\w*])|:[\w:]+:`[^`]*`"
+    r"|^\s*>>>.*|^\s*\.\.\. .*)"
 )
 
 
@@ -87,6 +83,8 @@ def connect(app: Any) -> None:
     app.connect("autodoc-process-docstring", _process, priority=100)
     app.connect("autodoc-process-signature", _sign)
     app.connect("missing-reference", _resolve, priority=100)
+    app.connect("doctree-resolved", _title_links)
+    autosummary.WELL_KNOWN_ABBREVIATIONS += ("Eq.", "Eqs.", "Fig.")  # they end no summary
 
 
 def readable(lines: list[str]) -> list[str]:
@@ -191,3 +189,15 @@ def _resolve(app: Any, env: Any, node: Any, contnode: Any) -> Any:
         return intersphinx.missing_reference(app, env, node, contnode)
     internal = node["reftype"] == "mod" and find_spec(target) is not None
     return contnode if internal or target in UNLINKED else None
+
+
+def _title_links(app: Any, doctree: Any, page: str) -> None:
+    """Show the title of a page instead of its file's name in links such as ``variance.md``."""
+    for link in doctree.findall(nodes.reference):
+        file = link.astext()
+        if link.get("internal") and re.fullmatch(r"[\w/-]+\.md", file):
+            target = link["refuri"].partition("#")[0] or f"{page}.html"
+            here = Path(page).parent / target
+            name = os.path.normpath(here.with_suffix("")).replace(os.sep, "/")
+            title = app.env.titles[name].astext()
+            link[:] = [nodes.emphasis("", title)]
