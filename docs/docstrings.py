@@ -84,6 +84,7 @@ def connect(app: Any) -> None:
     app.connect("autodoc-process-signature", _sign)
     app.connect("missing-reference", _resolve, priority=100)
     app.connect("doctree-resolved", _title_links)
+    app.connect("doctree-resolved", _keep_short_code_together)
     autosummary.WELL_KNOWN_ABBREVIATIONS += ("Eq.", "Eqs.", "Fig.")  # they end no summary
 
 
@@ -201,3 +202,10 @@ def _title_links(app: Any, doctree: Any, page: str) -> None:
             name = os.path.normpath(here.with_suffix("")).replace(os.sep, "/")
             title = app.env.titles[name].astext()
             link[:] = [nodes.emphasis("", title)]
+
+
+def _keep_short_code_together(app: Any, doctree: Any, page: str) -> None:
+    """Mark short code in a line of text, which ``site.css`` does not break at a hyphen."""
+    for code in doctree.findall(nodes.literal):
+        if len(code.astext()) <= 28:
+            code["classes"].append("short")

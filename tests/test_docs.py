@@ -5,9 +5,11 @@ import importlib
 import pkgutil
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
 import svag
 from svag import METHODS
@@ -98,3 +100,31 @@ def test_the_page_on_both_estimates_is_what_the_records_say() -> None:
     page = ROOT / "docs" / "within_batch.md"
     script = runpy.run_path(str(ROOT / "docs" / "make_within_batch.py"))
     assert page.read_text() == script["page"]()
+
+
+COMMANDS = [
+    (page, command)
+    for page, text in PAGES.items()
+    for command in [
+        *re.findall(r"^ {4,}(?:\.venv/bin/)?(svag (?:[^\n]*\\\n)*[^\n]*)$", text, re.M),
+        *re.findall(r"`(svag [a-z][^`]*)`", text),
+    ]
+]
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_commands_on_pages_have_options_that_exist(page: str, command: str) -> None:
+    from svag.cli import app
+
+    words = shlex.split(command.replace("\\\n", " "), comments=True)[1:]
+    found = typer.main.get_command(app)
+    while words and words[0] in getattr(found, "commands", {}):
+        found = found.commands[words.pop(0)]
+    assert not hasattr(found, "commands"), f"no command {words[0]!r}"
+    found.make_parser(found.context_class(found)).parse_args([*words, "VALUE"])
+
+
+def test_the_pages_show_commands_and_misspelt_ones_would_be_found() -> None:
+    assert len(COMMANDS) > 30
+    with pytest.raises(Exception, match="budgets"):
+        test_commands_on_pages_have_options_that_exist("", "svag compare digits --budgets full")
