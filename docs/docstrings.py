@@ -64,9 +64,9 @@ UNLINKED: Final = {
     *("MethodResult", "NamedParameters", "Nested", "Observation", "Over", "PagePlace"),
     *("Parameters", "Params", "Probe", "Progress", "Record", "RelativeVariance", "Select"),
     *("Several", "Spectrum", "Step", "StepSize", "Steps", "Study", "Value", "Variance"),
-    "svag.quantity.Quantity",
+    *("svag.quantity.Quantity", "torch.amp.GradScaler"),
 }
-"""Aliases and classes of svag that annotations name and no page documents."""
+"""What annotations name and no page documents."""
 
 _SECTION = re.compile(
     r"^(Args|Attributes|Returns|Yields|Raises|Example|Examples|References|Note):\s*$"

@@ -27,9 +27,8 @@ for inputs, targets in batches:
     optimizer.step()
 
 # %%
-# The number of draws is given instead of the time, so that the result does not depend on the
-# machine. Without a race it takes seconds. What is printed comes without a training, so it is
-# what single steps say.
+# The number of draws is given, so that the directions do not depend on the machine's speed.
+# Without a race it takes seconds, and what is printed is what single steps say.
 
 found = svag.dissect(
     model, problem.loss, batches, optimizer=optimizer, budget="8s", draws=8, steps=600, race=False
