@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast test-versions check docs linkcheck
+.PHONY: demo test test-fast test-versions test-integrations check docs linkcheck release
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/lab.installed
@@ -24,6 +24,18 @@ test-torch-%:
 	$(PYTHON) -m venv $(VENV)-torch-$*
 	$(VENV)-torch-$*/bin/python -m pip install --quiet torch==$* --editable '.[lab,dev]'
 	$(VENV)-torch-$*/bin/python -m pytest --numprocesses auto
+
+# Trainers of other packages, with the real packages in an environment of their own; writes docs/trainers.md.
+test-integrations:
+	$(PYTHON) -m venv $(VENV)-integrations
+	$(VENV)-integrations/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,dev,hf,lightning,timm]' trl keras
+	$(VENV)-integrations/bin/python -m pytest tests/integrations --junitxml=build/integrations.xml
+	$(VENV)-integrations/bin/python docs/make_trainers.py build/integrations.xml
+
+# Both archives, every extra in a clean environment of each Python, the tests of the source archive: see release/README.md.
+PYTHONS ?= $(PYTHON)
+release:
+	$(PYTHON) release/try_install.py --tests $(PYTHONS:%=--python %)
 
 check: $(VENV)/dev.installed
 	$(BIN)/ruff check .

@@ -18,8 +18,8 @@ from scipy.stats import binomtest
 
 from svag.diagnosis.longer_training import lengthened
 from svag.entrants import entrant
+from svag.report.line_styles import STYLES
 from svag.report.panels import LINES
-from svag.report.style import STYLES
 
 HERE: Final = Path(__file__).parent
 RESULTS: Final = HERE.parent / "results" / "dissect"

@@ -22,8 +22,8 @@ from svag.entrants import entrant
 from svag.lab.records import load
 from svag.lab.studies import Study
 from svag.report.details import turns
+from svag.report.numbers import count
 from svag.report.overview_tables import departures, protocol
-from svag.report.style import count
 
 HERE: Final = Path(__file__).parent
 RESULTS: Final = HERE.parent / "results"

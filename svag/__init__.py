@@ -5,7 +5,7 @@ Public names resolve on first use (PEP 562), so ``import svag`` costs nothing by
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Anatomy": "svag.anatomy",

@@ -34,6 +34,8 @@ def test_every_method_has_an_example_and_its_equation() -> None:
         assert "theta <- theta - lr *" in make.__doc__
 
 
+OPTIONAL = {"jax", "optax"}
+"""Packages that code on a page may need and that need not be installed."""
 PAGES = {
     str(page.relative_to(ROOT)): page.read_text()
     for page in (
@@ -42,16 +44,23 @@ PAGES = {
         *sorted((ROOT / "docs" / "reference").glob("*.md")),
     )
 }
+ELSEWHERE = {"docs/trainers.md"}
+"""Pages whose code another test runs: ``tests/integrations/test_page.py``."""
 BLOCKS = [
     (page, block)
-    for page in PAGES
+    for page in sorted(PAGES.keys() - ELSEWHERE)
     for block in re.findall(r"```python\n(.*?)```", PAGES[page], re.S)
 ]
 
 
 @pytest.mark.parametrize(("page", "block"), BLOCKS)
 def test_python_on_pages_runs(page: str, block: str) -> None:
-    exec(compile(block, page, "exec"), {})
+    try:
+        exec(compile(block, page, "exec"), {})
+    except ModuleNotFoundError as error:
+        if error.name not in OPTIONAL:
+            raise
+        pytest.skip(f"{error.name} is not installed")
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/reference/")])

@@ -151,7 +151,7 @@ FLOORS = (
     ),
     ("svag.analysis.several",),
     ("svag.analysis.overview",),
-    ("svag.report.style",),
+    ("svag.report.line_styles", "svag.report.numbers"),
     (
         *("svag.report.axis_limits", "svag.report.tables", "svag.report.details"),
         "svag.report.templates",
@@ -216,7 +216,7 @@ FLOORS = (
     ("svag.diagnosis.monitoring.averages", "svag.diagnosis.monitoring.probes"),
     ("svag.diagnosis.monitoring.monitor",),
     ("svag.integrations", "svag.integrations.figures"),
-    ("svag.integrations.hf", "svag.integrations.lightning"),
+    ("svag.integrations.hf", "svag.integrations.lightning", "svag.integrations.timm"),
     ("svag.diagnosis.conclusion", "svag.diagnosis.race_training"),
     ("svag.diagnosis.findings",),
     ("svag.diagnosis.plan",),

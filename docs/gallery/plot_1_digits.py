@@ -15,7 +15,7 @@ import torch
 
 import svag
 from svag.problems import get, load, seed_everything
-from svag.report.style import STYLES
+from svag.report.line_styles import STYLES
 
 problem = get("digits")
 data = load(problem)

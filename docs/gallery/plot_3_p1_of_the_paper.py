@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 import svag
 from svag.analysis.study import analyse
-from svag.report.style import STYLES
+from svag.report.line_styles import STYLES
 
 folder = Path(svag.__file__).parents[1] / "results" / "paper-step-sizes" / "fmnist-2c2d"
 analysis = analyse(folder)

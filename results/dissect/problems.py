@@ -1,7 +1,7 @@
 """Small real problems on which the predictions of ``svag dissect`` are tested.
 
-scikit-learn's bundled data and the text of Python's standard library: dense, convolutional,
-recurrent and transformer models, classification and regression. Nothing is downloaded.
+scikit-learn's bundled data: dense, convolutional and transformer models, classification and
+regression. Nothing is downloaded.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from sklearn import datasets
 from torch import Tensor, nn
 from torch.nn import functional
 
-from svag.problems import Data, Problem, Split, get, r_squared_metric
+from svag.problems import Data, Problem, Split, r_squared_metric
 from svag.problems.quadratic import quadratic_problem
 
 
@@ -184,32 +184,6 @@ def picture() -> Problem:
         batch_size=256,
         steps=500,
         quick_steps=500,
-    )
-
-
-class _Recurrent(nn.Module):
-    """A gated recurrent network on characters, whose state starts at 0 in every sequence."""
-
-    def __init__(self, characters: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(characters, 24)
-        self.recurrent = nn.GRU(24, 48, batch_first=True)
-        self.head = nn.Linear(48, characters)
-
-    def forward(self, indices: Tensor) -> Tensor:
-        return self.head(self.recurrent(self.embedding(indices))[0])
-
-
-def chars_gru() -> Problem:
-    text = get("stdlib-chars")
-    return Problem(
-        name="chars-gru",
-        description="gated recurrent network on the text of Python's standard library",
-        model=lambda: _Recurrent(256),
-        load=text.load,
-        batch_size=text.batch_size,
-        steps=150,
-        quick_steps=150,
     )
 
 

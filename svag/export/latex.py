@@ -6,7 +6,7 @@ from typing import Final
 
 from svag.analysis.results import Figure, MethodResult
 from svag.analysis.study import Analysis
-from svag.report.style import MINUS, decimals, number
+from svag.report.numbers import MINUS, decimals, number
 
 _ESCAPED: Final = str.maketrans(
     {

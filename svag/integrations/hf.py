@@ -1,10 +1,16 @@
-"""Hugging Face transformers: a ``TrainerCallback`` that monitors the gradient's noise."""
+"""Hugging Face transformers: the within-batch variance in a ``Trainer``, and a monitor.
 
+Everything that derives from ``transformers.Trainer`` works, TRL's trainers among them.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 from svag.diagnosis.monitoring.monitor import Monitor
-from svag.errors import MissingPackage
+from svag.errors import InvalidOption, MissingPackage
 from svag.integrations.figures import Waiting, check_options, destinations
+from svag.variance.micro_batches import micro_batch_variance
+from svag.variance.per_example import within_batch_variance
 
 try:
     from transformers import TrainerCallback
@@ -60,3 +66,62 @@ class MonitorCallback(TrainerCallback):
         """Stop observing."""
         if self.monitor is not None:
             self.monitor.close()
+
+
+class VarianceMixin:
+    """Gives every gradient of a ``Trainer`` its within-batch variance.
+
+        class MyTrainer(VarianceMixin, Trainer): ...
+
+        optimizer = svag.MSVAG(model.parameters(), lr=0.1, variance="within-batch")
+        MyTrainer(model, args, train_dataset=data, optimizers=(optimizer, None)).train()
+
+    The trainer's clipping (``max_grad_norm``), loss scaling and gradient accumulation keep the
+    variance right. With accumulation the variances of the mini-batches add up.
+
+    Attributes:
+        variance_from: ``"examples"`` follows the examples through the model
+            (:class:`svag.within_batch_variance`); ``"micro-batches"`` takes the variance over the
+            ``gradient_accumulation_steps`` (:class:`svag.micro_batch_variance`), two or more in
+            every step, for models that cannot be followed.
+        variance_options: of :class:`svag.within_batch_variance`, such as ``{"examples": "x"}``.
+
+    Raises:
+        InvalidOption: (a ValueError) at the first step: ``variance_from`` is none of the two, or
+            there is nothing to accumulate over.
+        PerExampleError: (a RuntimeError) the model cannot be followed.
+        TooFewSamples: (a RuntimeError) a step had one example, or one micro-batch.
+    """
+
+    variance_from: str = "examples"
+    variance_options: Mapping[str, Any] = {}
+    _micro_batches: micro_batch_variance | None = None
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take one forward and backward pass, and estimate the variance."""
+        step = super().training_step  # type: ignore[misc]
+        if self.variance_from == "examples":
+            with within_batch_variance(model, **self.variance_options):
+                return step(model, inputs, *args, **kwargs)
+        self._check_micro_batches()
+        micro_batches = self._micro_batches or micro_batch_variance(model.parameters())
+        self._micro_batches = None  # unless this one ends well
+        loss = step(model, inputs, *args, **kwargs)
+        micro_batches.micro_step()
+        if self.accelerator.sync_gradients:  # type: ignore[attr-defined]
+            micro_batches.finish()
+        else:
+            self._micro_batches = micro_batches
+        return loss
+
+    def _check_micro_batches(self) -> None:
+        if self.variance_from != "micro-batches":
+            raise InvalidOption(
+                f"variance_from={self.variance_from!r}: choose 'examples' or 'micro-batches'"
+            )
+        steps = self.args.gradient_accumulation_steps  # type: ignore[attr-defined]
+        if steps < 2:
+            raise InvalidOption(
+                f"gradient_accumulation_steps={steps}: a variance over micro-batches takes two or "
+                "more"
+            )

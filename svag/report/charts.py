@@ -11,7 +11,8 @@ from svag.analysis.results import Figure, MethodResult, Trial
 from svag.analysis.study import Analysis
 from svag.entrants import Entrant
 from svag.report.axis_limits import axis, band, drawn
-from svag.report.style import BAND_OPACITY, Style, headed, step_size, styles
+from svag.report.line_styles import BAND_OPACITY, Style, styles
+from svag.report.numbers import headed, step_size
 
 Chart: TypeAlias = dict[str, Any]
 

@@ -11,7 +11,7 @@ from svag.analysis.results import TRAIN_LOSS
 from svag.analysis.study import Analysis
 from svag.analysis.verdict import verdict
 from svag.analysis.wording import difference, listed
-from svag.report import charts, details, effect_charts, style, tables
+from svag.report import charts, details, effect_charts, line_styles, numbers, tables
 from svag.report.details import duration
 from svag.report.figures import caption, legend
 
@@ -65,7 +65,7 @@ def command(analysis: Analysis, records: Path) -> str:
 def content(analysis: Analysis, place: PagePlace) -> dict[str, Any]:
     """Return the values for the template of a problem's section, by name."""
     claims, study = analysis.claims, analysis.study
-    lines = style.styles(result.entrant for result in analysis.methods.values())
+    lines = line_styles.styles(result.entrant for result in analysis.methods.values())
     intervals = claims is not None and claims.finding != "one seed"
     margin = "" if claims is None else difference(claims.margin, analysis.quantity, signed=False)
     return {
@@ -129,11 +129,11 @@ def summary(analysis: Analysis) -> str:
     """Write in one line what was run."""
     base = analysis.study.base
     counts = sorted({result.many for result in analysis.methods.values()} - {0}) or [0]
-    many = style.count(counts[-1], "seed")
+    many = numbers.count(counts[-1], "seed")
     return ", ".join(
         (
-            style.count(len(analysis.methods), "method"),
-            style.count(base.steps, "step"),
+            numbers.count(len(analysis.methods), "method"),
+            numbers.count(base.steps, "step"),
             f"batches of {base.batch_size}",
             many if len(counts) == 1 else f"{counts[0]} to {many}",
         )
@@ -143,7 +143,7 @@ def summary(analysis: Analysis) -> str:
 def _details(analysis: Analysis, place: PagePlace) -> dict[str, Any]:
     examples = analysis.study.base.eval_examples
     return {
-        "effect_key": {name: style.EFFECTS[name] for name in FOLLOWED},
+        "effect_key": {name: line_styles.EFFECTS[name] for name in FOLLOWED},
         "effect_names": effect_charts.NAMES,
         "turns": details.turns(analysis),
         "gaps": details.gaps(analysis),

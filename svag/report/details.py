@@ -13,7 +13,7 @@ from svag.analysis.study import Analysis
 from svag.analysis.targets import Reached, Target, target
 from svag.analysis.tuning import cost, sensitivity
 from svag.lab.records import Record, identity
-from svag.report import style
+from svag.report import numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ def gaps(analysis: Analysis) -> tuple[list[str], dict[str, list[str]]]:
     rows: dict[str, list[str]] = {key: [] for key in analysis.methods}
     for name, quantity in quantities.items():
         spreads = {key: result.gap[name] for key, result in analysis.methods.items()}
-        digits = style.decimals(spreads.values(), quantity)
+        digits = numbers.decimals(spreads.values(), quantity)
         for key, value in spreads.items():
-            text = style.spread(value, quantity, digits, difference=True)
+            text = numbers.spread(value, quantity, digits, difference=True)
             rows[key].append(text)
     return [quantity.title for quantity in quantities.values()], rows
 
@@ -60,9 +60,9 @@ def costs(analysis: Analysis) -> dict[str, tuple[str, str]]:
     rows = {}
     for key, result in analysis.methods.items():
         spent = cost(result)
-        timed = duration(spent.seconds) if spent.timed else style.NONE
+        timed = duration(spent.seconds) if spent.timed else numbers.NONE
         partly = f" ({spent.timed} timed)" if 0 < spent.timed < spent.runs else ""
-        rows[key] = (str(spent.runs), timed + partly) if spent.runs else ("0", style.NONE)
+        rows[key] = (str(spent.runs), timed + partly) if spent.runs else ("0", numbers.NONE)
     return rows
 
 
@@ -74,10 +74,10 @@ def beside_the_choice(analysis: Analysis) -> dict[str, list[str]]:
         if found is None:
             continue
         many = found.high / found.low
-        span = f"{style.step_size(found.low)} to {style.step_size(found.high)} ({many:.3g}x)"
+        span = f"{numbers.step_size(found.low)} to {numbers.step_size(found.high)} ({many:.3g}x)"
         alone = math.isclose(found.low, found.high)
         rows[key] = [
-            style.step_size(result.lr),
+            numbers.step_size(result.lr),
             _change(found.smaller, analysis),
             _change(found.larger, analysis),
             "only itself" if alone else span,
@@ -126,29 +126,29 @@ def _speed(analysis: Analysis, found: Target) -> Speed:
     sign = sign if figure.quantity.larger_is_better else "\N{LESS-THAN OR EQUAL TO}"
     scale = 100 if figure.quantity.percent else 1
     unit = f" {figure.quantity.unit}" if figure.quantity.unit else ""
-    what = f"{figure.title} {sign} {scale * found.value:.4g}{unit}".replace("-", style.MINUS)
+    what = f"{figure.title} {sign} {scale * found.value:.4g}{unit}".replace("-", numbers.MINUS)
     rows = {key: _when(one) for key, one in found.by_method.items()}
-    none = (style.NONE, style.NONE)
+    none = (numbers.NONE, numbers.NONE)
     return Speed(what, {key: rows.get(key, none) for key in analysis.methods})
 
 
 def _when(one: Reached) -> tuple[str, str]:
     if not one.reached:
-        return "not reached", style.NONE
+        return "not reached", numbers.NONE
     partly = f" ({one.reached} of {one.runs})" if one.reached < one.runs else ""
     steps = f"{one.steps.mean:,.0f}{partly}"
-    return steps, duration(one.seconds.mean) if math.isfinite(one.seconds.mean) else style.NONE
+    return steps, duration(one.seconds.mean) if math.isfinite(one.seconds.mean) else numbers.NONE
 
 
 def _change(value: float, analysis: Analysis) -> str:
     """Write how much better (positive) or worse a step size is; NaN if all its runs diverged."""
     quantity = analysis.quantity
     if not math.isfinite(value):
-        return style.NONE
+        return numbers.NONE
     shown = quantity.merit(value)  # from merit to the metric's own sign
     scale, unit = (100.0, " pp") if quantity.percent else (1.0, "")
     text = f"{scale * shown:+.2f}" if quantity.percent else f"{shown:+.3g}"
-    return text.replace("-", style.MINUS) + unit
+    return text.replace("-", numbers.MINUS) + unit
 
 
 def _sources(result: MethodResult, folder: str) -> list[RecordLinks]:
@@ -172,4 +172,4 @@ def _file(record: Record, folder: str) -> tuple[str, str]:
     status = "" if record.status == "done" else f", {record.status}"
     name = f"{identity(record)}.jsonl"
     link = quote(Path(folder, name).as_posix())
-    return f"{name} (lr {style.step_size(float(lr))}, seed {seed}{status})", link
+    return f"{name} (lr {numbers.step_size(float(lr))}, seed {seed}{status})", link

@@ -20,7 +20,7 @@ from svag.analysis.forest import Forest
 from svag.analysis.results import TRAIN_LOSS, Figure
 from svag.analysis.study import Analysis
 from svag.report.charts import Chart, plain, translucent
-from svag.report.style import EFFECTS
+from svag.report.line_styles import EFFECTS
 
 NAMES: Mapping[str, str] = {
     SIGN: "Sign",

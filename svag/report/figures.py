@@ -16,8 +16,9 @@ from matplotlib.lines import Line2D
 from svag.analysis.results import MethodResult
 from svag.analysis.study import Analysis
 from svag.entrants import in_order
+from svag.report.line_styles import Style, styles
+from svag.report.numbers import count, headed
 from svag.report.panels import INK, LINES, MUTED, line_end_labels, panel, short
-from svag.report.style import Style, count, headed, styles
 
 _KEY = "Warm colours: with the sign; cool: without. Solid: variance-adapted; broken: not."
 _KEY_OF_VARIANTS = " Dash-dotted: a variant in the colour of its method."

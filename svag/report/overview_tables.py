@@ -12,7 +12,7 @@ from svag.analysis.several import Several
 from svag.analysis.study import CELLS, Analysis
 from svag.analysis.wording import listed
 from svag.entrants import entrant
-from svag.report import style, tables
+from svag.report import numbers, tables
 
 _MARKS = {HELPS: "▲", HURTS: "▼", EQUAL: "≈", OPEN: "?"}
 
@@ -119,7 +119,7 @@ def _departures(analysis: Analysis, paper: OfThePaper) -> list[str]:
     study, base = analysis.study, analysis.study.base
     same = base.steps == paper.steps
     length = f"{base.steps:,} steps" + ("" if same else f" of {paper.steps:,} ({paper.source})")
-    seeds = style.count(study.seeds, "seed") + (
+    seeds = numbers.count(study.seeds, "seed") + (
         "" if study.seeds == SEEDS else f" where the paper has {SEEDS}"
     )
     parts = [length, seeds, base.autocast or "float32"]
@@ -140,7 +140,7 @@ def protocol(analysis: Analysis) -> str:
 
 def _tile(analysis: Analysis, not_judged: Mapping[str, str]) -> Tile:
     base = analysis.study.base
-    what = f"{style.count(base.steps, 'step')}, {style.count(analysis.study.seeds, 'seed')}"
+    what = f"{numbers.count(base.steps, 'step')}, {numbers.count(analysis.study.seeds, 'seed')}"
     rows, merit = tables.rows(analysis), analysis.quantity.merit
     figure = analysis.judged.name
     merits = {

@@ -11,7 +11,7 @@ from svag.analysis.overview import overview
 from svag.analysis.published import PAPER
 from svag.analysis.several import Several
 from svag.analysis.study import Analysis
-from svag.report import effect_charts, overview_tables, style, tables
+from svag.report import effect_charts, line_styles, numbers, overview_tables, tables
 from svag.report.charts import Chart
 from svag.report.content import PagePlace, content, draw, sentences, summary
 from svag.report.templates import environment, write_page
@@ -83,7 +83,7 @@ def page_of_several(several: Several, directory: Path, records: Sequence[Path]) 
     write_page(
         directory / "report.html",
         title=f"{len(problems)} problems",
-        over=f"Adam taken apart on {style.count(len(problems), 'problem')}",
+        over=f"Adam taken apart on {numbers.count(len(problems), 'problem')}",
         sentences=overview(several),
         overview=Markup(templates.get_template("overview.html.j2").render(filled)),
         problems=problems,
@@ -121,7 +121,7 @@ def _overview(
         "metric_forests": on_the_metric,
         "loss_forest": next((name for name in forests if name not in on_the_metric), None),
         "has_means": any(forest.means for forest in several.on_the_metric),
-        "effect_styles": style.EFFECTS,
+        "effect_styles": line_styles.EFFECTS,
         "effect_names": effect_charts.NAMES,
         "departures": [
             (one.study.base.problem, text)

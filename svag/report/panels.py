@@ -12,7 +12,7 @@ from svag.analysis.study import Analysis
 from svag.entrants import entrant
 from svag.quantity import Quantity
 from svag.report.axis_limits import Axis, axis, band, drawn
-from svag.report.style import BAND_OPACITY, Style
+from svag.report.line_styles import BAND_OPACITY, Style
 
 INK, MUTED = "#1a1d21", "#5b626b"
 LINES: Final[Mapping[str, Any]] = {

@@ -21,7 +21,7 @@ from svag.analysis.study import CELLS, Analysis, Cell
 from svag.analysis.wording import listed
 from svag.anatomy import METHODS
 from svag.entrants import entrant
-from svag.report import style
+from svag.report import numbers
 
 ROWS: Mapping[bool, str] = {False: "No sign", True: "Sign"}
 COLUMNS: Mapping[bool, str] = {False: "Not adapted", True: "Variance-adapted"}
@@ -68,8 +68,8 @@ def rows(analysis: Analysis) -> dict[str, TableRow]:
             sign=result.entrant.sign,
             adapted=result.entrant.adapted,
             update="" if result.entrant.anatomy is None else str(result.entrant.anatomy),
-            beta=", ".join(f"{beta:g}" for beta in result.entrant.betas) or style.NONE,
-            lr=style.step_size(result.lr),
+            beta=", ".join(f"{beta:g}" for beta in result.entrant.betas) or numbers.NONE,
+            lr=numbers.step_size(result.lr),
             final={f.name: _spread(result.final[f.name], f, digits) for f in figures},
             best={f.name: _spread(result.best[f.name], f, digits) for f in figures},
             n=len(result.runs),
@@ -82,13 +82,13 @@ def rows(analysis: Analysis) -> dict[str, TableRow]:
 
 def _decimals(analysis: Analysis) -> dict[str, int]:
     return {
-        f.name: style.decimals([r.final[f.name] for r in analysis.methods.values()], f.quantity)
+        f.name: numbers.decimals([r.final[f.name] for r in analysis.methods.values()], f.quantity)
         for f in analysis.figures
     }
 
 
 def _spread(spread: Spread, figure: Figure, digits: Mapping[str, int]) -> str:
-    return style.spread(spread, figure.quantity, digits[figure.name])
+    return numbers.spread(spread, figure.quantity, digits[figure.name])
 
 
 def headlines(analysis: Analysis) -> tuple[Figure, Figure]:
@@ -171,7 +171,7 @@ def others(analysis: Analysis) -> list[tuple[str, list[Margin]]]:
 def set_aside(analysis: Analysis) -> list[str]:
     """Write which step sizes were not chosen because one of their runs diverged."""
     return [
-        f"{result.entrant.name} {listed(style.step_size(lr) for lr in sorted(lost))}"
+        f"{result.entrant.name} {listed(numbers.step_size(lr) for lr in sorted(lost))}"
         for result in analysis.methods.values()
         if (lost := result.outcome.set_aside)
     ]
@@ -214,8 +214,8 @@ def published(analysis: Analysis) -> Mapping[str, object] | None:
         "rows": [
             (
                 entrant(key).name,
-                style.spread(value, quantity, 2),
-                style.spread(Spread(theirs[key], math.nan, 1), quantity, 1),
+                numbers.spread(value, quantity, 2),
+                numbers.spread(Spread(theirs[key], math.nan, 1), quantity, 1),
             )
             for key, value in here.items()
         ],
@@ -241,7 +241,7 @@ def _cell(result: MethodResult) -> Cell:
 def _margin(effect: Effect, figure: Figure, digits: Mapping[str, int], *, counts: bool) -> Margin:
     decimals = digits[figure.name]
     return Margin(
-        style.effect(effect, figure.quantity, decimals),
-        style.interval(effect, figure.quantity, decimals),
+        numbers.effect(effect, figure.quantity, decimals),
+        numbers.interval(effect, figure.quantity, decimals),
         counts,
     )

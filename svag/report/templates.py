@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
-from svag.report.style import MINUS
+from svag.report.numbers import MINUS
 
 
 def environment() -> Environment:

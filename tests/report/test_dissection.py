@@ -19,7 +19,7 @@ from svag.diagnosis.dissect import dissect
 from svag.entrants import entrant
 from svag.errors import RecordError
 from svag.report import dissection
-from svag.report.style import MINUS, NONE, significant
+from svag.report.numbers import MINUS, NONE, significant
 
 from .pages import Page, needs_chromium, opened, too_wide
 

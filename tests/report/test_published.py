@@ -6,7 +6,7 @@ from pathlib import Path
 from svag.analysis.published import PUBLISHED
 from svag.anatomy import METHODS
 from svag.report import write
-from svag.report.style import number
+from svag.report.numbers import number
 
 from .studies import study
 

@@ -20,11 +20,11 @@ from svag.entrants import entrant
 from svag.errors import RecordError
 from svag.quantity import ACCURACY, Quantity
 from svag.quantity import LOSS as A_LOSS
-from svag.report import style, tables, write
+from svag.report import line_styles, numbers, tables, write
 from svag.report.axis_limits import axis, drawn
 from svag.report.content import command
+from svag.report.numbers import MINUS
 from svag.report.panels import spaced
-from svag.report.style import MINUS
 from svag.report.templates import typeset
 
 from .pages import Page
@@ -83,7 +83,7 @@ def test_page_says_everything_and_loads_nothing(analysis: Analysis, tmp_path: Pa
     for key, result in analysis.methods.items():
         assert entrant(key).name in page.text
         assert result.entrant.anatomy is None or str(result.entrant.anatomy) in page.text
-        assert style.step_size(result.lr) in page.text
+        assert numbers.step_size(result.lr) in page.text
     for row in tables.rows(analysis).values():
         for values in (row.final, row.best):
             for value in values.values():
@@ -116,7 +116,7 @@ def test_figure_can_be_read_back(analysis: Analysis, tmp_path: Path) -> None:
         pixels = np.asarray(image.convert("RGB"))
     assert pixels.shape[1] >= 1600
     colours = {tuple(c) for c in pixels.reshape(-1, 3)[::7].tolist()}
-    lines = style.styles(result.entrant for result in analysis.methods.values())
+    lines = line_styles.styles(result.entrant for result in analysis.methods.values())
     for key in drawn(analysis, TRAIN_LOSS):
         assert rgb(lines[key].color) in colours, key
     root = ElementTree.parse(tmp_path / "figure5.svg").getroot()
@@ -202,7 +202,7 @@ def test_others_are_compared_with_the_four(tmp_path: Path) -> None:
     assert len(effects) == 4
     means = {key: r.final["test_accuracy"].mean for key, r in analysis.methods.items()}
     difference = 100 * (means["torch.optim.RMSprop"] - means["m-sgd"])
-    assert effects[0].value.startswith(style.number(difference, 2, signed=True))
+    assert effects[0].value.startswith(numbers.number(difference, 2, signed=True))
 
 
 def test_the_metric_is_called_by_its_name(tmp_path: Path) -> None:
@@ -288,26 +288,26 @@ def test_labels_keep_apart(heights: list[float], expected: list[float]) -> None:
         (Spread(0.01765, 0.00426, 3), A_LOSS, 4, "0.0176 ± 0.0043"),
         (Spread(2e-9, 3e-10, 3), A_LOSS, 6, f"2.0e{MINUS}09 ± 3.0e{MINUS}10"),
         (Spread(0.0, 0.0, 3), A_LOSS, 3, "0.000 ± 0.000"),
-        (Spread(np.nan, np.nan, 0), A_LOSS, 3, style.NONE),
+        (Spread(np.nan, np.nan, 0), A_LOSS, 3, numbers.NONE),
     ],
 )
 def test_spreads_read_well(value: Spread, quantity: Quantity, decimals: int, expected: str) -> None:
-    text = style.spread(value, quantity, decimals)
+    text = numbers.spread(value, quantity, decimals)
     assert " ".join(text.split()) == " ".join(expected.split())
 
 
 def test_effects_have_signs_and_points() -> None:
     effect = Effect(-0.0036, (-0.0052, 0.001))
-    assert " ".join(style.effect(effect, ACCURACY, 2).split()) == f"{MINUS}0.36 pp"
-    assert style.interval(effect, ACCURACY, 2) == f"[{MINUS}0.52, +0.10]"
-    assert style.interval(Effect(0.1, None), A_LOSS, 2) == ""
+    assert " ".join(numbers.effect(effect, ACCURACY, 2).split()) == f"{MINUS}0.36 pp"
+    assert numbers.interval(effect, ACCURACY, 2) == f"[{MINUS}0.52, +0.10]"
+    assert numbers.interval(Effect(0.1, None), A_LOSS, 2) == ""
 
 
 def test_decimals_show_two_digits_of_the_smallest_deviation() -> None:
     spreads = [Spread(0.0177, 0.0043, 3), Spread(0.0010, 0.00044, 3)]
-    assert style.decimals(spreads, A_LOSS) == 5
-    assert style.decimals([Spread(2.5, np.nan, 1)], A_LOSS) == 3
-    assert style.decimals([], A_LOSS) == 3
+    assert numbers.decimals(spreads, A_LOSS) == 5
+    assert numbers.decimals([Spread(2.5, np.nan, 1)], A_LOSS) == 3
+    assert numbers.decimals([], A_LOSS) == 3
 
 
 def test_typesetting_leaves_hyphens_alone() -> None:
@@ -318,11 +318,11 @@ def test_typesetting_leaves_hyphens_alone() -> None:
 
 
 def test_every_method_has_its_own_style() -> None:
-    assert set(style.STYLES) == set(METHODS)
-    assert len(set(style.STYLES.values())) == len(METHODS)
+    assert set(line_styles.STYLES) == set(METHODS)
+    assert len(set(line_styles.STYLES.values())) == len(METHODS)
     for key, row in METHODS.items():
-        assert (style.STYLES[key].dash == "solid") == row.anatomy.adapted
-        red, _, blue = rgb(style.STYLES[key].color)
+        assert (line_styles.STYLES[key].dash == "solid") == row.anatomy.adapted
+        red, _, blue = rgb(line_styles.STYLES[key].color)
         assert (red > blue) == row.anatomy.sign
 
 

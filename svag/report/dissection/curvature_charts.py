@@ -5,7 +5,7 @@ from typing import Final
 
 from svag.report.charts import Chart, plain
 from svag.report.dissection.found import Found
-from svag.report.style import Style
+from svag.report.line_styles import Style
 
 MATRICES: Final = {
     "hessian": ("Hessian", Style("#7a5ab5", "solid")),

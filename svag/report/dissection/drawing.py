@@ -8,7 +8,7 @@ from typing import Final
 
 from svag.report.charts import Chart, plain
 from svag.report.dissection.found import Found
-from svag.report.style import Style
+from svag.report.line_styles import Style
 
 GREY: Final = "#7b828c"
 """What belongs to no method, on light and dark pages."""

@@ -7,7 +7,7 @@ from typing import Any, Final
 from svag.analysis.dissection_records import Row, of_kind
 from svag.analysis.study import CELLS, Cell
 from svag.entrants import Entrant, entrant
-from svag.report import style
+from svag.report import line_styles
 
 PLAIN: Final = "plain"
 ROTATED: Final = "rotated"
@@ -59,7 +59,7 @@ class Found:
         self.skipped: list[str] = [row["text"] for row in of_kind(rows, "skipped")]
         self.conclusion: Row | None = next(iter(of_kind(rows, "conclusion")), None)
         self.entrants: dict[str, Entrant] = {key: entrant(key) for key in self.setting["methods"]}
-        self.lines = style.styles(self.entrants.values())
+        self.lines = line_styles.styles(self.entrants.values())
         keys = self.setting["cells"]
         self.cells: dict[Cell, str] = dict(zip(CELLS, keys, strict=True)) if keys else {}
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from svag.analysis.contrasts import ADAPTATION, SIGN
 from svag.analysis.dissection_records import FILE
 from svag.analysis.wording import listed
-from svag.report import style
+from svag.report import line_styles, numbers
 from svag.report import tables as study_tables
 from svag.report.charts import Chart
 from svag.report.details import duration
@@ -75,7 +75,7 @@ def draw(found: Found) -> dict[str, Chart]:
 def summary(found: Found) -> str:
     """Write in one line what was dissected."""
     setting = found.setting
-    parts = [point(found), style.count(setting["parameters"], "parameter")]
+    parts = [point(found), numbers.count(setting["parameters"], "parameter")]
     if setting["batch_size"]:
         parts.append(f"batches of {setting['batch_size']}")
     return ", ".join(parts)
@@ -86,7 +86,7 @@ def point(found: Found) -> str:
     step = found.setting["step"]
     if step is None:
         return "at the parameters given"
-    return f"after {style.count(step, 'step')}" if step else "at initialisation"
+    return f"after {numbers.count(step, 'step')}" if step else "at initialisation"
 
 
 def content(found: Found, charts: dict[str, Chart], path: Path, records: Path) -> dict[str, Any]:
@@ -138,7 +138,9 @@ def _halves(found: Found) -> dict[str, Any]:
         "titles": {"rows": study_tables.ROWS, "columns": study_tables.COLUMNS},
         "cells": {place: tables.cell(found, key) for place, key in found.cells.items()},
         "margins": tables.margins(found),
-        "effect_key": {NAMES[name]: style.EFFECTS[name] for name in variant_charts.EFFECT_NAMES},
+        "effect_key": {
+            NAMES[name]: line_styles.EFFECTS[name] for name in variant_charts.EFFECT_NAMES
+        },
         "rotated": ROTATED in found.tracks,
         "larger": bool(found.larger_batches),
     }
@@ -161,7 +163,7 @@ def _noise(found: Found) -> dict[str, Any]:
             "scale": tables.noise_scale(row),
             "success": tables.percent(row["success"]),
             "gaussian": tables.percent(row["gaussian_success"]),
-            "kurtosis": style.significant(known(row["kurtosis"]), 2),
+            "kurtosis": numbers.significant(known(row["kurtosis"]), 2),
             "unresolved": tables.percent(row["unresolved"]),
             "still": tables.percent(row["still"]),
         }
@@ -169,7 +171,7 @@ def _noise(found: Found) -> dict[str, Any]:
     return {
         "noise": noise,
         "factors": [
-            (name, line, style.significant(known(averages[place]), 2))
+            (name, line, numbers.significant(known(averages[place]), 2))
             for name, line, place in noise_charts.FACTORS
         ],
         "ramp": noise_charts.RAMP,
@@ -200,7 +202,7 @@ def _made(found: Found, path: Path, records: Path) -> dict[str, Any]:
         "again": shlex.join(again),
         "seconds": duration(setting["seconds"]),
         "budget": duration(setting["budget"]),
-        "loss": style.significant(setting["loss"], 4) if setting["loss"] is not None else "",
+        "loss": numbers.significant(setting["loss"], 4) if setting["loss"] is not None else "",
         "method_names": listed(one.name for one in found.entrants.values()),
         "link": quote(os.path.relpath(records / FILE, path.parent).replace(os.sep, "/")),
         "file": FILE,

@@ -8,7 +8,7 @@ from svag.analysis.contrasts import ADAPTATION, INTERACTION, SIGN, WITH_SIGN, WI
 from svag.analysis.dissection_records import Row
 from svag.report.dissection.found import PLAIN, WHOLE, Found, interval_of, known
 from svag.report.dissection.noise_charts import eta
-from svag.report.style import MINUS, NONE, number, significant, step_size
+from svag.report.numbers import MINUS, NONE, number, significant, step_size
 
 _DIGITS_OF_LOSS = 4
 _LARGE = 10.0  # ratios from here on have three digits

@@ -21,7 +21,7 @@ from svag.report.dissection.drawing import (
 from svag.report.dissection.found import ROTATED, Found, interval_of, known
 from svag.report.dissection.tables import factor
 from svag.report.effect_charts import NAMES
-from svag.report.style import EFFECTS
+from svag.report.line_styles import EFFECTS
 
 EFFECT_NAMES: Final = (SIGN, ADAPTATION, INTERACTION)
 
