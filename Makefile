@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast test-versions test-integrations check docs linkcheck release
+.PHONY: demo test test-fast test-jax test-versions test-integrations check docs linkcheck release
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/lab.installed
@@ -14,6 +14,12 @@ test: $(VENV)/dev.installed
 
 test-fast: $(VENV)/dev.installed
 	$(BIN)/python -m pytest --numprocesses auto --fast
+
+# svag.jax: jax, optax and flax in an environment of their own, which `make test` needs not have.
+test-jax:
+	$(PYTHON) -m venv $(VENV)-jax
+	$(VENV)-jax/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,dev,jax]' flax
+	$(VENV)-jax/bin/python -m pytest tests/svag_jax tests/bench/test_jax_step.py
 
 # The oldest torch that is claimed, one between and the newest: gigabytes each, and half an hour.
 # `make test-versions PYTHON=python3.13` tries another Python.
@@ -64,5 +70,5 @@ $(VENV)/dev.installed: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/docs.installed: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,docs]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@

@@ -21,7 +21,7 @@ from typing import Any, Final
 from docutils import nodes
 from sphinx.ext import autosummary, intersphinx
 
-PUBLIC: Final = ("svag", "svag.theory", "svag.problems", "svag.report")
+PUBLIC: Final = ("svag", "svag.theory", "svag.problems", "svag.report", "svag.jax")
 """Packages whose ``__all__`` is documented, the first that has a name being its home."""
 
 ELSEWHERE: Final = {
@@ -42,6 +42,7 @@ ELSEWHERE: Final = {
     "Protocol": "typing.Protocol",
     "Sequence": "collections.abc.Sequence",
     "Tensor": "torch.Tensor",
+    "Transformation": "optax.GradientTransformationExtraArgs",
     "TypedDict": "typing.TypedDict",
     "Unpack": "typing.Unpack",
     "nn.Module": "torch.nn.Module",
@@ -64,7 +65,7 @@ UNLINKED: Final = {
     *("MethodResult", "NamedParameters", "Nested", "Observation", "Over", "PagePlace"),
     *("Parameters", "Params", "Probe", "Progress", "Record", "RelativeVariance", "Select"),
     *("Several", "Spectrum", "Step", "StepSize", "Steps", "Study", "Value", "Variance"),
-    *("svag.quantity.Quantity", "torch.amp.GradScaler"),
+    *("Tree", "optax.ScalarOrSchedule", "svag.quantity.Quantity", "torch.amp.GradScaler"),
 }
 """What annotations name and no page documents."""
 

@@ -46,12 +46,13 @@ import svag.trackers.mlflow_store, svag.trackers.tensorboard_files, svag.tracker
 """,
     "lightning": "import lightning; import svag.integrations.lightning",
     "hf": "import transformers; import svag.integrations.hf",
+    "jax": "import svag.jax as sj; import jax.numpy as jnp; sj.m_svag(0.1).init(jnp.ones(2))",
     "timm": "import svag.integrations.timm as it; assert 'svag-m-svag' in it.register()",
 }
 """What is run after the installation of each extra; without an extra for the name ``""``."""
 
-LEFT_OUT = ("all", "dev")
-"""Extras that only join others, or that ``make test`` tries."""
+LEFT_OUT = ("all", "dev", "docs")
+"""Extras that only join others, or that ``make test`` and ``make docs`` try."""
 
 
 def run(*words: str | Path, where: Path = ROOT) -> None:

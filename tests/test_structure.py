@@ -94,6 +94,10 @@ FLOORS = (
     ("svag.variance.per_example",),
     ("svag.variance",),
     ("svag.optim.rule", "svag.optim.dtensor"),
+    ("svag.jax.arithmetic", "svag.jax.rounding", "svag.jax.options", "svag.jax.examples"),
+    ("svag.jax.transformation",),
+    ("svag.jax.methods",),
+    ("svag.jax",),
     ("svag.optim.huge_pages", "svag.optim.moments", "svag.optim.rounding"),
     (
         "svag.optim.options",
@@ -238,7 +242,7 @@ FLOORS = (
     ("svag.progress", "svag.bench", "svag.bench.runner", "svag.bench.verdict"),
     ("svag.bench.allocation", "svag.bench.contestants"),
     ("svag.bench.step",),
-    ("svag.bench.variance", "svag.bench.rounding", "svag.bench.monitor"),
+    ("svag.bench.variance", "svag.bench.rounding", "svag.bench.monitor", "svag.bench.jax_step"),
     ("svag.cli.cluster", "svag.cli.option_values", "svag.cli.options", "svag.cli.several"),
     ("svag.cli.bench", "svag.cli.listing", "svag.cli.reporting"),
     ("svag.cli.compare", "svag.cli.dissecting", "svag.cli.exporting"),
@@ -250,6 +254,7 @@ APART = {
     "svag.theory": ("svag.optim", "svag.problems", "svag.lab", "svag.report", "torch"),
     "svag.optim": ("svag.problems", "svag.lab", "svag.report"),
     "svag.variance": ("svag.optim", "svag.problems", "svag.lab", "svag.report", "svag.theory"),
+    "svag.jax": ("svag.problems", "svag.lab", "svag.report", "svag.variance", "torch"),
     "svag.problems": ("svag.optim", "svag.lab", "svag.report"),
     "svag.analysis": (
         *("svag.lab.train", "svag.lab.session", "svag.lab.executors", "svag.lab.execution"),

@@ -326,10 +326,11 @@ def time_first_step(name: str) -> float:
     """Return the seconds of a step on the 2c2d network, including what it imports and compiles."""
     stepper = Stepper(contestants()[0][name].make, LAYOUTS["2c2d"](), "cpu")
     stepper.prepare()
-    return _milliseconds(stepper.run) / 1e3
+    return milliseconds(stepper.run) / 1e3
 
 
-def _milliseconds(run: Run) -> float:
+def milliseconds(run: Run) -> float:
+    """Return the milliseconds of a call."""
     started = time.perf_counter()
     run()
     return (time.perf_counter() - started) * 1e3
@@ -346,7 +347,7 @@ def _milliseconds_on_gpu(run: Run) -> float:
     return float(begin.elapsed_time(end))
 
 
-_milliseconds_on: Final = {"cpu": _milliseconds, "cuda": _milliseconds_on_gpu}
+_milliseconds_on: Final = {"cpu": milliseconds, "cuda": _milliseconds_on_gpu}
 
 
 def _copy_name(moved: float) -> str:

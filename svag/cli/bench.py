@@ -143,6 +143,31 @@ def bench_step(
         print(f"targets missed: {'; '.join(missed) or 'none'}")
 
 
+@bench.command("jax")
+def bench_jax(
+    rounds: Annotated[int, typer.Option(min=2, help="Steps of every optimizer.")] = 30,
+    layout: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Parameter shapes to time, such as 2c2d; four of them."),
+    ] = None,
+) -> None:
+    """Time steps of `svag.jax` under jit as multiples of optax.adam's, interleaved.
+
+    On JAX's default device, with parameters and state donated and not.
+    """
+    from svag.bench import jax_step
+
+    columns = ("parameters", "donated", "optimizer", "ms", "ratio (quartiles)")
+    for name in jax_step.choose(layout or []):
+        table = Table(*columns, "state bytes/\nelement", box=None, pad_edge=False)
+        for donated in (False, True):
+            for row in jax_step.measure(name, rounds=rounds, donated=donated):
+                ratio = "{1:.3f} ({0:.3f}-{2:.3f})".format(*row.ratio)
+                cells = (row.layout, "yes" if donated else "no", row.name)
+                table.add_row(*cells, f"{row.milliseconds:.3f}", ratio, f"{row.state:.2f}")
+        Console(width=max(120, Console().width)).print(table, highlight=False)
+
+
 def _step_table(rows: "Iterable[Timing]", shown: bool) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in (
