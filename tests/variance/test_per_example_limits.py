@@ -36,6 +36,9 @@ class Hidden(torch.autograd.Function):
         return delta @ weight.T, x.T @ delta
 
 
+hidden = Hidden.apply  # not looked up inside the context
+
+
 class Custom(nn.Module):
     """A weight used where svag sees it, and where it does not."""
 
@@ -45,8 +48,8 @@ class Custom(nn.Module):
         self.weight = nn.Parameter(torch.randn(3, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = Hidden.apply(x, self.weight)
-        return hidden + x @ self.weight if self.seen else hidden
+        out = hidden(x, self.weight)
+        return out + x @ self.weight if self.seen else out
 
 
 class Mixing(nn.Module):
@@ -59,25 +62,6 @@ class Mixing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)
         return self.second((h - h.mean(0)).tanh())
-
-
-class InPlace(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = self.weight.repeat(len(x), 1)
-        rows.add_(x)
-        return rows
-
-
-class Written(InPlace):
-    def forward(self, x: Tensor) -> Tensor:
-        padded = torch.zeros(len(x), 2, 3)
-        padded[:, 0] = self.weight
-        padded[:, 1] = x
-        return padded.sin()
 
 
 class LossInside(nn.Module):
@@ -304,16 +288,6 @@ CASES: dict[str, tuple[Callable[[], object], type[SvagError], str]] = {
         lambda: run(Custom(True), x(5, 3), square),
         PerExampleError,
         r"custom autograd\.Function.*micro_batch_variance",
-    ),
-    "changed in place": (
-        lambda: run(InPlace(), x(5, 3), square),
-        PerExampleError,
-        r"add_ changes 'weight' in place.*write it out of place",
-    ),
-    "written into": (
-        lambda: run(Written(), x(5, 3), square),
-        PerExampleError,
-        "weight: the examples' contributions do not add up",
     ),
     "lost examples": (
         lambda: run(Split(), x(4, 3, 2).abs(), square),

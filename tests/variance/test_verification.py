@@ -52,20 +52,21 @@ def step(model: nn.Module, x: Tensor, **options: object) -> None:
 
 
 def test_the_first_pass_and_every_nth_are_verified_over_contexts() -> None:
-    """A use that only the sum shows is found in these passes, and in no others."""
+    """A hook gives gradients to other examples; a refused pass is verified again."""
     torch.manual_seed(0)
     model, x, found = nn.Linear(3, 4), torch.randn(5, 3), []
+    weights = torch.arange(1.0, 6.0).unsqueeze(1)
     for n in range(7):
         model.zero_grad()
         try:
             with within_batch_variance(model, check_every=3):
                 out = model(x)
                 if n:
-                    out = Double.apply(out, model.bias)
-                out.square().mean().backward()
+                    out.register_hook(lambda gradient: gradient.roll(1, 0))
+                (out * weights).square().mean().backward()
         except PerExampleError:
             found.append(n)
-    assert found == [3, 6]
+    assert found == [3, 4, 5, 6]
     assert CHECK_EVERY == 100
 
 
@@ -81,13 +82,29 @@ class Double(torch.autograd.Function):
         return delta, 2 * delta.sum(0)
 
 
-def test_another_number_of_examples_is_another_kind_of_pass() -> None:
+double = Double.apply  # not looked up inside the context
+
+
+def test_a_use_out_of_sight_is_found_in_any_pass() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 4), torch.randn(5, 3)
+    for _ in range(2):
+        step(model, x)
+    model.zero_grad()
+    with (
+        pytest.raises(PerExampleError, match="contributions do not add up"),
+        within_batch_variance(model),
+    ):
+        double(model(x), model.bias).square().mean().backward()
+
+
+def test_mixing_out_of_sight_is_found_where_it_begins_in_a_later_pass() -> None:
     model = Coupled()
-    step(model, torch.randn(5, 3))
+    for _ in range(2):
+        step(model, torch.randn(5, 3))
     model.mixes = True
-    step(model, torch.randn(5, 3))
     with pytest.raises(PerExampleError, match=r"the model mixes examples: its output for example"):
-        step(model, torch.randn(6, 3))
+        step(model, torch.randn(5, 3))
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])

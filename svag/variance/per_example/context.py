@@ -8,24 +8,27 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from svag.errors import InvalidOption, PerExampleError
+from svag.errors import InvalidOption, PerExampleError, SvagError
 from svag.variance.per_example import (
     embedding_bag,
     layers,
-    movement,  # noqa: F401 - these three register their rules
+    linear_algebra,  # noqa: F401 - these five register their rules
+    losses,  # noqa: F401
+    movement,  # noqa: F401
     recurrent,
     reductions,  # noqa: F401
     rnn_cells,
     writing,  # noqa: F401
 )
 from svag.variance.per_example.contributions import DEFAULT_MAX_BYTES
+from svag.variance.per_example.custom_functions import CustomFunctions
 from svag.variance.per_example.generic import otherwise
 from svag.variance.per_example.inputs import Choice, Inputs
 from svag.variance.per_example.operations import Call, Interception, Rule
 from svag.variance.per_example.passes import Passes
 from svag.variance.per_example.placement import forget_marks
 from svag.variance.per_example.recorder import Recorder
-from svag.variance.per_example.schedule import CHECK_EVERY
+from svag.variance.per_example.schedule import CHECK_EVERY, forget_passes
 from svag.variance.rescaling import follow_torch
 
 _RULES = {**layers.RULES, **recurrent.RULES, **rnn_cells.RULES, **embedding_bag.RULES}
@@ -55,17 +58,18 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
     ``check_every``-th after it, is verified in three ways. A backward pass with the output gradient
     of one random example alone must give svag's contribution of that example to every parameter. If
     the loss is computed again with the other examples' outputs replaced, the example's output
-    gradient must not change. The contributions must add up to ``p.grad``, which in a verified pass
-    is autograd's, bit for bit. In the first pass, and with ``check=True``, the model is also called
-    a second time with the other examples replaced; attributes, buffers and generators are restored.
-    A verified pass costs one to two plain passes more. For a model that returns only its loss, the
-    operations that svag knows are verified. ``check=False`` skips verification; operations that are
-    known to mix examples are still refused.
+    gradient must not change; this is also checked when the operations of the loss are new. The
+    contributions must add up to ``p.grad``, which in a verified pass is autograd's, bit for bit. In
+    the first pass, with ``check=True``, and where the model reads numbers from tensors in a line of
+    code that is new, the model is also called again with the other examples replaced; attributes,
+    buffers and generators are restored. A verified pass costs one to two plain passes more. For a
+    model that returns only its loss, the operations that svag knows are verified. ``check=False``
+    skips verification; operations that are known to mix examples are still refused.
 
-    Checkpointing (``use_reentrant=False``) works. Uses of a parameter in a custom
-    ``autograd.Function`` or in scripted code are invisible to svag; the verification finds them.
-    Second derivatives are refused, and so are gradients that add up over several backward passes of
-    one forward pass.
+    Checkpointing (``use_reentrant=False``) works, and so do custom ``autograd.Function`` classes.
+    Uses of a parameter in scripted code are invisible to svag; the contributions then do not add
+    up, which is an error in every pass. Second derivatives are refused, and so are gradients that
+    add up over several backward passes of one forward pass.
 
     Memory beyond plain training: ``max_bytes`` of per-example gradients, on a CPU no more than
     4 MiB per thread, which fits the caches; copies of one layer's input and output gradient, from
@@ -138,6 +142,7 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         self._handles: list[Any] = []
         self._recorder: Recorder | None = None
         self._mode: Interception | None = None
+        self._custom: CustomFunctions | None = None
 
     @property
     def second_moments(self) -> dict[str, Tensor]:
@@ -155,13 +160,19 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         follow_torch()
         forget_marks()
         recorder = self._recorder = Recorder(
-            self._model, self._max_bytes, self._kept, self._squares
+            self._model,
+            self._max_bytes,
+            self._kept,
+            self._squares,
+            check=self._check is not False,
         )
         passes = Passes(self._model, recorder, self._inputs, self._check, self._check_every)
         self._mode = Interception(recorder, _RULES, otherwise, _ALWAYS, passes)
         passes.mode = self._mode
         self._handles = [*recorder.hooks(), *passes.hooks()]
         self._mode.__enter__()  # type: ignore[no-untyped-call]
+        self._custom = CustomFunctions(self._mode)
+        self._custom.start()
         _open.append(self)
         return self
 
@@ -173,6 +184,8 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._custom is not None:
+            self._custom.stop()
         if self._mode is not None:
             self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
@@ -186,6 +199,8 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+        if isinstance(error, SvagError):
+            forget_passes(self._model)
         recorder = self._recorder
         if kind is None and recorder and recorder.examples and not recorder.backwards:
             raise PerExampleError(

@@ -1,4 +1,4 @@
-"""Rules for products, attention, convolution, pooling, normalisation and losses.
+"""Rules for products, attention, convolution, pooling and normalisation.
 
 Each rule says where the examples are in the output, from the dimensions that the operation sums or
 works over.
@@ -14,37 +14,45 @@ from svag.variance.per_example.placement import (
     CONSTANT,
     IS_PLACED,
     Layout,
-    Lost,
     Mark,
     Packed,
     Placed,
     Scattered,
     Single,
-    Summed,
     Where,
 )
 
 
-def _all(op: Operation, found: Sequence["Placed | Mark | None"], out: Tensor) -> Where:
-    """Join the marks that the inputs give the output."""
+def joined(op: Operation, found: Sequence["Placed | Mark | None"], out: Tensor) -> Where:
+    """Join the marks that the inputs give the output.
+
+    Args:
+        op: the operation.
+        found: the marks; None for an input without rows of examples.
+        out: the output.
+    """
     result: Placed | None = None
     for where in found:
         if isinstance(where, Mark):
             return where
         if where is None:
             continue
-        joined = where if result is None else join(op, result, where, out)
-        if isinstance(joined, Mark):
-            return joined
-        result = joined
+        both = where if result is None else join(op, result, where, out)
+        if isinstance(both, Mark):
+            return both
+        result = both
     return CONSTANT if result is None else result
 
 
-def _moved(op: Operation, tensor: Tensor, dims: Sequence[int | None]) -> "Placed | Mark | None":
-    """Return an input's mark for the output: ``dims`` maps its dimensions; None is summed over."""
+def moved(op: Operation, tensor: Tensor, dims: Sequence[int | None]) -> "Placed | Mark | None":
+    """Return an input's mark for the output.
+
+    Args:
+        op: the operation.
+        tensor: the input.
+        dims: the output's dimension for each of the input's; None for one that is summed over.
+    """
     where = op.where(tensor)
-    if isinstance(where, Summed):
-        return op.mixes() if tensor.requires_grad else None
     if not isinstance(where, IS_PLACED):
         return None
     if isinstance(where, Single):
@@ -60,12 +68,22 @@ def _matmul(op: Operation) -> Where:
     a, b = op.inputs[0], op.inputs[1]
     if op.name == "linear":
         return _linear(op)
-    if op.name == "inner":
-        return op.unknown()
+    if op.name == "inner" and a.dim() and b.dim():
+        left: list[int | None] = [*range(a.dim() - 1), None]
+        right: list[int | None] = [*range(a.dim() - 1, op.out.dim()), None]
+        return joined(op, [moved(op, a, left), moved(op, b, right)], op.out)
     if op.name in ("outer", "ger"):
-        return _all(op, [_moved(op, a, [0]), _moved(op, b, [1])], op.out)
+        return joined(op, [moved(op, a, [0]), moved(op, b, [1])], op.out)
+    if op.name in ("dot", "vdot", "matmul") and a.dim() == b.dim() == 1:
+        return _weighted(op)
     left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
-    return _all(op, [_moved(op, a, left), _moved(op, b, right)], op.out)
+    return joined(op, [moved(op, a, left), moved(op, b, right)], op.out)
+
+
+def _weighted(op: Operation) -> Where:
+    """Sum the products of the entries of two vectors, as losses of examples and their weights."""
+    lined = elementwise(op, shape=op.inputs[0])
+    return summed(op) if isinstance(lined, Layout | Scattered) else lined
 
 
 def _product_dims(a: int, b: int, out: int) -> tuple[list[int | None], list[int | None]]:
@@ -84,7 +102,7 @@ def _linear(op: Operation) -> Where:
     x = op.given("input", 0)
     if len(op.pairs()) > 1 or not isinstance(op.where(x), IS_PLACED):
         return op.unknown()
-    return _all(op, [_moved(op, x, [*range(x.dim() - 1), None])], op.out)
+    return joined(op, [moved(op, x, [*range(x.dim() - 1), None])], op.out)
 
 
 _FACTORS = {"addmm": ("mat1", "mat2"), "addmv": ("mat", "vec")}
@@ -97,11 +115,11 @@ def _add_product(op: Operation) -> Where:
     first, second = _FACTORS.get(op.name, ("batch1", "batch2"))
     shift, a, b = op.given("input", 0), op.given(first, 1), op.given(second, 2)
     left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
-    found = [_moved(op, a, left), _moved(op, b, right)]
+    found = [moved(op, a, left), moved(op, b, right)]
     if isinstance(op.where(shift), IS_PLACED):
         aligned = elementwise(op, [shift])
         found.append(aligned if aligned is not CONSTANT else None)
-    return _all(op, found, op.out)
+    return joined(op, found, op.out)
 
 
 @rule("einsum")
@@ -115,8 +133,8 @@ def _einsum(op: Operation) -> Where:
     found = []
     for term, operand in zip(terms, given, strict=True):
         dims = [result.index(c) if c in result else None for c in term]
-        found.append(_moved(op, operand, dims))
-    return _all(op, found, op.out)
+        found.append(moved(op, operand, dims))
+    return joined(op, found, op.out)
 
 
 def letters(equation: str, dims: Sequence[int]) -> tuple[list[str], str]:
@@ -152,7 +170,7 @@ def _other_products(op: Operation) -> Where:
         a, b = op.args[:2]
         left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
         right = [*right[:-2], op.out.dim() - 1, None]
-        return _all(op, [_moved(op, a, left), _moved(op, b, right)], op.out)
+        return joined(op, [moved(op, a, left), moved(op, b, right)], op.out)
     if op.name == "tensordot":
         return _tensordot(op)
     return op.unknown()
@@ -173,8 +191,8 @@ def _tensordot(op: Operation) -> Where:
         for dim in range(tensor.dim()):
             to.append(None if dim in summed_over else free)
             free += dim not in summed_over
-        found.append(_moved(op, tensor, to))
-    return _all(op, found, op.out)
+        found.append(moved(op, tensor, to))
+    return joined(op, found, op.out)
 
 
 @rule("scaled_dot_product_attention")
@@ -188,9 +206,9 @@ def _attention(op: Operation) -> Where:
         shift = op.out.dim() - tensor.dim()
         batch = [d + shift for d in range(tensor.dim() - 2)]
         found.append(
-            _moved(op, tensor, [*batch, op.out.dim() - 2 if name == "query" else None, None])
+            moved(op, tensor, [*batch, op.out.dim() - 2 if name == "query" else None, None])
         )
-    return _all(op, found, op.out)
+    return joined(op, found, op.out)
 
 
 # --- layers without parameters of their own -----------------------------------------------------
@@ -207,6 +225,8 @@ _CHANNELS = frozenset(
 @rule(*_CHANNELS)
 def _batch_first(op: Operation) -> Where:
     """Keep the examples along the first dimension; any other holds channels or positions."""
+    if op.name.startswith("conv") and (found := _grouped_by_example(op)) is not None:
+        return found
     for tensor, where in op.pairs():
         if isinstance(where, Single):
             return op.unknown()
@@ -217,18 +237,57 @@ def _batch_first(op: Operation) -> Where:
     return elementwise_at_zero(op)
 
 
+def _grouped_by_example(op: Operation) -> Where | None:
+    """A convolution with a group of channels for each example, and weights of its own."""
+    x, weight = op.inputs[:2]
+    groups = op.given("groups", 6, 1)
+    one, two = op.where(x), op.where(weight)
+    if not isinstance(one, Layout) or one.dim != 1 or one.outer != 1 or groups % one.examples:
+        return None
+    own = isinstance(two, Layout) and two.dim == 0 and two.outer == 1
+    if not (own or two is CONSTANT) or len(op.pairs()) > 1 + own or x.shape[0] != 1:
+        return None
+    return one
+
+
 _TWO = frozenset({"grid_sampler", "grid_sample"})
 
 
 def elementwise_at_zero(op: Operation) -> Where:
     """Join the inputs' rows along the first dimension."""
-    return _all(op, [where for _, where in op.pairs()], op.out)
+    return joined(op, [where for _, where in op.pairs()], op.out)
+
+
+def lined_up(op: Operation) -> Where:
+    """Join inputs of one shape, up to broadcasting.
+
+    Args:
+        op: the operation.
+    """
+    try:
+        shape = torch.broadcast_shapes(*(t.shape for t, _ in op.pairs()))
+    except RuntimeError:
+        return op.unknown()
+    return joined(op, [_right(t, w, len(shape)) for t, w in op.pairs()], empty(shape))
+
+
+def _right(tensor: Tensor, where: Placed, dims: int) -> Placed:
+    return where if isinstance(where, Single) else where.at(where.dim + dims - tensor.dim())
+
+
+def empty(shape: Sequence[int]) -> Tensor:
+    """Return a tensor without memory, for its shape.
+
+    Args:
+        shape: the shape.
+    """
+    return torch.empty(shape, device="meta")
 
 
 @rule("cosine_similarity", "pairwise_distance")
 def _compared(op: Operation) -> Where:
     """Join the inputs as broadcasting does, without the dimension that is reduced."""
-    lined = _lined_up(op)
+    lined = lined_up(op)
     if not isinstance(lined, Layout | Scattered):
         return lined
     dims = max(t.dim() for t in op.inputs)
@@ -328,84 +387,6 @@ def _cell(op: Operation) -> Where:
     if any(isinstance(w, Single) or w.dim != 0 for w in found):
         return op.unknown()
     return elementwise_at_zero(op)
-
-
-_LOSSES = (
-    *("cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss2d", "mse_loss", "l1_loss"),
-    *("smooth_l1_loss", "huber_loss", "binary_cross_entropy", "kl_div", "poisson_nll_loss"),
-    *("binary_cross_entropy_with_logits", "soft_margin_loss", "hinge_embedding_loss"),
-    *("margin_ranking_loss", "cosine_embedding_loss", "triplet_margin_loss", "ctc_loss"),
-    *("multi_margin_loss", "multilabel_margin_loss", "cross_entropy", "gaussian_nll_loss"),
-)
-_ENTRYWISE = frozenset(
-    {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "kl_div"}
-    | {"binary_cross_entropy_with_logits", "soft_margin_loss", "hinge_embedding_loss"}
-    | {"poisson_nll_loss", "margin_ranking_loss"}
-)
-
-
-@rule(*_LOSSES)
-def _loss(op: Operation) -> Where:
-    """A scalar loss is a sum over examples; with ``reduction="none"`` the dimensions are kept."""
-    if op.name in _CLASSES:
-        lined = _classified(op)
-    elif op.name in ("ctc_loss", "multi_margin_loss", "multilabel_margin_loss"):
-        return _first_dimension(op)
-    elif op.out.dim() == 0 or op.name in _ENTRYWISE:
-        lined = _lined_up(op)
-    else:
-        return _first_dimension(op)
-    if op.out.dim() or isinstance(lined, Single | Lost):
-        return lined
-    return summed(op)
-
-
-_CLASSES = frozenset({"cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss2d"})
-
-
-def _first_dimension(op: Operation) -> Where:
-    """Losses of rows, with the examples along the first dimension (for ctc_loss the second)."""
-    first = 1 if op.name == "ctc_loss" else 0
-    found = [(t, w) for t, w in op.pairs() if not isinstance(w, Single)]
-    if len(found) < len(op.pairs()) or not found:
-        return op.unknown()
-    if any(w.dim != (first if t.dim() > 1 and t is op.inputs[0] else 0) for t, w in found):
-        return op.mixes()
-    lined = _all(op, [w.at(0) for _, w in found], _empty((found[0][0].shape[found[0][1].dim],)))
-    return lined if op.out.dim() or isinstance(lined, Lost) else summed(op)
-
-
-def _classified(op: Operation) -> Where:
-    """Join scores ``(N, C, ...)`` with class indices ``(N, ...)``."""
-    scores, found = op.inputs[0], []
-    if scores.dim() < 2:
-        return op.unknown()
-    shape = (scores.shape[0], *scores.shape[2:])
-    for tensor, where in op.pairs():
-        if isinstance(where, Single) or tensor.dim() < scores.dim():
-            found.append(where)
-        elif where.dim == 1:
-            return op.mixes()
-        else:
-            found.append(where.at(where.dim - (where.dim > 1)))
-    return _all(op, found, _empty(shape))
-
-
-def _lined_up(op: Operation) -> Where:
-    """Join inputs of one shape, up to broadcasting."""
-    try:
-        shape = torch.broadcast_shapes(*(t.shape for t, _ in op.pairs()))
-    except RuntimeError:
-        return op.unknown()
-    return _all(op, [_right(t, w, len(shape)) for t, w in op.pairs()], _empty(shape))
-
-
-def _right(tensor: Tensor, where: Placed, dims: int) -> Placed:
-    return where if isinstance(where, Single) else where.at(where.dim + dims - tensor.dim())
-
-
-def _empty(shape: Sequence[int]) -> Tensor:
-    return torch.empty(shape, device="meta")
 
 
 @rule("pack_padded_sequence")

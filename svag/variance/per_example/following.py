@@ -9,7 +9,6 @@ others are in :mod:`~svag.variance.per_example.reductions` (reductions),
 :mod:`~svag.variance.per_example.contraction` (products).
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -18,6 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from svag.variance.per_example.operation_names import (
+    FACTORIES,
+    LIKE_FIRST,
+    is_elementwise,
+    plain_name,
+)
 from svag.variance.per_example.owners import written_through
 from svag.variance.per_example.placement import (
     CONSTANT,
@@ -32,8 +37,13 @@ from svag.variance.per_example.placement import (
     Single,
     Summed,
     Where,
+    is_learned,
     mark,
+    mark_learned,
     mark_of,
+    note_change,
+    note_rows,
+    origin_of,
     placed,
     same_rows,
 )
@@ -44,11 +54,7 @@ _SUMMED = Summed("a sum over the examples")
 
 
 class _Inside:
-    """Whether a call of the model is running.
-
-    A loss may be divided by a number that depends on all examples, such as a count of tokens.
-    Inside the model such a number would make one example's output depend on the others.
-    """
+    """Whether a call of the model is running."""
 
     model = False
 
@@ -59,6 +65,20 @@ _INSIDE = _Inside()
 def inside_model(answer: bool) -> None:
     """Set whether a call of the model is running."""
     _INSIDE.model = answer
+
+
+def couples(tensor: Tensor, where: Where) -> bool:
+    """Whether a tensor is a sum over examples that may not multiply what belongs to one of them.
+
+    A loss may be divided by a number that depends on all examples' inputs or targets, such as a
+    count of tokens. It may not if the number depends on what was learned, as a mean of the
+    outputs does. Inside the model either makes one example's output depend on the others.
+
+    Args:
+        tensor: the tensor.
+        where: its mark.
+    """
+    return isinstance(where, Summed) and (_INSIDE.model or is_learned(tensor))
 
 
 @dataclass(frozen=True)
@@ -176,35 +196,32 @@ def follow(
     found = _found(op)
     each = [found] * len(outputs) if isinstance(found, (*IS_PLACED, Mark)) else found
     for out, where in zip(outputs, each, strict=True):
+        if not out.requires_grad and any(map(is_learned, inputs)):
+            mark_learned(out)
         before = next((s for t, s in zip(inputs, states, strict=True) if t is out), None)
-        mark(out, where)
-        changed = before is not None and before is not where and before != where
-        if changed and out._is_view() and out._base is not None:
-            base = out._base
-            mark(base, written_through(out, state_of(base), where, op.name))
+        if before is not None and before is not where and before != where:
+            _change(out, where, op.name)
+        else:
+            mark(out, where)
 
 
-def plain_name(func: Callable[..., Any]) -> str:
-    """Return an operation's name; in-place, reflected and method versions have the same name."""
-    name = getattr(func, "__name__", repr(func))
-    if name == "__get__":
-        return str(getattr(getattr(func, "__self__", None), "__name__", name))
-    name = name.strip("_")
-    return _SAME.get(name, name)
-
-
-_SAME = {
-    **{f"r{n}": n for n in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow")},
-    **{f"i{n}": n for n in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow")},
-    **{f"i{n}": n for n in ("and", "or", "xor", "lshift", "rshift")},
-    **{f"r{n}": n for n in ("and", "or", "xor", "lshift", "rshift", "matmul")},
-}
+def _change(out: Tensor, where: Where, name: str) -> None:
+    """Set the new mark of a tensor changed in place, and of the tensors that share its memory."""
+    base = out._base if out._is_view() else None
+    whole = None if base is None else written_through(out, state_of(base), where, name)
+    note_change(out)
+    mark(out, where)
+    if base is not None and whole is not None:
+        mark(base, whole)
+    origin = origin_of(out)
+    if origin is not None:
+        _change(origin, where, name)
 
 
 def _found(op: Operation) -> "Where | Sequence[Where]":
     if not op.outputs:
         return CONSTANT
-    if op.name in _FACTORIES:
+    if op.name in FACTORIES:
         return CONSTANT
     for tensor, where in zip(op.inputs, op.states, strict=True):
         if isinstance(where, Lost) and not _is_index(op, tensor):
@@ -213,6 +230,8 @@ def _found(op: Operation) -> "Where | Sequence[Where]":
         return _of_packed(op)
     if not op.pairs():
         return _of_sums(op)
+    if _mixes_in_a_sum(op):
+        return op.mixes()
     found = RULES.get(op.name)
     if found is not None:
         try:
@@ -222,16 +241,10 @@ def _found(op: Operation) -> "Where | Sequence[Where]":
     return elementwise(op) if is_elementwise(op.name) else op.unknown()
 
 
-_FACTORIES = frozenset(
-    {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
-    | {"randint_like", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"}
-    | {"new_empty_strided", "grad", "shape", "size", "stride", "numel", "dim", "is_floating_point"}
-)
-
-
 _INDEXED = frozenset(
     {"getitem", "setitem", "index_select", "gather", "scatter", "scatter_add", "index_add"}
     | {"index_copy", "index_put", "take_along_dim", "masked_select", "masked_scatter"}
+    | {"grouped_mm"}
 )
 
 
@@ -242,91 +255,43 @@ def _is_index(op: Operation, tensor: Tensor) -> bool:
     return tensor is not op.inputs[0] and isinstance(op.states[0], IS_PLACED)
 
 
+def _mixes_in_a_sum(op: Operation) -> bool:
+    """Whether rows of examples are combined with a sum over all of them."""
+    sums = [t for t, s in zip(op.inputs, op.states, strict=True) if couples(t, s)]
+    return any(not _only_asked(op, t) for t in sums) and not _adds_singles(op)
+
+
+def _only_asked(op: Operation, tensor: Tensor) -> bool:
+    """Whether an operation uses only the dtype or shape of a tensor, or takes it as an index."""
+    whole = not (tensor.is_floating_point() or tensor.is_complex())
+    first = bool(op.args) and op.args[0] is tensor
+    return not first and (op.name in LIKE_FIRST or (whole and op.name in _INDEXED))
+
+
 def _discards(op: Operation) -> bool:
     """Whether an operation uses only the dtype or shape of an input whose mark is Lost."""
     return op.name in LIKE_FIRST and op.where(op.args[0]) is CONSTANT
 
 
-LIKE_FIRST = frozenset({"to", "type_as", "view_as", "reshape_as", "expand_as"})
-
-
-def only_like(name: str, args: Sequence[Any], followed: Sequence[Tensor]) -> bool:
-    """Whether an operation uses only the dtype, device or shape of parameters.
-
-    Args:
-        name: name of the operation.
-        args: its positional arguments.
-        followed: the parameters, or tensors computed from them, among the arguments.
-    """
-    asks = name in LIKE_FIRST or name in _FACTORIES
-    return asks and (name in _FACTORIES or not any(args[0] is t for t in followed))
-
-
 # --- entry by entry -----------------------------------------------------------------------------
 
-_ELEMENTWISE = frozenset(
-    {"to", "type_as", "type", "float", "double", "half", "bfloat16", "int", "long", "bool", "short"}
-    | {"cpu", "cuda", "contiguous", "detach", "data", "requires_grad", "real", "imag", "copy"}
-    | {"dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "bernoulli"}
-    | {"truediv", "floordiv", "mod", "and", "or", "xor", "invert", "lshift", "rshift", "divide"}
-    | {"multiply", "subtract", "negative", "absolute", "greater", "greater_equal", "less"}
-    | {"less_equal", "not_equal", "rsub", "clip", "fix", "arccos", "arcsin", "arctan", "arctan2"}
-    | {"arccosh", "arcsinh", "arctanh", "log_sigmoid", "logsigmoid", "hardswish", "rrelu", "prelu"}
-    | {"isclose", "isreal", "float_power", "floor_divide", "true_divide", "special_expit", "fill"}
-    | {
-        "special_erf",
-        "special_log1p",
-        "triu",
-        "tril",
-        "zero",
-        "conj",
-        "resolve_conj",
-    }
-    | {
-        "resolve_neg",
-        "bucketize",
-        "view_as_real",
-        "lerp",
-        "nan_to_num",
-        "retain_grad",
-        "fake_quantize",
-    }
-    | {
-        "complex",
-        "polar",
-        "positive",
-        "uniform",
-        "normal",
-        "exponential",
-        "clone",
-        "alias",
-        "sign",
-        "hardtanh",
-    }
-)
 
+def elementwise(
+    op: Operation, inputs: Sequence[Tensor] | None = None, shape: Tensor | None = None
+) -> Where:
+    """Align the inputs from the right, as broadcasting does, and join their marks.
 
-@functools.cache
-def is_elementwise(name: str) -> bool:
-    """Whether an operation computes each entry from the entries at the same place."""
-    if name in _ELEMENTWISE:
-        return True
-    packet = getattr(torch.ops.aten, name, None)
-    if packet is None or not hasattr(packet, "overloads"):
-        return False
-    return any(torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads())
-
-
-def elementwise(op: Operation, inputs: Sequence[Tensor] | None = None) -> Where:
-    """Align the inputs from the right, as broadcasting does, and join their marks."""
-    out = op.out
+    Args:
+        op: the operation.
+        inputs: the inputs that count; None for all.
+        shape: a tensor of the shape that they are broadcast to; None for the output.
+    """
+    out = op.out if shape is None else shape
     if _adds_singles(op):
         return _SUMMED
     result: Placed | None = None
     for tensor in op.inputs if inputs is None else inputs:
         where = op.where(tensor)
-        if isinstance(where, Summed) and (tensor.requires_grad or _INSIDE.model):
-            return op.mixes()
         if not isinstance(where, IS_PLACED):
             continue
         moved = _aligned(op, tensor, where, out)
@@ -336,7 +301,18 @@ def elementwise(op: Operation, inputs: Sequence[Tensor] | None = None) -> Where:
         if isinstance(joined, Mark):
             return joined
         result = joined
+    if isinstance(result, Layout | Scattered):
+        _note_rows(op, result, out)
     return CONSTANT if result is None else result
+
+
+def _note_rows(op: Operation, where: Layout | Scattered, out: Tensor) -> None:
+    """Note whether constants with a gradient have a row for each row of the result."""
+    for tensor, state in zip(op.inputs, op.states, strict=True):
+        if state is CONSTANT and tensor.requires_grad:
+            dim = where.dim - out.dim() + tensor.dim()
+            own = dim >= 0 and tensor.shape[dim] == out.shape[where.dim]
+            note_rows(tensor, where.at(dim) if own else _SUMMED)
 
 
 def _adds_singles(op: Operation) -> bool:
@@ -436,6 +412,8 @@ def _of_sums(op: Operation) -> Where:
     if not moving or not any(out.requires_grad for out in op.outputs) or op.name in _LINEAR:
         return _SUMMED
     if op.name in ("div", "divide", "truediv", "true_divide") and op.args[0] is not moving[0]:
+        return op.mixes()
+    if any(is_learned(t) for t in free if not t.requires_grad):
         return op.mixes()
     return _SUMMED if op.name in _SCALED and len(moving) == 1 else op.mixes()
 

@@ -18,7 +18,9 @@ from svag.variance.per_example.contributions import (
     PlacedRows,
     Shared,
 )
-from svag.variance.per_example.following import follow, plain_name, state_of
+from svag.variance.per_example.following import follow, state_of
+from svag.variance.per_example.masked import by_masks
+from svag.variance.per_example.operation_names import plain_name
 from svag.variance.per_example.operations import Call, Interception, name_of
 from svag.variance.per_example.placement import (
     CONSTANT,
@@ -68,11 +70,14 @@ def otherwise(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[
         attended = _biased_attention(mode, func, args, kwargs)
         if attended is not None:
             return attended
-    if name == "setitem" and mode.recorder.source_of(args[2]) is not None:
+    written = name in ("setitem", "index_put") and len(args) == 3 and not kwargs
+    if written and mode.recorder.source_of(args[2]) is not None:
         return _written(mode, func, *args)
     if name == "masked_scatter":  # rows of an example depend on the examples before it
         followed = {id(t): t for t in tensors_in(args) if mode.recorder.source_of(t) is not None}
         raise PerExampleError(_unknown(mode, func, followed))
+    if name == "grouped_mm":
+        return by_masks(mode, func, args, kwargs, func(*args, **kwargs))
     if name in _JOINED:
         return _joined(mode, func, args, kwargs)
     if name == "bilinear" and len(args) > 3 and args[3] is not None:
@@ -112,15 +117,15 @@ def _broadcast(
     return mode.tap(out, [] if linear else before, uses, where, observe=True, copy=copy)
 
 
-def _written(mode: Interception, func: Call, target: Tensor, index: Any, value: Tensor) -> None:
+def _written(mode: Interception, func: Call, target: Tensor, index: Any, value: Tensor) -> Any:
     """``target[index] = p``: the rows written say to which example each copy of p belongs."""
     with mode:
-        region = target[index]
+        region = target[tuple(index) if isinstance(index, list) else index]
     where = mode.where_of(region, func)
     sums = _copies(torch.add, (region, value), {}, value, [], region, where, linear=True)
     copies = mode.tap(value.expand(region.shape).clone(), [], [(value, sums)], where, observe=True)
     with mode:
-        func(target, index, copies)
+        return func(target, index, copies)
 
 
 def _biased_attention(
@@ -176,10 +181,11 @@ def _with_sums(
 
         return parts
 
+    sums = next(s for s in map(state_of, tensors_in(args)) if s is not CONSTANT)
     out = func(*args, **kwargs)
     uses = [(t, shared(t)) for t in followed]
     tapped = mode.tap(out, [], uses, Single(0, examples), observe=True)
-    mark(tapped, next(s for s in map(state_of, tensors_in(args)) if s is not CONSTANT))
+    mark(tapped, sums)  # also if it is the loss itself, changed in place
     return tapped
 
 
@@ -367,7 +373,7 @@ def _by_vmap(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[s
     follow(func, args, kwargs, tensors, [out])
     where = mark_of(out)
     if not isinstance(where, Layout) or not all(isinstance(w, Layout) for w in marks.values()):
-        raise PerExampleError(_unknown(mode, func, followed))
+        return by_masks(mode, func, args, kwargs, out)
     layouts = cast(dict[int, Layout], marks)
     what = f"{name_of(func)} of {_labels(mode, followed)}"
     frozen = {key: t.detach() for key, t in followed.items()}
@@ -380,14 +386,11 @@ def _by_vmap(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[s
         return [layouts[k].one_by_one(t) for k, t in zip(batch, values, strict=True)]
 
     values = [t.detach() for t in batch.values()]
-    if not _works_on_one(call, one_by_one(values), where.one_by_one(out)):
+    if plain_name(func).startswith("linalg") or not _works_on_one(
+        call, one_by_one(values), where.one_by_one(out)
+    ):
         found = _with_rows(mode, func, args, kwargs, tensors, followed, out, layouts)
-        if found is not None:
-            return found
-        raise PerExampleError(
-            f"{what} cannot be run on one example alone, so it has no gradient of its own; use "
-            "svag.micro_batch_variance"
-        )
+        return by_masks(mode, func, args, kwargs, out) if found is None else found
 
     def factory(key: int) -> Factory:
         def pullbacks(delta: Tensor, *data: Tensor) -> Contributions:

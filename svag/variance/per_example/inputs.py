@@ -1,5 +1,6 @@
 """Marks the model's inputs: which arguments hold the examples, and along which dimension."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -17,6 +18,7 @@ from svag.variance.per_example.placement import (
     mark,
     mark_of,
 )
+from svag.variance.per_example.structures import named_parts
 
 Key: TypeAlias = int | str
 Choice: TypeAlias = "Key | Sequence[Key] | Callable[[Key, Tensor], bool] | None"
@@ -56,7 +58,8 @@ class Inputs:
                 none of them.
         """
         found = list(self._flat(args, kwargs))
-        self._names = _names_of(module)
+        own = "forward" in vars(module)
+        self._names = _names_of(type(module).forward) if not own else []
         packs = [(key, v) for key, v in found if isinstance(v, PackedSequence)]
         counts = [count for _, pack in packs if (count := _mark_packed(pack))]
         fresh = [
@@ -80,8 +83,9 @@ class Inputs:
         for key, value in arguments:
             if isinstance(value, list) and self._choice is None:
                 _refuse_list(key, value)
-            if isinstance(value, dict):
-                yield from self._flat((), {str(name): part for name, part in value.items()})
+            named = None if isinstance(value, Tensor) else named_parts(value)
+            if named is not None:
+                yield from self._flat((), {str(name): part for name, part in named.items()})
             elif isinstance(value, list | tuple) and not isinstance(value, PackedSequence):
                 yield from ((key, part) for _, part in self._flat(value, {}))
             elif isinstance(value, Tensor | PackedSequence):
@@ -136,10 +140,11 @@ class Inputs:
         return found[0] if found else 0
 
 
-def _names_of(module: nn.Module) -> list[str]:
-    """Return the names of a module's positional arguments."""
+@functools.lru_cache(maxsize=256)
+def _names_of(forward: Callable[..., Any]) -> list[str]:
+    """Return the names of a method's positional arguments."""
     try:
-        parameters = inspect.signature(module.forward).parameters.values()
+        parameters = list(inspect.signature(forward).parameters.values())[1:]
     except (TypeError, ValueError):
         return []
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

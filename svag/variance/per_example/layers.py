@@ -67,6 +67,8 @@ def linear(
     Raises:
         PerExampleError: the examples are along the last dimension.
     """
+    if input.is_complex() or weight.is_complex():
+        return mode.otherwise(mode, func, (input, weight, bias), {})  # type: ignore[no-any-return]
     packed = mark_of(input)
     where = packed if isinstance(packed, Packed) else features_last(mode, func, input)
     output = functional.linear(input, mode.given(weight, where), mode.given(bias, where))
@@ -78,6 +80,15 @@ def linear(
         return Direct(positions(delta, where).sum(1))
 
     return mode.tap(output, [input], [(weight, products), (bias, sums)], where)
+
+
+def conjugate(tensor: Tensor) -> Tensor:
+    """Return the factor of a product in the gradient of the other: its conjugate if complex.
+
+    Args:
+        tensor: the factor.
+    """
+    return tensor.conj().resolve_conj() if tensor.is_complex() else tensor
 
 
 def features_last(mode: Interception, func: Call, input: Tensor) -> Placed:

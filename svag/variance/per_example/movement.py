@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from svag.variance.per_example.following import LIKE_FIRST, Operation, elementwise, join, rule
+from svag.variance.per_example.following import Operation, elementwise, join, rule
+from svag.variance.per_example.operation_names import LIKE_FIRST
 from svag.variance.per_example.owners import owned_by, owners_along, owners_of
 from svag.variance.per_example.placement import (
     CONSTANT,
@@ -45,7 +46,7 @@ _VIEWS = (
     *("broadcast_to", "diagonal", "unfold", "atleast_1d", "atleast_2d"),
     *("atleast_3d", "unsafe_split", "unsafe_chunk", "diag", "diag_embed", "narrow_copy"),
     *("flip", "fliplr", "flipud", "roll", "rot90", "repeat", "tile", "masked_select"),
-    *("repeat_interleave", "take", "take_along_dim", "combinations"),
+    *("repeat_interleave", "take", "combinations"),
 )
 
 
@@ -205,12 +206,15 @@ def on_cpu(index: Tensor) -> Any:
     return index.detach().cpu().numpy()
 
 
-@rule("gather")
+@rule("gather", "take_along_dim")
 def _gather(op: Operation) -> "Where | Sequence[Where]":
-    source, dim = op.given("input", 0), op.given("dim", 1)
-    where, picked = op.where(source), op.where(op.given("index", 2))
+    source, index = op.given("input", 0), op.inputs[1]
+    dim = op.given("dim", 2 if op.name == "take_along_dim" else 1)
+    where, picked = op.where(source), op.where(index)
+    if dim is None:
+        return op.unknown()
     if not isinstance(where, IS_PLACED):
-        return elementwise(op, [op.given("index", 2)]) if _alone(source, op) else op.unknown()
+        return elementwise(op, [index]) if _alone(source, op) else op.unknown()
     if isinstance(where, Single) or source.dim() == 0:
         return where
     dim = dim % source.dim()
@@ -389,6 +393,18 @@ def _stacked(op: Operation) -> "Where | Sequence[Where]":
             names = names.contiguous()
         owners[id(tensor)] = names
     return run_on_owners(op, owners, examples)
+
+
+@rule("pad_sequence")
+def _padded_sequences(op: Operation) -> Where:
+    """Pad tensors of one example each, and stack them."""
+    sequences, first = op.given("sequences", 0), op.given("batch_first", 1, False)
+    found = [op.where(t) for t in sequences]
+    if not all(isinstance(where, Single) for where in found):
+        return op.unknown()
+    singles = cast(list[Single], found)
+    owners = np.array([where.example for where in singles])
+    return placed(0 if first else 1, singles[0].examples, owners)
 
 
 @rule("pad", "constant_pad_nd")

@@ -2,16 +2,19 @@
 
 import functools
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from svag.errors import PerExampleError
-from svag.variance.per_example.following import LIKE_FIRST, follow, only_like, plain_name, state_of
+from svag.variance.per_example.derived import derive, derive_in_place, fill_in_place
+from svag.variance.per_example.following import follow, state_of
+from svag.variance.per_example.operation_names import LIKE_FIRST, only_like, plain_name
 from svag.variance.per_example.placement import (
     CONSTANT,
     IS_PLACED,
@@ -21,11 +24,15 @@ from svag.variance.per_example.placement import (
     Placed,
     Single,
     Summed,
+    Where,
     mark,
+    mark_learned,
     mark_of,
+    note_alias,
+    noted_rows,
     recall,
 )
-from svag.variance.per_example.recorder import Factory, Recorder, Site, Source, Tap, Use
+from svag.variance.per_example.recorder import Factory, Recorder, Site, Tap, Use
 from svag.variance.per_example.structures import replaced, tensors_in
 
 Call: TypeAlias = Callable[..., Any]
@@ -124,9 +131,26 @@ class Interception(TorchFunctionMode):
         """Run the user's ``torch.autograd.grad``, whose gradients are not added to ``p.grad``."""
         before, self.recorder.silent = self.recorder.silent, True
         try:
-            return self.grad(*args, **kwargs)
+            found = self.grad(*args, **kwargs)
         finally:
             self.recorder.silent = before
+        roots = list(tensors_in((args[0] if args else kwargs["outputs"],)))
+        inputs = tensors_in((args[1] if len(args) > 1 else kwargs["inputs"],))
+        for gradient, tensor in zip(found, inputs, strict=False):
+            if gradient is not None and any(state_of(t) is not CONSTANT for t in roots):
+                mark(gradient, self._of_gradient(tensor, map(state_of, roots)))
+                mark_learned(gradient)
+        return found
+
+    def _of_gradient(self, tensor: Tensor, roots: Iterable[Where]) -> Where:
+        """Return the mark of a gradient: that of the tensor, or a sum over the examples."""
+        lost = next((where for where in roots if isinstance(where, Lost)), None)
+        where = state_of(tensor) if lost is None else lost
+        if where is not CONSTANT:
+            return where
+        if self.recorder.source_of(tensor) is not None:
+            return Summed("a gradient of a sum over the examples")
+        return noted_rows(tensor) or CONSTANT
 
     def grad(self, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
         """Run ``torch.autograd.grad`` with the mode on."""
@@ -147,17 +171,15 @@ class Interception(TorchFunctionMode):
             return self._plain(func, args, kwargs, tensors)
         constant = all(state_of(t) is CONSTANT or _only_chooses(func, args, t) for t in tensors)
         if plain_name(func) in LIKE_FIRST:
-            return self._derive(func, args, kwargs, followed[:1])
-        if _in_place(func):
-            if any(t is args[0] for t in followed):
-                raise PerExampleError(
-                    f"{name_of(func)} changes {self.recorder.label(args[0])} in place, and svag "
-                    "cannot follow that; write it out of place, or use svag.micro_batch_variance"
-                )
-            if constant:
-                return self._plain(func, args, kwargs, tensors)
+            return derive(self.recorder, func, args, kwargs, followed[:1])
+        if constant and is_composite(func) and _asked_in_place(func, args, kwargs):
+            return self.inside(func, args, kwargs)
+        if _in_place(func) and constant:
+            return derive_in_place(self.recorder, func, args, kwargs, followed)
+        if _in_place(func) and any(t is args[0] for t in followed):
+            return fill_in_place(self.recorder, func, args, kwargs, followed)
         if constant:
-            return self._derive(func, args, kwargs, followed)
+            return derive(self.recorder, func, args, kwargs, followed)
         if func in self.rules:
             return self.rules[func](self, func, args, kwargs)
         if is_composite(func):
@@ -171,7 +193,8 @@ class Interception(TorchFunctionMode):
         placed = [t for t in tensors if state_of(t) is not CONSTANT]
         if placed and is_composite(func):
             return self.inside(func, args, kwargs)
-        if self.recorder.verification is not None and _may_sum(plain_name(func), placed):
+        verified = self.recorder.verification is not None and torch.is_grad_enabled()
+        if verified and _may_sum(plain_name(func), placed):
             return self._cut(func, args, kwargs)
         out = func(*args, **kwargs)
         outputs = list(tensors_in((out,)))
@@ -179,6 +202,8 @@ class Interception(TorchFunctionMode):
             self.recorder.verification.note_precision(outputs)
         if outputs:
             follow(func, args, kwargs, tensors, outputs)
+            if func in _ALIASES:
+                note_alias(outputs[0], tensors[0])
         elif placed and _in_place(func):
             follow(func, args, kwargs, tensors, tensors[:1])  # x[i] = y
         return out
@@ -186,26 +211,26 @@ class Interception(TorchFunctionMode):
     def _cut(self, func: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operation that may sum over examples on aliases, whose gradients can be read."""
         aliases: dict[int, Tensor] = {}
+        cuts: list[tuple[Tensor | GradientEdge, Placed]] = []
         for tensor in tensors_in((*args, *kwargs.values())):
             where = mark_of(tensor)
-            if (
-                isinstance(where, (*IS_PLACED, Packed))
-                and tensor.requires_grad
-                and torch.is_grad_enabled()
-            ):
-                aliases[id(tensor)] = tensor.view_as(tensor)
-                mark(aliases[id(tensor)], where)
+            if not isinstance(where, (*IS_PLACED, Packed)) or not tensor.requires_grad:
+                continue
+            rows = where.steps() if isinstance(where, Packed) else where
+            if _in_place(func) and tensor is args[0]:
+                cuts.append((get_gradient_edge(tensor), rows))  # its value before the operation
+                continue
+            aliases[id(tensor)] = tensor.view_as(tensor)
+            mark(aliases[id(tensor)], where)
+            cuts.append((aliases[id(tensor)], rows))
         args, kwargs = replaced(args, aliases), replaced(kwargs, aliases)
         out = func(*args, **kwargs)
         outputs = list(tensors_in((out,)))
         follow(func, args, kwargs, list(tensors_in((*args, *kwargs.values()))), outputs)
         assert self.recorder.verification is not None
         if any(not isinstance(mark_of(t), IS_PLACED) for t in outputs):
-            for alias in aliases.values():
-                where = mark_of(alias)
-                where = where.steps() if isinstance(where, Packed) else where
-                assert isinstance(where, IS_PLACED)
-                self.recorder.verification.cut_at(alias, where)
+            for cut, rows in cuts:
+                self.recorder.verification.cut_at(cut, rows)
         return out
 
     def inside(self, func: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -218,40 +243,6 @@ class Interception(TorchFunctionMode):
         """
         with self:
             return unguarded(func)(*args, **kwargs)
-
-    def _derive(
-        self, func: Call, args: Sequence[Any], kwargs: dict[str, Any], followed: list[Tensor]
-    ) -> Any:
-        """Run an operation on parameters alone twice: on the parameters, and on copies of them.
-
-        The first result is the user's. The graph of the second gives the parameters' contributions
-        from those of the result.
-        """
-        sources = {id(t): self.recorder.source_of(t) for t in followed}
-        stand_ins = {key: source.computed for key, source in sources.items() if source}
-        random = plain_name(func) in RANDOM
-        state = torch.random.get_rng_state() if random else None
-        out = func(*args, **kwargs)
-        if state is not None:
-            torch.random.set_rng_state(state)
-        if self.recorder.verification is not None:
-            self.recorder.verification.note_precision(list(tensors_in((out,))))
-        # Also inside a checkpoint, which would run its part again for what is saved here.
-        with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
-            again = func(*replaced(args, stand_ins), **replaced(kwargs, stand_ins))
-        bases = {
-            id(p): (p, leaf)
-            for source in sources.values()
-            if source
-            for p, leaf in zip(source.params, source.leaves, strict=True)
-        }
-        params, leaves = zip(*bases.values(), strict=True)
-        norm = _weight_norm_of(func, args, kwargs, leaves, stand_ins)
-        for ours, computed in zip(tensors_in((out,)), tensors_in((again,)), strict=True):
-            mark(ours, CONSTANT)
-            if computed.requires_grad:
-                self.recorder.derive(ours, Source(params, leaves, computed, norm))
-        return out
 
     def where_of(self, tensor: Tensor, func: Call) -> Placed:
         """Return the mark of a tensor; raise if its rows are not assigned to examples."""
@@ -313,6 +304,12 @@ class Interception(TorchFunctionMode):
             if source is not None:
                 kept.append(Use(source, make, not observe and self.replaces(tensor, where)))
         if kept:
+            if _is_transformed(output):
+                names = " and ".join(self.recorder.label(t) for t, _ in uses if t is not None)
+                raise PerExampleError(
+                    f"{names} is used inside torch.vmap, or another transformation of torch.func; "
+                    "call the model on the mini-batch itself, or use svag.micro_batch_variance"
+                )
             site = Site(self.recorder, kept, where)
             if copy or output._is_view():
                 output = output.clone()
@@ -335,6 +332,8 @@ def _may_sum(name: str, placed: Sequence[Tensor]) -> bool:
     """Whether an operation may sum over examples."""
     if name in ("add", "sub"):
         return any(isinstance(state_of(t), Single) for t in placed)
+    if name == "matmul":
+        return bool(placed) and all(t.dim() == 1 for t in placed)
     return bool(placed) and name in MAY_SUM
 
 
@@ -343,25 +342,9 @@ MAY_SUM = frozenset(
     | {"logsumexp", "std", "var", "linalg_vector_norm", "cross_entropy_loss", "nll_loss"}
     | {"nll_loss_nd", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div", "ctc_loss"}
     | {"binary_cross_entropy", "binary_cross_entropy_with_logits", "soft_margin_loss"}
-    | {"hinge_embedding_loss", "margin_ranking_loss", "cosine_embedding_loss", "dot"}
+    | {"hinge_embedding_loss", "margin_ranking_loss", "cosine_embedding_loss", "dot", "vdot"}
     | {"triplet_margin_loss", "poisson_nll_loss", "multi_margin_loss", "multilabel_margin_loss"}
 )
-RANDOM = frozenset({"dropout", "alpha_dropout", "feature_dropout", "bernoulli", "rand_like"})
-
-
-def _weight_norm_of(
-    func: Call,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-    leaves: Sequence[Tensor],
-    stand_ins: Mapping[int, Tensor],
-) -> int | None:
-    """Return ``dim`` if this is the weight norm of two parameters."""
-    if func is not torch._weight_norm or len(args) < 2 or len(leaves) != 2:
-        return None
-    direct = all(stand_ins.get(id(t)) is leaf for t, leaf in zip(args, leaves, strict=False))
-    return int(args[2] if len(args) > 2 else kwargs.get("dim", 0)) if direct else None
-
 
 _VIEW_GETTERS = tuple(
     getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "real", "imag")
@@ -372,10 +355,32 @@ _HANDLING = frozenset(
 )
 
 
+_ALIASES = (Tensor.detach, vars(torch._C.TensorBase)["data"].__get__)
+_IN_PLACE = frozenset(
+    {f"__i{name}__" for name in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow")}
+    | {f"__i{name}__" for name in ("and", "or", "xor", "lshift", "rshift")}
+    | {"__setitem__"}
+)
+
+
 def _in_place(func: Call) -> bool:
     """Whether the operation changes its first argument in place."""
     name = name_of(func)
-    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    if name.endswith("__"):
+        return name in _IN_PLACE
+    return name.endswith("_")
+
+
+def _is_transformed(tensor: Tensor) -> bool:
+    """Whether a tensor is wrapped by torch.vmap or another transformation."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _asked_in_place(func: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether an argument ``inplace`` is true, as of relu and dropout."""
+    names = func.__code__.co_varnames[: func.__code__.co_argcount]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return bool(given.get("inplace", False))
 
 
 def _handles(func: Call) -> bool:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from svag.errors import PerExampleError
+from svag.variance.per_example.escapes import Escapes
 from svag.variance.per_example.following import inside_model, state_of
 from svag.variance.per_example.inputs import Inputs
+from svag.variance.per_example.loss_tape import LossTape
 from svag.variance.per_example.operations import Call, Interception
 from svag.variance.per_example.placement import (
     CONSTANT,
@@ -19,10 +21,10 @@ from svag.variance.per_example.placement import (
     mark_of,
 )
 from svag.variance.per_example.recorder import Recorder
-from svag.variance.per_example.replacement import LossTape, Replacement
+from svag.variance.per_example.replacement import Replacement
 from svag.variance.per_example.schedule import kind_of, turn_of
 from svag.variance.per_example.structures import rebuilt, tensors_in
-from svag.variance.per_example.verification import Verification
+from svag.variance.per_example.verification import Verification, example_of
 
 
 class Passes:
@@ -52,6 +54,8 @@ class Passes:
         self._tape: LossTape | None = None
         self._replacement: Replacement | None = None
         self._constant = False  # whether an output does not depend on the mini-batch
+        self._escapes = Escapes(model)
+        self._examples = 0  # of the call of the model that is running
 
     def hooks(self) -> list[Any]:
         """Register the hooks."""
@@ -59,10 +63,10 @@ class Passes:
         handles: list[Any] = []
         for module in self.model.modules():
             handles.append(
-                module.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True)
+                module.register_forward_pre_hook(Hook(self._enter), prepend=True, with_kwargs=True)
             )
             handles.append(
-                module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+                module.register_forward_hook(Hook(self._leave), with_kwargs=True, always_call=True)
             )
         return handles
 
@@ -85,7 +89,8 @@ class Passes:
         if self._seen != recorder.backwards:
             self._begin()
         followed = lambda t: recorder.source_of(t) is not None  # noqa: E731
-        examples = self.inputs.enter(module, args, kwargs, followed)
+        examples = self._examples = self.inputs.enter(module, args, kwargs, followed)
+        self._escapes.begin((*args, *kwargs.values()))
         if examples:
             recorder.examples = examples
             self._plan(module, examples, args, kwargs)
@@ -108,13 +113,13 @@ class Passes:
         if due is None or due:
             turn = turn_of(self.model, kind_of(self.model, module, examples, args, kwargs))
             due = due or turn % self.every == 0
+            if self._tape is None:
+                self._tape = LossTape(example_of(turn, examples))
         if not due:
             return
         if recorder.verification is None:
             recorder.verification = Verification(examples, turn)
         example = recorder.verification.example
-        if self._tape is None:
-            self._tape = LossTape(example)
         if example < examples and (turn == 0 or self.check):
             recorder.silent = True
             try:
@@ -124,9 +129,9 @@ class Passes:
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         with torch._C.DisableTorchFunction():
-            return self._left(module, output)
+            return self._left(module, args, kwargs, output)
 
-    def _left(self, module: nn.Module, output: Any) -> Any:
+    def _left(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if self.recorder.silent:
             return None
         self._depth = max(0, self._depth - 1)
@@ -143,6 +148,8 @@ class Passes:
                 replacement.compare(output)
             finally:
                 self.recorder.silent = False
+        if self.check is not False and self._examples:
+            self._check_escapes(module, args, kwargs, output)
         for tensor in tensors_in(_values(output)):
             self._refuse_lost(module, tensor)
             self._constant |= tensor.requires_grad and state_of(tensor) is CONSTANT
@@ -151,6 +158,26 @@ class Passes:
         output = self._with_cuts(output)
         self._tape.outputs += [t for t in tensors_in(_values(output)) if t.requires_grad]
         return output
+
+    def _check_escapes(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Replace several examples if the model read numbers from tensors at places not seen yet.
+
+        No one replacement changes every number: a maximum only does if it belonged to an example
+        that is replaced.
+        """
+        if not self._escapes.found((*args, *kwargs.values())):
+            return
+        self.recorder.silent = True
+        try:
+            for example in range(min(2, self._examples)):
+                for turn in range(min(2, self._examples - 1)):
+                    again = Replacement(
+                        self.model, module, example, turn, args, kwargs, early=False
+                    )
+                    again.compare_without_dropout(output)
+        finally:
+            self.recorder.silent = False
+        self._escapes.approve()
 
     def _refuse_lost(self, module: nn.Module, tensor: Tensor) -> None:
         """Raise in the backward pass if an output has a gradient but its mark is Lost."""
@@ -199,7 +226,9 @@ class Passes:
             kwargs: its keyword arguments.
             out: its result.
         """
-        if self._tape is not None and self._depth == 0 and self._tape.outputs:
+        if self._depth:
+            self._escapes.record(func, args)
+        elif self._tape is not None and self._tape.outputs:
             self._tape.record(func, args, kwargs, out)
 
     def before_backward(
@@ -236,14 +265,39 @@ class Passes:
                 "svag sees, so its gradient belongs to no example; if a mask chose no example, "
                 "leave this mini-batch out, or use svag.micro_batch_variance"
             )
-        if recorder.verification is None or torch._C._current_graph_task_id() != -1:
+        if torch._C._current_graph_task_id() != -1:
             return
-        with torch._C.DisableTorchFunction():
-            if self._tape is not None and len(roots) == 1:
-                self._tape.check(roots[0])
-            self._tape = None
+        tape, self._tape = self._tape, None
+        if tape is not None and (tape.is_new(self.model) or recorder.verification is not None):
+            with torch._C.DisableTorchFunction():
+                for root in roots:
+                    tape.check(root)
+                tape.approve(self.model)
+        if recorder.verification is None:
+            return
         seen = not any(isinstance(where, Lost) for where in states)
         recorder.verification.before_backward(roots, gradients, mode, recorder, seen=seen)
+
+
+class Hook:
+    """A hook that does nothing in copies of the module.
+
+    Args:
+        call: the hook; None for one that does nothing.
+    """
+
+    def __init__(self, call: Call | None = None) -> None:
+        self.call = call
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the hook."""
+        return None if self.call is None else self.call(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Hook":
+        return Hook()
+
+    def __reduce__(self) -> tuple[type["Hook"], tuple[()]]:
+        return Hook, ()
 
 
 def _values(output: Any) -> Sequence[Any]:

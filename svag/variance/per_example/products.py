@@ -10,7 +10,7 @@ from torch import Tensor
 from svag.variance.per_example.contraction import letters, matrix_letters
 from svag.variance.per_example.contributions import Contributions, Einsums, PlacedRows, Products
 from svag.variance.per_example.following import state_of
-from svag.variance.per_example.layers import features_last, positions
+from svag.variance.per_example.layers import conjugate, features_last, positions
 from svag.variance.per_example.operations import Call, Interception
 from svag.variance.per_example.placement import CONSTANT, Layout, Placed
 
@@ -35,6 +35,8 @@ def product(mode: Interception, func: Call, args: Sequence[Any], name: str) -> T
     if len(followed) != 1 or set(followed) & set(batch):
         return None
     mine = followed[0]
+    if any(t.is_complex() for t in given) and not given[mine].is_complex():
+        return None  # the gradient is the real part
     if name in ("matmul", "mm") and mine == 1 and given[1].dim() == 2:
         return _times_matrix(mode, func, *given)
     marks = [mode.where_of(given[n], func) for n in batch]
@@ -48,6 +50,8 @@ def product(mode: Interception, func: Call, args: Sequence[Any], name: str) -> T
         return None
     if not _plain_sizes(given, terms) or len(given) - 1 != len(batch):
         return None
+    if not set(terms[mine]) <= {*result, *"".join(terms[n] for n in batch)}:
+        return None  # the parameter is summed over a dimension of its own
     out = func(*args)
     out_where = where.at(result.index(letter))
     if letter in terms[mine]:
@@ -55,7 +59,8 @@ def product(mode: Interception, func: Call, args: Sequence[Any], name: str) -> T
         rows_of_mine = where.at(terms[mine].index(letter))
 
         def placed(delta: Tensor, *data: Tensor) -> Contributions:
-            return PlacedRows(torch.einsum(equation, delta, *data), rows_of_mine)
+            every = delta, *map(conjugate, data)
+            return PlacedRows(torch.einsum(equation, *every), rows_of_mine)
 
         uses = [(given[mine], placed)]
         return mode.tap(out, [given[n] for n in batch], uses, out_where, observe=True)
@@ -66,7 +71,8 @@ def product(mode: Interception, func: Call, args: Sequence[Any], name: str) -> T
     layouts = [out_where, *marks]
 
     def contracted(delta: Tensor, *data: Tensor) -> Contributions:
-        rows = [w.examples_first(t) for w, t in zip(layouts, (delta, *data), strict=True)]
+        every = delta, *map(conjugate, data)
+        rows = [w.examples_first(t) for w, t in zip(layouts, every, strict=True)]
         return Einsums(equation, rows, given[mine].shape)
 
     uses = [(given[mine], contracted)]
@@ -119,6 +125,6 @@ def _times_matrix(mode: Interception, func: Call, left: Tensor, right: Tensor) -
         output = func(left, mode.given(right, where))
 
     def products(delta: Tensor, data: Tensor) -> Contributions:
-        return Products(positions(data, where), positions(delta, where))
+        return Products(positions(conjugate(data), where), positions(delta, where))
 
     return mode.tap(output, [left], [(right, products)], where)

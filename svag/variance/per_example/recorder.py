@@ -13,7 +13,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,8 @@ from svag.errors import PerExampleError
 from svag.variance.grad_var import attach, is_current
 from svag.variance.per_example.contributions import Contributions, Estimate, Joint
 from svag.variance.per_example.placement import Packed, Placed
-from svag.variance.per_example.pulled_back import PulledBack, WeightNormed
-from svag.variance.per_example.verification import Verification
+from svag.variance.per_example.pulled_back import PulledBack, WeightNorm, WeightNormed
+from svag.variance.per_example.verification import Verification, check_sum
 
 _DERIVED = "_svag_derived"
 
@@ -35,33 +35,41 @@ class Source:
     Attributes:
         params: the parameters.
         leaves: copies of them, at which the graph of ``computed`` starts.
-        computed: the tensor in that graph.
-        weight_norm: ``dim``, if ``computed`` is the weight norm of v and g, the ``params``.
+        compute: returns the tensor in that graph.
+        weight_norm: ``dim``, if it is the weight norm of v and g, the ``params``.
+        is_parameter: whether the tensor is a parameter itself.
     """
 
     params: tuple[nn.Parameter, ...]
     leaves: tuple[Tensor, ...]
-    computed: Tensor
+    compute: Callable[[], Tensor]
     weight_norm: int | None = None
+    is_parameter: bool = False
+
+    @functools.cached_property
+    def computed(self) -> Tensor:
+        """The tensor in the graph that starts at the leaves."""
+        return self.compute()
 
     @property
-    def is_parameter(self) -> bool:
-        """Whether the tensor is a parameter itself."""
-        return self.computed is self.leaves[0]
+    def dtype(self) -> torch.dtype:
+        """Dtype of the computed tensor."""
+        return self.params[0].dtype if self.weight_norm is not None else self.computed.dtype
 
-    def pulled_back(self, contributions: Contributions, leaf: Tensor) -> Contributions:
-        """Return the contributions to a parameter from those to the computed tensor."""
+    def pulled_back(self, contributions: Contributions) -> Sequence[Contributions]:
+        """Return the contributions to each parameter from those to the computed tensor."""
         if self.is_parameter:
-            return contributions
+            return [contributions]
         if self.weight_norm is not None:
             v, g = self.leaves
-            return WeightNormed(contributions, v, g, self.weight_norm, of_length=leaf is g)
-        return PulledBack(contributions, self.computed, leaf)
+            both = WeightNorm(contributions, v, g, self.weight_norm)
+            return [WeightNormed(both, of_length=length) for length in (False, True)]
+        return [PulledBack(contributions, self.computed, leaf) for leaf in self.leaves]
 
 
 def _source_of(param: nn.Parameter) -> Source:
     leaf = param.detach().requires_grad_()
-    return Source((param,), (leaf,), leaf)
+    return Source((param,), (leaf,), lambda: leaf, is_parameter=True)
 
 
 Factory = Callable[..., Contributions]
@@ -130,7 +138,7 @@ class Site:
                 "that belong to examples, or use svag.micro_batch_variance"
             )
         for use in self.uses:
-            dtype = torch.promote_types(use.source.computed.dtype, torch.float32)
+            dtype = torch.promote_types(use.source.dtype, torch.float32)
             values = [t.to(dtype) if t.is_floating_point() else t for t in data]
             contributions = use.make(delta.to(dtype), *values)
             if recorder.verification is not None:
@@ -222,6 +230,7 @@ class Recorder:
         max_bytes: most bytes of per-example gradients at a time.
         kept: names of parameters whose c_k are kept.
         squares: whether to keep sum_k c_k^2 of every parameter.
+        check: whether contributions must add up to the gradient in passes that are not verified.
     """
 
     def __init__(
@@ -230,6 +239,8 @@ class Recorder:
         max_bytes: int,
         kept: Sequence[str] = (),
         squares: bool = False,
+        *,
+        check: bool = True,
     ) -> None:
         named = dict(model.named_parameters())
         self.names = {id(p): name for name, p in named.items() if p.requires_grad}
@@ -243,7 +254,7 @@ class Recorder:
         self.verification: Verification | None = None
         self.silent = self.fixed = False
         self.inside = self.used_outside = False
-        self._squares = squares
+        self._squares, self._adds_up = squares, check
         self.uses: Counter[int] = Counter()
         self.backwards = self.examples = self.calls = 0
         self._sources = {id(p): _source_of(p) for p in self.params}
@@ -268,8 +279,17 @@ class Recorder:
             return None
         if id(tensor) in self.names:
             return self._sources[id(tensor)]
-        recorder, source = getattr(tensor, _DERIVED, (None, None))
-        return source if recorder is self else None
+        recorder, source, version = getattr(tensor, _DERIVED, (None, None, 0))
+        if recorder is not self or source is None:
+            return None
+        if tensor._version != version:
+            names = " and ".join(repr(self.names[id(p)]) for p in source.params)
+            raise PerExampleError(
+                f"a tensor computed from {names} was changed in place where svag does not follow "
+                "it, as through another view of it or without gradients; write it out of place, "
+                "or use svag.micro_batch_variance"
+            )
+        return cast(Source, source)
 
     def replaces(self, source: Source | None) -> bool:
         """Whether a closed form may replace autograd's gradient by its own sum."""
@@ -288,7 +308,11 @@ class Recorder:
 
     def derive(self, tensor: Tensor, source: Source) -> None:
         """Record that ``tensor`` was computed from parameters, as ``source.computed`` was."""
-        setattr(tensor, _DERIVED, (self, source))
+        setattr(tensor, _DERIVED, (self, source, tensor._version))
+
+    def forget(self, tensor: Tensor) -> None:
+        """Record that ``tensor`` is no longer computed from parameters alone."""
+        tensor.__dict__.pop(_DERIVED, None)
 
     def refuse_reentrant(self, site: Site) -> None:
         """Raise if an operation ran forward and backward inside another backward pass."""
@@ -321,10 +345,10 @@ class Recorder:
         self.begin_pass()
         source, counts = use.source, site.counts
         first = self._first.setdefault(site.call, self.backwards)
-        for param, leaf in zip(source.params, source.leaves, strict=True):
+        every = source.pulled_back(contributions)
+        for param, mine in zip(source.params, every, strict=True):
             if first != self.backwards:
                 self._again.add(id(param))
-            mine = source.pulled_back(contributions, leaf)
             if self.verification is not None:
                 self.verification.take(param, mine)
             self._refuse_late(param)
@@ -366,8 +390,7 @@ class Recorder:
             if self.silent:
                 return
             self.begin_pass()
-            if self.verification is not None:
-                self._incoming[key] = grad
+            self._incoming[key] = grad
             if param.grad is not None and is_current(param):
                 self._earlier[key] = param.grad_var  # type: ignore[attr-defined]
 
@@ -435,9 +458,14 @@ class Recorder:
             )
 
     def _check(self, param: Tensor, variance: Tensor | None) -> None:
-        """In a verified pass, compare the contributions with the gradient that arrived."""
+        """Compare the contributions with the gradient that arrived."""
         total = self._totals.pop(id(param), None)
         grad = self._incoming.pop(id(param), None)
-        if self.verification is None or grad is None:
+        if grad is None:
             return
-        self.verification.check(param, self.names[id(param)], grad, total)
+        if self.verification is not None:
+            self.verification.check(param, self.names[id(param)], grad, total)
+        elif self._adds_up and total is not None and variance is not None:
+            if grad.data_ptr() == total.data_ptr():
+                return  # the tap's own sum, to which autograd has added nothing
+            check_sum(self.names[id(param)], grad, total, variance)

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from svag.variance.per_example.following import Operation, elementwise, rule, summed
 from svag.variance.per_example.placement import (
+    CONSTANT,
     IS_PLACED,
     Layout,
     Scattered,
@@ -65,6 +66,24 @@ def _reduced(op: Operation, dims: int) -> list[int] | None:
         if all(type(v) is int for v in rest):
             values = list(rest)
     return [v % dims for v in values] if values else list(range(dims))
+
+
+@rule("searchsorted")
+def _searched(op: Operation) -> Where:
+    """Look numbers up in sorted constants."""
+    values = op.given("input", 1, op.kwargs.get("self"))
+    if not isinstance(values, Tensor) or op.where(op.args[0]) is not CONSTANT:
+        return op.unknown()
+    return elementwise(op, [values])
+
+
+@rule("multinomial")
+def _drawn(op: Operation) -> Where:
+    """Draw from each row of probabilities."""
+    where = op.where(op.inputs[0])
+    if isinstance(where, Layout | Scattered) and where.dim == op.inputs[0].dim() - 1:
+        return op.mixes()
+    return where
 
 
 # --- along one dimension ------------------------------------------------------------------------

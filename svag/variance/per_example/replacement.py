@@ -7,7 +7,7 @@ not permuted, since a mean over the mini-batch does not change under a permutati
 import copy
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from svag.errors import PerExampleError
-from svag.variance.per_example.following import plain_name
+from svag.variance.per_example.operation_names import plain_name
 from svag.variance.per_example.operations import is_composite, unguarded
 from svag.variance.per_example.placement import (
     IS_PLACED,
@@ -43,17 +43,27 @@ class Replacement:
         turn: seed for the choice of the example that replaces the others.
         args: positional arguments of the call, marked.
         kwargs: keyword arguments of the call, marked.
+        early: whether to make the call now; else :meth:`compare_without_dropout` makes it.
     """
 
     def __init__(
-        self, model: nn.Module, module: nn.Module, example: int, turn: int, args: Any, kwargs: Any
+        self,
+        model: nn.Module,
+        module: nn.Module,
+        example: int,
+        turn: int,
+        args: Any,
+        kwargs: Any,
+        *,
+        early: bool = True,
     ) -> None:
         self.model, self.module, self.example = model, module, example
         self.args, self.kwargs = args, kwargs
         self._versions = [t._version for t in tensors_in((*args, *kwargs.values()))]
-        self._state = _Random()
+        self._state = Generators()
+        self._drawn = torch.empty(0)
         self._moved = self._with_others_replaced(turn)
-        self._outputs = None if self._moved is None else self._run(*self._moved)
+        self._outputs = None if self._moved is None or not early else self._run(*self._moved)
 
     def _with_others_replaced(self, turn: int) -> tuple[Any, Any] | None:
         """Return the arguments with all other examples replaced; None if that fails."""
@@ -82,6 +92,7 @@ class Replacement:
                 output = self.module(*args, **kwargs)
             except Exception:  # the module may not accept such examples
                 return None
+            self._drawn = torch.random.get_rng_state()
             return [t.detach() for t in tensors_in(_values(output))]
 
     def compare(self, output: Any) -> None:
@@ -97,12 +108,27 @@ class Replacement:
         if self._versions != [t._version for t in every]:
             return  # the model writes into its inputs, so the call cannot be repeated
         found = self._difference(outputs, [t.detach() for t in outputs], self._outputs)
-        if found is None or self._moved is None:
+        if found is not None:
+            self.compare_without_dropout(output)
+
+    def compare_without_dropout(self, output: Any) -> None:
+        """Make the call twice without dropout, and compare.
+
+        Args:
+            output: output of the original call, marked.
+
+        Raises:
+            PerExampleError: the model mixes examples.
+        """
+        outputs = list(tensors_in(_values(output)))
+        if self._moved is None:
             return
-        plain = self._run(self.args, self.kwargs, dropout=False)
+        plain, drawn = self._run(self.args, self.kwargs, dropout=False), self._drawn
         other = self._run(*self._moved, dropout=False)
-        if plain is None or other is None:
+        if plain is None or other is None or not len(plain) == len(other) == len(outputs):
             return
+        if not torch.equal(drawn, self._drawn):
+            return  # random numbers were drawn for others, too, so this example's changed
         found = self._difference(outputs, plain, other)
         if found is not None:
             raise PerExampleError(
@@ -121,7 +147,7 @@ class Replacement:
                 continue
             if one.shape != two.shape:
                 continue
-            found = _differ(rows_of(one, where, self.example), rows_of(two, where, self.example))
+            found = differ(rows_of(one, where, self.example), rows_of(two, where, self.example))
             if found is not None:
                 return found
         return None
@@ -134,12 +160,14 @@ def others_replaced(tensor: Tensor, where: Placed, example: int, turn: int = 0) 
         tensor: the tensor.
         where: its mark.
         example: the example whose rows stay.
-        turn: seed for the choice of the example that replaces the others.
+        turn: seed for the choice of the example that replaces the others; consecutive numbers
+            choose different ones.
     """
     if isinstance(where, Single):
         return tensor.detach().clone()
     choices = [k for k in range(where.examples) if k != example]
-    donor = random.Random(turn).choice(choices) if len(choices) > 1 else example
+    first = random.Random(turn // 2).randrange(max(1, len(choices)))
+    donor = choices[(first + turn % 2) % len(choices)] if len(choices) > 1 else example
     owners = where.owners(tensor.shape[where.dim])
     order = torch.from_numpy(_donors(owners, example, donor))
     return tensor.detach().index_select(where.dim, order.to(tensor.device))
@@ -168,8 +196,13 @@ def rows_of(tensor: Tensor, where: Placed, example: int) -> Tensor:
     return tensor.index_select(where.dim, row_selector(where, tensor, example))
 
 
-def _differ(before: Tensor, after: Tensor) -> tuple[float, float] | None:
-    """Return the norms of a difference and of the tensor; None if they differ by rounding only."""
+def differ(before: Tensor, after: Tensor) -> tuple[float, float] | None:
+    """Return the norms of a difference and of the tensor; None if they differ by rounding only.
+
+    Args:
+        before: a tensor.
+        after: the tensor to compare.
+    """
     if before.shape != after.shape:
         return float("nan"), float(before.norm())
     if not before.is_floating_point() or not bool(before.isfinite().all()):
@@ -179,7 +212,7 @@ def _differ(before: Tensor, after: Tensor) -> tuple[float, float] | None:
     return None if missing <= _TOLERANCE.get(before.dtype, 5e-2) * size else (missing, size)
 
 
-class _Random:
+class Generators:
     """The states of all generators before a call."""
 
     def __init__(self) -> None:
@@ -191,7 +224,7 @@ class _Random:
     @contextmanager
     def again(self) -> Iterator[None]:
         """Set the generators to these states inside the context, and restore them after it."""
-        now = _Random()
+        now = Generators()
         self._set()
         try:
             yield
@@ -296,101 +329,6 @@ class _NoDropout(TorchFunctionMode):
                 return unguarded(func)(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             return func(*args, **kwargs)
-
-
-class LossTape:
-    """Records the operations after the model, those of the loss, to run them again.
-
-    Targets, and values that the loss computes from them alone, such as the number of tokens, are
-    not replaced.
-
-    Args:
-        example: the example that is not replaced.
-
-    Attributes:
-        outputs: outputs of the model.
-    """
-
-    def __init__(self, example: int) -> None:
-        self.example = example
-        self.outputs: list[Tensor] = []
-        self._tape: list[tuple[Callable[..., Any], Any, Any, Any]] = []
-
-    def record(self, func: Callable[..., Any], args: Any, kwargs: Any, out: Any) -> None:
-        """Record an operation after the model.
-
-        Args:
-            func: the function.
-            args: its positional arguments.
-            kwargs: its keyword arguments.
-            out: its result.
-        """
-        if any(True for _ in tensors_in((out,))) or out is None:
-            self._tape.append((func, args, kwargs, out))
-
-    def check(self, loss: Tensor) -> None:
-        """Run the loss again on the outputs, and on outputs with the other examples replaced.
-
-        Raises:
-            PerExampleError: the gradient at this example's output changed.
-        """
-        outputs = [t for t in self.outputs if isinstance(mark_of(t), IS_PLACED)]
-        if not outputs or not self._tape:
-            return
-        state = _Random()
-        with torch.enable_grad():
-            plain = self._gradients(loss, outputs, [t.detach() for t in outputs], state)
-            moved = [others_replaced(t, self._where(t), self.example) for t in outputs]
-            other = self._gradients(loss, outputs, moved, state)
-        if plain is None or other is None:
-            return
-        for t, a, b in zip(outputs, plain, other, strict=True):
-            where = self._where(t)
-            found = _differ(rows_of(a, where, self.example), rows_of(b, where, self.example))
-            if found is not None:
-                raise PerExampleError(
-                    f"the loss mixes examples: the gradient of its output for example "
-                    f"{self.example} changed by {found[0]:.3g} (of {found[1]:.3g}) when the other "
-                    "examples were replaced, so no example has a gradient of its own. Use "
-                    "svag.micro_batch_variance, whose groups may be mixed inside"
-                )
-
-    def _where(self, tensor: Tensor) -> Placed:
-        where = mark_of(tensor)
-        assert isinstance(where, IS_PLACED)
-        return where
-
-    def _gradients(
-        self, loss: Tensor, outputs: Sequence[Tensor], values: Sequence[Tensor], state: _Random
-    ) -> Sequence[Tensor] | None:
-        """Return the loss's gradients at given outputs; None if some operation was not seen."""
-        fresh = [t.clone().requires_grad_() for t in values]
-        known = {id(t): f.view_as(f) for t, f in zip(outputs, fresh, strict=True)}
-        with state.again():
-            for func, args, kwargs, out in self._tape:
-                self._step(func, args, kwargs, out, known)
-        result = known.get(id(loss))
-        if result is None or not result.requires_grad:
-            return None
-        return torch.autograd.grad(result.sum(), fresh, materialize_grads=True)
-
-    def _step(
-        self,
-        func: Callable[..., Any],
-        args: Any,
-        kwargs: Any,
-        out: Any,
-        known: dict[int, Tensor],
-    ) -> None:
-        """Run one operation again; it writes into copies."""
-        name = getattr(func, "__name__", "")
-        writes = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-        if (writes or name.startswith("__i")) and args and isinstance(args[0], Tensor):
-            target = known.get(id(args[0]), args[0])
-            known[id(args[0])] = target.clone() if target.requires_grad else target.detach().clone()
-        again = func(*replaced(args, known), **replaced(kwargs, known))
-        for old, new in zip(tensors_in((out,)), tensors_in((again,)), strict=False):
-            known[id(old)] = new
 
 
 def _values(output: Any) -> Sequence[Any]:

@@ -22,6 +22,15 @@ def turn_of(model: nn.Module, kind: Hashable) -> int:
     return counts[kind] - 1
 
 
+def forget_passes(model: nn.Module) -> None:
+    """Verify the next pass of every kind, since one was refused.
+
+    Args:
+        model: the model.
+    """
+    _passes.pop(model, None)
+
+
 def kind_of(
     model: nn.Module, module: nn.Module, examples: int, args: Sequence[Any], kwargs: dict[str, Any]
 ) -> Hashable:

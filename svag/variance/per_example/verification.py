@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from svag.errors import PerExampleError
 from svag.variance.per_example.contributions import Contributions, Shared
@@ -19,6 +20,49 @@ from svag.variance.per_example.placement import Placed, Single, row_selector
 
 _RELATIVE = {torch.float64: 1e-8, torch.float32: 1e-3}
 _ROUNDING = {torch.float64: 1e-14, torch.float32: 3e-6}
+
+
+def example_of(turn: int, examples: int) -> int:
+    """Return the example that is compared in a pass: another one in each.
+
+    Args:
+        turn: number of passes before.
+        examples: B, the number of examples.
+    """
+    return random.Random(turn).randrange(examples) if examples else 0
+
+
+def check_sum(name: str, grad: Tensor, total: Tensor, variance: Tensor) -> None:
+    """Compare the sum of the contributions with the gradient, in a pass that is not verified.
+
+    Args:
+        name: name of the parameter.
+        grad: its gradient in this backward pass.
+        total: sum of svag's contributions.
+        variance: the variance of the sum, from which follows how large rounding errors may be.
+
+    Raises:
+        PerExampleError: they differ by more than rounding.
+    """
+    wide = torch.promote_types(torch.float32, grad.dtype)
+    a, b = grad.to(wide), total.to(wide)
+    missing, size = float((a - b).norm()), float(a.norm())
+    narrow = grad.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled("cpu")
+    share = 0.2 if narrow or torch.is_autocast_enabled("cuda") else 0.01
+    if missing <= share * size or not bool(grad.isfinite().all()):
+        return
+    if not missing <= share * (size + float(variance.to(wide).sum().sqrt())):
+        raise PerExampleError(_incomplete(name, missing, size))
+
+
+def _incomplete(name: str, missing: float, size: float) -> str:
+    return (
+        f"{name}: the examples' contributions do not add up to its gradient (a norm of "
+        f"{missing:.3g} of {size:.3g} is missing), so it is used where no operation shows it: in a "
+        "custom autograd.Function, compiled or scripted code, a reentrant checkpoint, or on inputs "
+        "that did not come in by calling the model or a submodule; or a hook changes its gradient. "
+        "Write it with torch operations, or use svag.micro_batch_variance, which needs none of this"
+    )
 
 
 class Grad(Protocol):
@@ -53,8 +97,8 @@ class Verification:
 
     def __init__(self, examples: int, turn: int) -> None:
         self.examples = examples
-        self.example = random.Random(turn).randrange(examples) if examples else 0
-        self._cut: list[tuple[Tensor, Placed]] = []
+        self.example = example_of(turn, examples)
+        self._cut: list[tuple[Tensor | GradientEdge, Placed]] = []
         self._alone: dict[int, Tensor] = {}
         self._mine: dict[int, Tensor] = {}
         self._scales: dict[int, float] = {}
@@ -69,7 +113,7 @@ class Verification:
             if tensor.requires_grad and tensor.is_floating_point():
                 self._computed_in.add(tensor.dtype)
 
-    def cut_at(self, tensor: Tensor, where: Placed) -> None:
+    def cut_at(self, tensor: Tensor | GradientEdge, where: Placed) -> None:
         """Record a tensor at which the gradient of all other examples can be set to 0.
 
         Only one operation may use the tensor, so that its gradient is complete.
@@ -94,7 +138,7 @@ class Verification:
             recorder: the recorder, which ignores this backward pass.
             seen: whether all operations of the loss are known.
         """
-        cut = self._cut if seen else self.outputs
+        cut: Sequence[tuple[Tensor | GradientEdge, Placed]] = self._cut if seen else self.outputs
         self._alone.clear()
         self._ran = bool(cut) and (seen or not recorder.used_outside)
         if not self._ran:
@@ -121,7 +165,7 @@ class Verification:
     def _go_back(
         self,
         autograd: Grad,
-        tensors: list[Tensor],
+        tensors: list[Tensor | GradientEdge],
         grads: list[Tensor],
         params: Sequence[nn.Parameter],
     ) -> None:
@@ -176,14 +220,7 @@ class Verification:
         total = torch.zeros_like(grad) if total is None else total
         missing, bound = self._difference(param, grad, total)
         if not missing <= bound and bool(grad.isfinite().all()):
-            raise PerExampleError(
-                f"{name}: the examples' contributions do not add up to its gradient (a "
-                f"norm of {missing:.3g} of {float(grad.norm()):.3g} is missing), so it is used "
-                "where no operation shows it: in a custom autograd.Function, compiled or scripted "
-                "code, a reentrant checkpoint, an assignment x[...] = p, or on inputs that did not "
-                "come in by calling the model or a submodule. Write it with torch operations, or "
-                "use svag.micro_batch_variance, which needs none of this"
-            )
+            raise PerExampleError(_incomplete(name, missing, float(grad.norm())))
         alone = self._alone.pop(id(param), None)
         mine = self._mine.pop(id(param), None)
         if not self._ran:

@@ -148,6 +148,8 @@ def _added(op: Operation, target: Tensor, dim: int, index: Tensor, values: Tenso
     where, given = op.where(target), op.where(values)
     if given is CONSTANT and isinstance(where, IS_PLACED):
         return where
+    if given is CONSTANT and isinstance(op.where(index), Layout | Scattered):
+        given = op.where(index).at(dim)  # type: ignore[union-attr]
     known = isinstance(where, IS_PLACED) or where is CONSTANT
     if not known or not isinstance(given, IS_PLACED) or index.dim() != 1:
         return op.unknown()
