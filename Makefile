@@ -19,7 +19,7 @@ test-fast: $(VENV)/dev.installed
 test-jax:
 	$(PYTHON) -m venv $(VENV)-jax
 	$(VENV)-jax/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,dev,jax]' flax
-	$(VENV)-jax/bin/python -m pytest tests/svag_jax tests/bench/test_jax_step.py
+	$(VENV)-jax/bin/python -m pytest tests/svag_jax tests/bench/test_jax_step.py tests/test_names_elsewhere.py tests/test_docs.py
 
 # The oldest torch that is claimed, one between and the newest: gigabytes each, and half an hour.
 # `make test-versions PYTHON=python3.13` tries another Python.
