@@ -48,7 +48,13 @@ def dissect(
     lr: Annotated[
         float | None, typer.Option(help="Its step size; by default the method's own.")
     ] = None,
-    budget: Annotated[str, typer.Option(help="Time for everything: 90s, 5m, 1h.")] = "5m",
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Time for everything: 90s, 5m, 1h; 5m by default, 50s for a small model.",
+            show_default=False,
+        ),
+    ] = None,
     draws: Annotated[
         int | None,
         typer.Option(min=3, help="Draws of each direction; the budget decides by default."),
@@ -109,7 +115,7 @@ def dissect(
     planned = steps or task.steps
     plan = Plan(
         methods=tuple(entrant(text) for text in dict.fromkeys(split(methods))),
-        budget=seconds_of(budget),
+        budget=None if budget is None else seconds_of(budget),
         draws=draws,
         variants=variants,
         steps=planned,

@@ -14,8 +14,7 @@ from svag.errors import InvalidOption
 SHARES: Final = {"directions": 0.42, "race": 0.36, "curvature": 0.12, "variants": 0.08}
 """Shares of the time, in the order in which they are spent."""
 
-DEFAULT: Final = 300.0
-"""Seconds of a dissection."""
+_DEFAULT, _DEFAULT_OF_SMALL, _SMALL = 300.0, 50.0, 100_000
 
 _UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _LEAST = 1.0
@@ -36,6 +35,19 @@ def seconds_of(text: str | float) -> float:
     if not _LEAST <= seconds < float("inf"):
         raise InvalidOption(f"budget={text!r}: give a time of a second or more, such as 90s or 5m")
     return seconds
+
+
+def default_seconds(parameters: int) -> float:
+    """Return the time of a dissection that none is given for: less for a small model.
+
+    Args:
+        parameters: number of trained parameters.
+
+    Example:
+        >>> default_seconds(20_000), default_seconds(3_000_000)
+        (50.0, 300.0)
+    """
+    return _DEFAULT_OF_SMALL if parameters < _SMALL else _DEFAULT
 
 
 class Budget:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from svag.analysis.contrasts import ADAPTATION, SIGN
 from svag.anatomy import PAPER_METHODS
 from svag.diagnosis import conclusion as conclusions
-from svag.diagnosis.budget import DEFAULT, Budget, seconds_of
+from svag.diagnosis.budget import Budget, default_seconds, seconds_of
 from svag.diagnosis.curvature.summary import KeptDirections, curvature_rows
 from svag.diagnosis.directions import Track
 from svag.diagnosis.findings import Dissection, Setting, StepEffect, refuse_folder
@@ -56,7 +56,7 @@ def dissect(
     batch_loss: BatchLoss | None = None,
     optimizer: Optimizer | None = None,
     methods: Sequence[str] = PAPER_METHODS,
-    budget: float | str = DEFAULT,
+    budget: float | str | None = None,
     draws: int | None = None,
     steps: int | None = None,
     longest: int | None = None,
@@ -86,7 +86,8 @@ def dissect(
         methods: what to dissect, as ``svag methods`` lists them; an optimizer of any package is
             ``package.module.name``.
         budget: time, in seconds or as ``"90s"``, ``"5m"``: directions and step sizes first
-            (42 %), then the race (36 %), the curvature (12 %), and variants (8 %).
+            (42 %), then the race (36 %), the curvature (12 %), and variants (8 %). None is 5
+            minutes, or 50 seconds for a model with fewer than 100,000 parameters.
         draws: number of draws of each direction, so that the result does not depend on the
             machine's speed; by default the budget decides, 6 to 48.
         steps: length of the training that is planned. The step sizes that are suggested for sign
@@ -122,7 +123,7 @@ def dissect(
     entrants = tuple(entrant(text) for text in dict.fromkeys(methods))
     plan = Plan(
         methods=entrants,
-        budget=seconds_of(budget),
+        budget=None if budget is None else seconds_of(budget),
         draws=draws,
         steps=steps,
         longest=longest,
@@ -223,7 +224,7 @@ class _Work:
         self, objective: Objective, batches: Iterable[Any], plan: Plan, progress: Progress
     ) -> None:
         self._objective, self._plan, self._progress = objective, plan, progress
-        self._budget = Budget(plan.budget, plan.spent)
+        self._budget = Budget(plan.budget or default_seconds(objective.size), plan.spent)
         self._sampling = Sampling(objective, batches, reorder=True)
         self._held = self._hold()
         self._loss = objective.check(self._held[0])
@@ -364,7 +365,7 @@ class _Work:
             methods=tuple(one.key for one in plan.methods),
             cells=plan.cells,
             device=str(objective.device),
-            budget=plan.budget,
+            budget=self._budget.seconds,
             seconds=0.0,
             loss=self._loss,
             gradients=base.gradients,

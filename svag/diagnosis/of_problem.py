@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from svag.diagnosis.budget import Budget
+from svag.diagnosis.budget import Budget, default_seconds
 from svag.diagnosis.dissect import Progress, carry_out, conclude
 from svag.diagnosis.findings import Dissection, Setting
 from svag.diagnosis.objective import Objective
@@ -216,27 +216,28 @@ def _race_alone(
             f"{problem.name!r} has a training step of its own, so there is only a race, from "
             "initialisation; leave --after and --at away"
         )
-    clock = Budget(plan.budget, plan.spent)
+    session = Session(problem, data, replace(base, method="sgd"))
+    parameters = sum(p.numel() for p in session.model.parameters() if p.requires_grad)
+    clock = Budget(plan.budget or default_seconds(parameters), plan.spent)
     trainer = _Sessions(problem, data, base)
     starts = {one.key: one.lr for one in plan.methods}
     race = Race(trainer, plan.most_raced).run(
         plan.methods,
         starts,
-        seconds=plan.budget - plan.spent,
+        seconds=clock.seconds - plan.spent,
         progress=lambda s: progress("race", s),
     )
-    session = Session(problem, data, replace(base, method="sgd"))
     found = Dissection(
         Setting(
             problem=problem.name,
             step=0,
             planned=plan.steps,
-            parameters=sum(p.numel() for p in session.model.parameters() if p.requires_grad),
+            parameters=parameters,
             batch_size=base.batch_size,
             methods=tuple(one.key for one in plan.methods),
             cells=plan.cells,
             device=str(session.device),
-            budget=plan.budget,
+            budget=clock.seconds,
             seconds=round(clock.spent, 1),
             loss=race.start_loss,
             gradients=0,

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from svag.diagnosis.budget import DEFAULT
 from svag.diagnosis.of_optimizer import States
 from svag.entrants import Entrant
 
@@ -16,7 +15,7 @@ class Plan:
 
     Attributes:
         methods: the methods.
-        budget: seconds for everything.
+        budget: seconds for everything; None for what :func:`default_seconds` says.
         spent: seconds of the budget that are spent already.
         draws: number of draws of each direction; None lets the budget decide.
         steps: length of the training that is planned; None if not known.
@@ -30,7 +29,7 @@ class Plan:
     """
 
     methods: tuple[Entrant, ...]
-    budget: float = DEFAULT
+    budget: float | None = None
     spent: float = 0.0
     draws: int | None = None
     steps: int | None = None

@@ -27,7 +27,7 @@ from svag.lab.search import StepSizes
 _LEAST_STEPS = 10
 _LEAST_GROWTH, _MOST_GROWTH = 1.5, 6.0
 _ROUNDS = 4
-_FIRST, _LATER, _LAST = 5.0, 3.5, 8.0
+_FIRST, _LATER, _LAST = 5.0, 3.5, 15.0
 """Trainings of a method in the first round, each later one, and the last, on average."""
 _SHARE_OF_FIRST = 0.2
 _MOST_UP, _MOST_DOWN = 9, 5
