@@ -150,6 +150,7 @@ def carry_out(
 ) -> Dissection:
     """Dissect an objective according to a plan; everything is restored afterwards."""
     _check(plan)
+    plan = plan.checked()
     with generators_kept(batches), objective.parameters_kept(), objective.dissected():
         seed_everything(plan.seed)
         return _Work(objective, batches, plan, progress).findings()
@@ -164,7 +165,6 @@ def _check(plan: Plan) -> None:
                 f"{one.key!r}: weight decay that is added to the gradient belongs to the loss, the "
                 "same for all methods; leave it out, or make it decoupled"
             )
-    plan.check()
 
 
 def conclude(found: Dissection) -> conclusions.Conclusion:

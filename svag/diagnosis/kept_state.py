@@ -76,9 +76,9 @@ class KeptState:
         finally:
             for module, name, param in self._parameters:
                 module._parameters[name] = param
-            for param, value in kept:
-                if not torch.equal(param, value):
-                    param.copy_(value)
+            for frozen, value in kept:
+                if not torch.equal(frozen, value):
+                    frozen.copy_(value)
 
     def replaced(self) -> str | None:
         """Return the name of a parameter that is no longer the one that it was."""

@@ -115,7 +115,7 @@ class Objective:
         self._precision, self._carries = precision, carries
         self.decays = [float((weight_decay or {}).get(n, 0.0)) for n in named]
         self._state = KeptState(model)
-        self._writes = False
+        self._writes = self._differentiates = False
         self._theta: list[Tensor] = []
 
     @property
@@ -160,12 +160,12 @@ class Objective:
             )
         return self._penalised(loss.reshape(())), outputs
 
-    @torch.no_grad()
     def loss(self, batch: Batch) -> float:
         """Return the loss of a batch at the parameters as they are; it may be inf or NaN."""
-        value, _ = self.graph(batch)
+        with torch.set_grad_enabled(self._differentiates):
+            value, _ = self.graph(batch)
         self.restore()
-        return float(value)
+        return float(value.detach())
 
     def gradient(self, batch: Batch) -> float:
         """Leave the gradient of a batch in ``p.grad``, and return the loss."""
@@ -251,7 +251,7 @@ class Objective:
             InvalidOption: it depends on trainable parameters that are not the model's.
         """
         with self._state.watching(self.model):
-            first = self.loss(batch)
+            first = self._first_loss(batch)
         with torch.enable_grad():
             values = []
             for _ in range(2):
@@ -272,6 +272,15 @@ class Objective:
             )
         _agree(first, second)
         return first
+
+    def _first_loss(self, batch: Batch) -> float:
+        """Return a loss, with its graph from now on if it has derivatives in it."""
+        try:
+            return self.loss(batch)
+        except RuntimeError:  # torch.autograd.grad has no graph, as of a gradient penalty
+            self._differentiates = True
+        self.restore()
+        return self.loss(batch)
 
     def check_again(self, batch: Batch, before: float) -> None:
         """Refuse a loss that has drifted since :meth:`check`, at the parameters as they were.

@@ -72,9 +72,7 @@ def decays_of(model: nn.Module, optimizer: Optimizer) -> dict[str, float]:
 def _fits(average: object, param: Tensor) -> bool:
     """Whether an average is one of a parameter's gradient: not blocks of it, nor 8-bit codes."""
     return (
-        isinstance(average, Tensor)
-        and average.shape == param.shape
-        and average.is_floating_point()
+        isinstance(average, Tensor) and average.shape == param.shape and average.is_floating_point()
     )
 
 

@@ -1,7 +1,7 @@
 """What a dissection is to measure, and within which time."""
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from svag.diagnosis.budget import DEFAULT
 from svag.diagnosis.of_optimizer import States
@@ -10,6 +10,8 @@ from svag.errors import InvalidOption
 
 _CELLS = ("m-sgd", "m-svag", "m-ssd", "adam")
 _SHARE_RACED, _LEAST_RACED = 5, 20
+_POSITIVE = "give an integer of 1 or more"
+_SEED = "give an integer from -2^63 to 2^64 - 1"
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,18 @@ class Plan:
     step: int | None = None
     seed: int = 0
 
-    def check(self) -> None:
-        """Refuse numbers outside their sets.
+    def checked(self) -> "Plan":
+        """Return the plan with Python's integers for NumPy's.
 
         Raises:
-            InvalidOption: as said.
+            InvalidOption: a number is outside its set.
         """
-        if self.draws is not None:
-            _refuse_unless_whole("draws", self.draws, 3, "an interval takes 3 or more")
-        if self.steps is not None:
-            _refuse_unless_whole("steps", self.steps, 1, "give an integer of 1 or more")
-        if self.longest is not None:
-            _refuse_unless_whole("longest", self.longest, 1, "give an integer of 1 or more")
-        _refuse_unless_whole("seed", self.seed, -(2**63), "give an integer below 2^64", 2**64 - 1)
+        least = {"draws": (3, "an interval takes 3 or more")}
+        found: dict[str, int] = {"seed": _whole("seed", self.seed, -(2**63), _SEED, 2**64 - 1)}
+        for name in ("draws", "steps", "longest"):
+            if (value := getattr(self, name)) is not None:
+                found[name] = _whole(name, value, *least.get(name, (1, _POSITIVE)))
+        return replace(self, **found)  # type: ignore[arg-type]
 
     @property
     def most_raced(self) -> int | None:
@@ -78,13 +79,12 @@ class Plan:
         return tuple(found) if len(found) == len(_CELLS) else ()
 
 
-def _refuse_unless_whole(
-    name: str, value: object, least: int, remedy: str, most: float = float("inf")
-) -> None:
-    """Raise InvalidOption unless a value is an integer within bounds."""
+def _whole(name: str, value: object, least: int, remedy: str, most: float = float("inf")) -> int:
+    """Return an integer within bounds, or raise InvalidOption."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         number = least - 1
     if isinstance(value, bool) or not least <= number <= most:
         raise InvalidOption(f"{name}={value!r}: {remedy}")
+    return number

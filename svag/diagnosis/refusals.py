@@ -11,14 +11,14 @@ from svag.diagnosis.kept_state import is_expanded
 from svag.errors import InvalidOption
 
 
-def refuse_arguments(methods: object, optimizer: object, progress: object) -> None:
+def refuse_arguments(methods: Iterable[object], optimizer: object, progress: object) -> None:
     """Refuse methods that are no names, and an optimizer or a callback that is none.
 
     Raises:
         InvalidOption: as said.
     """
     names = isinstance(methods, Iterable) and not isinstance(methods, str)
-    if not names or not all(isinstance(one, str) for one in methods):  # type: ignore[attr-defined]
+    if not names or not all(isinstance(one, str) for one in methods):
         raise InvalidOption(
             f"methods={methods!r:.60} is no sequence of names; give some of those that "
             "'svag methods' lists, such as methods=('m-sgd', 'adam', 'torch.optim.SGD')"

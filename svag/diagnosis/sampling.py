@@ -128,7 +128,6 @@ class Sampling:
             "give something that can, such as a DataLoader, or a generator without end"
         )
 
-
     def _refuse_refilled(self, content: Any) -> None:
         """Refuse a batch in the tensors of the one before, as that one is overwritten then."""
         for tensor, version in self._last.values():
