@@ -61,7 +61,8 @@ class Averages:
         self.optimizer = _unwrapped(optimizer)
         self.anatomy = _anatomy_of(self.optimizer)
         self._names = {id(param): name for name, param in names or ()}
-        self._coordinates, self._seed = coordinates, seed
+        self._coordinates = None if coordinates is None else int(coordinates)
+        self._seed = int(seed)
         self._chosen: dict[int, tuple[int, Tensor]] = {}
 
     @property
