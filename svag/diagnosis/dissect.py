@@ -236,7 +236,7 @@ class _Work:
         noise = NoiseSummary(self._objective, self._sampling.batch_size)
         base = self._measure([Track()], "directions", noise)
         tables = {one.key: one for one in base.decreases}
-        self._skipped += [f"{key}: its direction is 0" for _, key in base.still]
+        self._skipped += [f"{key}: its direction is {what}" for _, key, what in base.still]
         improvements = self._improvements(base.decreases)
         of_step = self._effects("plain", tables)
         found = Dissection(self._setting(base), noise.rows(), improvements)

@@ -102,6 +102,19 @@ def test_averages_of_another_shape_are_no_start():
     assert states_of(Adam(nn.Linear(6, 2).parameters()), [entrant("adam")]) == {}
 
 
+def test_a_direction_that_is_not_finite_is_named(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "import torch\n"
+        "class Wild(torch.optim.SGD):\n"
+        "    def step(self):\n"
+        "        for param in self.param_groups[0]['params']:\n"
+        "            param.data.fill_(float('nan'))\n"
+    )
+    found = dissected(methods=("m-sgd", f"{path}:Wild"))
+    assert found.skipped[0].endswith("Wild: its direction is not finite")
+
+
 def test_a_trainable_tensor_that_is_no_parameter_is_refused_and_gets_no_gradient():
     temperature = torch.ones((), requires_grad=True)
     with pytest.raises(InvalidOption, match=r"trainable tensor of shape \(\) that is not among"):
