@@ -1,9 +1,9 @@
-# Two commands are all a fresh clone needs: `make demo` and `make test`.
+# Two commands are all a fresh clone needs: `make demo` and `make test`. `make docs` builds the site.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast test-jax test-versions test-integrations check release
+.PHONY: demo test test-fast test-jax test-versions test-integrations check docs linkcheck release
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/lab.installed
@@ -19,7 +19,7 @@ test-fast: $(VENV)/dev.installed
 test-jax:
 	$(PYTHON) -m venv $(VENV)-jax
 	$(VENV)-jax/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,dev,jax]' flax
-	$(VENV)-jax/bin/python -m pytest tests/svag_jax tests/bench/test_jax_step.py
+	$(VENV)-jax/bin/python -m pytest tests/svag_jax tests/bench/test_jax_step.py tests/test_names_elsewhere.py tests/test_docs.py
 
 # The oldest torch that is claimed, one between and the newest: gigabytes each, and half an hour.
 # `make test-versions PYTHON=python3.13` tries another Python.
@@ -48,6 +48,15 @@ check: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Warnings are errors; nothing is downloaded while it builds. Open build/site/index.html.
+docs: $(VENV)/docs.installed
+	$(BIN)/sphinx-build -W --keep-going -j auto docs build/site
+	$(BIN)/python docs/check_links.py build/site
+
+# Asks every address that the pages link to, so it needs the network.
+linkcheck: $(VENV)/docs.installed
+	$(BIN)/sphinx-build -b linkcheck -D plot_gallery=0 docs build/linkcheck
+
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "svag needs Python 3.11 or newer; make PYTHON=python3.12 names one")'
 	$(PYTHON) -m venv $(VENV)
@@ -58,4 +67,8 @@ $(VENV)/lab.installed: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/dev.installed: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,dev]'
+	touch $@
+
+$(VENV)/docs.installed: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@

@@ -51,8 +51,8 @@ import svag.trackers.mlflow_store, svag.trackers.tensorboard_files, svag.tracker
 }
 """What is run after the installation of each extra; without an extra for the name ``""``."""
 
-LEFT_OUT = ("all", "dev")
-"""Extras that only join others, or that ``make test`` tries."""
+LEFT_OUT = ("all", "dev", "docs")
+"""Extras that only join others, or that ``make test`` and ``make docs`` try."""
 
 
 def run(*words: str | Path, where: Path = ROOT) -> None:

@@ -48,6 +48,11 @@ class Anatomy:
     Raises:
         InvalidOption: a value is outside its set, or ``relative_variance="raw"`` is combined with
             ``variance="within-batch"``.
+
+    Example:
+        >>> row = Anatomy("momentum", sign=True, factor="erf")
+        >>> str(row), row.buffers
+        ('sign(m) * erf(1/sqrt(2 rho s/m^2))', ('exp_avg', 'exp_avg_sq'))
     """
 
     direction: Direction = "gradient"
@@ -71,7 +76,7 @@ class Anatomy:
 
     @property
     def adapted(self) -> bool:
-        """Whether the update is variance-adapted: has a factor other than 1."""
+        """Whether the update is variance-adapted, that is, has a factor other than 1."""
         return self.factor != "none"
 
     @property

@@ -1,13 +1,15 @@
-"""What the documents show works: examples in docstrings and in the README, files in examples/."""
+"""What the documents show works: examples in docstrings and on pages, files in examples/."""
 
 import doctest
 import importlib
 import pkgutil
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
 import svag
 from svag import METHODS
@@ -19,7 +21,8 @@ MODULES = sorted(m.name for m in pkgutil.walk_packages(svag.__path__, "svag."))
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
-def test_docstring_examples(name: str) -> None:
+def test_docstring_examples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # some read results/
     if name == "svag.jax":
         pytest.importorskip("optax", reason="svag.jax needs jax and optax: pip install 'svag[jax]'")
     assert doctest.testmod(importlib.import_module(name)).failed == 0
@@ -34,20 +37,18 @@ def test_every_method_has_an_example_and_its_equation() -> None:
 
 
 PAGES = {
-    page: (ROOT / page).read_text()
+    str(page.relative_to(ROOT)): page.read_text()
     for page in (
-        "README.md",
-        "docs/recipes.md",
-        "docs/problems.md",
-        "docs/from-adam.md",
-        "docs/monitor.md",
-        "docs/dissect.md",
-        "docs/jax.md",
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "docs" / "reference").glob("*.md")),
     )
 }
+ELSEWHERE = {"docs/trainers.md"}
+"""Pages whose code another test runs: ``tests/integrations/test_page.py``."""
 BLOCKS = [
     (page, block)
-    for page in PAGES
+    for page in sorted(PAGES.keys() - ELSEWHERE)
     for block in re.findall(r"```python\n(.*?)```", PAGES[page], re.S)
 ]
 
@@ -57,6 +58,11 @@ def test_python_on_pages_runs(page: str, block: str) -> None:
     if "jax" in block:
         pytest.importorskip("optax", reason="svag.jax needs jax and optax: pip install 'svag[jax]'")
     exec(compile(block, page, "exec"), {})
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/reference/")])
+def test_examples_of_constants(page: str) -> None:
+    assert doctest.testfile(str(ROOT / page), module_relative=False).failed == 0
 
 
 def test_files_that_the_architecture_names_exist() -> None:
@@ -87,10 +93,10 @@ def test_readme_commands_exist() -> None:
     assert re.findall(r"^make .*$", ci, re.M) == ["make test"]
 
 
-def test_readme_shows_p1_as_recorded() -> None:
+def test_the_page_on_performance_shows_p1_as_recorded() -> None:
     folder = ROOT / "results" / "paper-step-sizes" / "fmnist-2c2d"
     analysis = analyse(folder)
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "performance.md").read_text()
     for row in rows(analysis).values():
         cells = (row.name, row.lr, str(row.n), row.final["test_accuracy"], row.final["train_loss"])
         assert re.search(r"^    " + r"\s+".join(map(re.escape, cells)), text, re.M), row.name
@@ -100,3 +106,31 @@ def test_the_page_on_both_estimates_is_what_the_records_say() -> None:
     page = ROOT / "docs" / "within_batch.md"
     script = runpy.run_path(str(ROOT / "docs" / "make_within_batch.py"))
     assert page.read_text() == script["page"]()
+
+
+COMMANDS = [
+    (page, command)
+    for page, text in PAGES.items()
+    for command in [
+        *re.findall(r"^ {4,}(?:\.venv/bin/)?(svag (?:[^\n]*\\\n)*[^\n]*)$", text, re.M),
+        *re.findall(r"`(svag [a-z][^`]*)`", text),
+    ]
+]
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_commands_on_pages_have_options_that_exist(page: str, command: str) -> None:
+    from svag.cli import app
+
+    words = shlex.split(command.replace("\\\n", " "), comments=True)[1:]
+    found = typer.main.get_command(app)
+    while words and words[0] in getattr(found, "commands", {}):
+        found = found.commands[words.pop(0)]
+    assert not hasattr(found, "commands"), f"no command {words[0]!r}"
+    found.make_parser(found.context_class(found)).parse_args([*words, "VALUE"])
+
+
+def test_the_pages_show_commands_and_misspelt_ones_would_be_found() -> None:
+    assert len(COMMANDS) > 30
+    with pytest.raises(Exception, match="budgets"):
+        test_commands_on_pages_have_options_that_exist("", "svag compare digits --budgets full")

@@ -18,7 +18,7 @@ FILES = (
     *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile"),
     *("README.md", "constraints.txt", "pyproject.toml"),
 )
-MADE = ("__pycache__", ".claim", "*.egg-info")
+MADE = ("__pycache__", ".claim", "*.egg-info", "gallery_pages", "explorer", "names")
 
 
 @pytest.fixture(scope="module")

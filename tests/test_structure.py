@@ -52,11 +52,12 @@ FLOORS = (
         "svag.variance.per_example.recurrent_backward",
     ),
     (
-        "svag.variance.per_example.owners",
+        "svag.variance.per_example.marks",
         "svag.variance.per_example.operation_names",
         "svag.variance.per_example.moments",
         "svag.variance.per_example.schedule",
     ),
+    ("svag.variance.per_example.owners",),
     ("svag.variance.per_example.following",),
     ("svag.variance.rescaling",),
     (
@@ -78,6 +79,8 @@ FLOORS = (
         "svag.variance.per_example.pulled_back",
         "svag.variance.per_example.verification",
     ),
+    ("svag.variance.per_example.sources",),
+    ("svag.variance.per_example.taps",),
     ("svag.variance.per_example.recorder",),
     ("svag.variance.per_example.derived",),
     ("svag.variance.per_example.operations",),

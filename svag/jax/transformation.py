@@ -36,6 +36,14 @@ class ScaleByAnatomyState(NamedTuple):
         nu: of squared gradients.
         nu_max: the largest ``nu`` so far, element by element (``amsgrad``).
         mu_var: variance of ``mu``, from variances within mini-batches.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> import svag.jax as sj
+        >>> from svag import METHODS
+        >>> state = sj.scale_by_anatomy(METHODS["m-ssd"].anatomy).init(jnp.ones(2))
+        >>> int(state.count), state.mu.shape, state.nu is None
+        (0, (2,), True)
     """
 
     count: Any

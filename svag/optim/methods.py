@@ -211,8 +211,9 @@ class Adam(Dissected):
         eps: added to sqrt(v).
         weight_decay: coefficient of the L2 term, or of the decoupled shrinkage.
         amsgrad: use the largest v~ so far.
-        foreach, maximize, capturable, differentiable, fused, state_dtype, stochastic_rounding,
-            seed: see :class:`svag.optim.options.Options`.
+        foreach, maximize, capturable, differentiable, fused: as in
+            :class:`svag.optim.options.Options`.
+        state_dtype, stochastic_rounding, seed: likewise.
         decoupled_weight_decay: AdamW's weight decay.
 
     Example:

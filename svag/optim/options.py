@@ -14,21 +14,27 @@ from svag.errors import ConflictingOptions, InvalidOption, UnknownOption, neares
 class Options(TypedDict, total=False):
     """Keywords that every optimizer of the family takes.
 
-    ``weight_decay``: coefficient lambda, added to the gradient as lambda * parameter, or, with
-    ``decoupled_weight_decay``, taken off the parameter as lr * lambda * parameter.
-    ``maximize``: ascend. ``fused``: update each element once, in one pass over memory: by the
-    fused engine (True), wherever there is one (None), or not (False). ``foreach``: operate on
-    lists (True), tensor by tensor (False), or by the fused engine, else as is faster (None).
-    ``capturable``: keep steps and their arithmetic on the device, for CUDA graphs.
-    ``differentiable``: let autograd see the step. No engine writes to a gradient: where a fused
-    step divides by a ``GradScaler``'s scale itself, ``p.grad`` stays scaled, unlike in torch.
+    No engine writes to a gradient: where a fused step divides by a ``GradScaler``'s scale itself,
+    ``p.grad`` stays scaled, unlike in torch.
 
-    ``state_dtype``: dtype of the moving averages, ``torch.bfloat16`` or ``torch.float32``, of
-    parameters in float32 or half precision; None is the parameter's own. Averages kept in
-    bfloat16 by this option are rounded stochastically, so that small increments count on average.
-    ``stochastic_rounding``: round bfloat16 parameters, and their bfloat16 averages, so as well.
-    ``seed``: of the noise, which depends on it, the step, the parameter's place and the element
-    alone: a run can be repeated and resumed to the bit.
+    Attributes:
+        weight_decay: coefficient lambda, added to the gradient as lambda * parameter, or, with
+            ``decoupled_weight_decay``, taken off the parameter as lr * lambda * parameter.
+        decoupled_weight_decay: AdamW's weight decay instead of the L2 term.
+        maximize: ascend.
+        foreach: operate on lists (True), tensor by tensor (False), or by the fused engine, else as
+            is faster (None).
+        fused: update each element once, in one pass over memory: by the fused engine (True),
+            wherever there is one (None), or not (False).
+        capturable: keep steps and their arithmetic on the device, for CUDA graphs.
+        differentiable: let autograd see the step.
+        state_dtype: dtype of the moving averages, ``torch.bfloat16`` or ``torch.float32``, of
+            parameters in float32 or half precision; None is the parameter's own. Averages kept in
+            bfloat16 by this option are rounded stochastically, so that small increments count on
+            average.
+        stochastic_rounding: round bfloat16 parameters, and their bfloat16 averages, so as well.
+        seed: of the noise, which depends on it, the step, the parameter's place and the element
+            alone: a run can be repeated and resumed to the bit.
     """
 
     weight_decay: float

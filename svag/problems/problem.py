@@ -35,6 +35,11 @@ class Split:
     Attributes:
         inputs: what the model takes.
         targets: what the loss compares its outputs with.
+
+    Example:
+        >>> split = Split(torch.zeros(5, 3), torch.arange(5))
+        >>> len(split), split.take(slice(2)).targets
+        (5, tensor([0, 1]))
     """
 
     inputs: Nested
@@ -112,7 +117,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A training and a test split, held in memory."""
+    """A training and a test split, held in memory.
+
+    Example:
+        >>> data = Data(train=Split(torch.zeros(8, 3), torch.zeros(8)),
+        ...             test=Split(torch.zeros(2, 3), torch.zeros(2)))
+        >>> len(data.train), len(data.test)
+        (8, 2)
+    """
 
     train: Split
     test: Split
@@ -192,6 +204,14 @@ class Problem:
 
     Raises:
         InvalidOption: a value is outside its set.
+
+    Example:
+        >>> split = Split(torch.rand(20, 3), torch.arange(20) % 2)
+        >>> problem = Problem(name="coin", description="", model=lambda: nn.Linear(3, 2),
+        ...                   load=lambda data_dir: Data(split, split),
+        ...                   batch_size=4, steps=100, quick_steps=10)
+        >>> problem.judged_by(problem.load(None)).name
+        'accuracy'
     """
 
     name: str

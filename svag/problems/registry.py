@@ -71,6 +71,11 @@ def load(problem: Problem, data_dir: Path | None = None) -> Data:
     Raises:
         DataError: a data set is missing or damaged.
         ProblemError: the problem's ``load`` function raised or returned something else.
+
+    Example:
+        >>> data = load(get("digits"))
+        >>> tuple(data.train.inputs.shape), len(data.test)
+        ((1297, 1, 8, 8), 500)
     """
     if data_dir is not None and not data_dir.is_dir():
         raise DataError(

@@ -44,6 +44,14 @@ def supervised(loss: Loss, precision: Context = plain, variance: Context = plain
         precision: returns a context for the forward pass, such as autocast.
         variance: returns a context for the forward and the backward pass, such as
             ``within_batch_variance``.
+
+    Example:
+        >>> import torch
+        >>> model, loss = torch.nn.Linear(2, 1), torch.nn.functional.mse_loss
+        >>> batches = iter([(torch.ones(4, 2), torch.ones(4, 1))])
+        >>> step = supervised(loss)
+        >>> bool(step(model, batches, [torch.optim.SGD(model.parameters(), 0.1)]) >= 0)
+        True
     """
 
     def step(model: nn.Module, batches: Batches, optimizers: Sequence[Optimizer]) -> Tensor:

@@ -30,6 +30,14 @@ def write(
     Raises:
         RecordError: the folder or a file in it cannot be written.
         InvalidOption: the target is not a value that the metric can have.
+
+    Example:
+        >>> import tempfile
+        >>> from svag.analysis.study import analyse
+        >>> records = Path("results/paper-step-sizes/fmnist-2c2d")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write(analyse(records), Path(folder), records).name
+        'report.html'
     """
     place = PagePlace(directory, directory if records is None else records, target=target)
     return _written([analysis], directory, lambda: page(analysis, place))
@@ -48,6 +56,17 @@ def write_several(several: Several, directory: Path, records: Sequence[Path]) ->
 
     Raises:
         RecordError: the folder or a file in it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from svag.analysis.several import together
+        >>> from svag.analysis.study import analyse
+        >>> names = "within-batch/digits", "paper-step-sizes/fmnist-2c2d"
+        >>> folders = [Path("results", name) for name in names]
+        >>> found = together([analyse(folder) for folder in folders])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_several(found, Path(folder), folders).name
+        'report.html'
     """
     return _written(
         several.analyses, directory, lambda: page_of_several(several, directory, records)

@@ -34,7 +34,17 @@ _WIDE = 9.0  # width in inches from which the notes are on one line
 
 
 def figure5(analyses: Sequence[Analysis], directory: Path) -> None:
-    """Draw ``figure5.png`` and ``figure5.svg``, the same bytes for the same analyses."""
+    """Draw ``figure5.png`` and ``figure5.svg``, the same bytes for the same analyses.
+
+    Example:
+        >>> import tempfile
+        >>> from svag.analysis.study import analyse
+        >>> analysis = analyse(Path("results/paper-step-sizes/fmnist-2c2d"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     figure5([analysis], Path(folder))
+        ...     sorted(file.name for file in Path(folder).iterdir())
+        ['figure5.png', 'figure5.svg']
+    """
     with matplotlib.rc_context(), warnings.catch_warnings():
         # letters that the font lacks are drawn as boxes here; the page shows them
         warnings.filterwarnings("ignore", "Glyph .* missing from font")

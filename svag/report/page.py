@@ -18,7 +18,17 @@ from svag.report.templates import environment, write_page
 
 
 def page(analysis: Analysis, place: PagePlace) -> None:
-    """Write ``report.html`` on one problem; equal analyses and folders give the same bytes."""
+    """Write ``report.html`` on one problem; equal analyses and folders give the same bytes.
+
+    Example:
+        >>> import tempfile
+        >>> from svag.analysis.study import analyse
+        >>> records = Path("results/paper-step-sizes/fmnist-2c2d")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     page(analyse(records), PagePlace(Path(folder), records))
+        ...     Path(folder, "report.html").exists()
+        True
+    """
     filled = content(analysis, place)
     text = environment().get_template("problem.html.j2").render(filled)
     name = analysis.study.base.problem
@@ -40,6 +50,18 @@ def page_of_several(several: Several, directory: Path, records: Sequence[Path]) 
         several: the studies.
         directory: the page's folder.
         records: each study's folder of records.
+
+    Example:
+        >>> import tempfile
+        >>> from svag.analysis.several import together
+        >>> from svag.analysis.study import analyse
+        >>> names = "within-batch/digits", "paper-step-sizes/fmnist-2c2d"
+        >>> folders = [Path("results", name) for name in names]
+        >>> found = together([analyse(one) for one in folders])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     page_of_several(found, Path(folder), folders)
+        ...     Path(folder, "report.html").exists()
+        True
     """
     templates = environment()
     template = templates.get_template("problem.html.j2")

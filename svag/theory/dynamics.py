@@ -92,6 +92,12 @@ class Trajectories:
         suboptimality: by name, L - L* = (theta - x*)^T Q (theta - x*)/2 for each seed, (S, R);
             inf where a run diverged.
         seeds: of the rows.
+
+    Example:
+        >>> away = {"SGD": np.array([[4.0, 1.0], [4.0, 3.0]])}
+        >>> found = Trajectories(np.array([0, 1]), away, seeds=(0, 1))
+        >>> found.mean("SGD"), found.standard_error("SGD")
+        (array([4., 2.]), array([0., 1.]))
     """
 
     t: Steps

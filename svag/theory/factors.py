@@ -205,6 +205,11 @@ class FactorEstimate:
         factor_error: its standard error, to first order in the number of samples.
         distance: the average distance at ``factor``.
         distance_error: its standard error, likewise.
+
+    Example:
+        >>> found = estimate_optimal_factor(np.array([0.5, 1.5]), 1.0)
+        >>> float(found.factor)  # mean of the samples over the mean of their squares
+        0.8
     """
 
     factor: Array
@@ -263,7 +268,13 @@ def estimate_optimal_sign_factor(samples: ArrayLike, mean: ArrayLike) -> FactorE
 
 
 class Gap(NamedTuple):
-    """The largest difference between two factors, ``size``, and the ``eta`` where it is."""
+    """The largest difference between two factors, ``size``, and the ``eta`` where it is.
+
+    Example:
+        >>> size, eta = largest_gap()
+        >>> round(size, 4)
+        0.0644
+    """
 
     size: float
     eta: float

@@ -32,7 +32,13 @@ _OUTCOMES: Final[tuple[Winner, ...]] = get_args(Winner)
 
 @dataclass(frozen=True)
 class Panel(Comparison):
-    """One panel of Figure 2: ``"SGD"`` and ``"SSD"`` on one problem."""
+    """One panel of Figure 2: ``"SGD"`` and ``"SSD"`` on one problem.
+
+    Example:
+        >>> panel = figure2_panels(seeds=8, noise_levels=[0.1])[-1]
+        >>> panel.name, panel.winner
+        ('ill-conditioned, axis-aligned', 'SSD')
+    """
 
     @property
     def ratios(self) -> Array:

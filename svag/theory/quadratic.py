@@ -26,6 +26,10 @@ class Improvement(NamedTuple):
         value: expected improvement I of the loss.
         standard_error: of ``value``, to first order in the number of samples.
         step_size: alpha_*, which reaches it; negative along a direction of ascent.
+
+    Example:
+        >>> Improvement(value=0.3, standard_error=0.01, step_size=0.5).value
+        0.3
     """
 
     value: float

@@ -21,7 +21,13 @@ from svag.theory.factors import Array, expected_sign
 
 
 class Rule(Protocol):
-    """Turns the gradient of each step into the update gamma * d."""
+    """Turns the gradient of each step into the update gamma * d.
+
+    Example:
+        >>> rule: Rule = AnatomyRule(Anatomy(sign=True))
+        >>> rule(np.array([0.2, -3.0, 0.0]))
+        array([ 1., -1.,  0.])
+    """
 
     def __call__(self, gradient: Array, eta_sq: Array | None = None) -> Array:
         """Return gamma * d.
@@ -62,6 +68,13 @@ class AnatomyRule:
     Raises:
         InvalidOption: the anatomy's variance comes from a mini-batch, which one gradient does not
             hold; it is raw and idealised at once; or a decay is not in [0, 1).
+
+    Example:
+        >>> m_svag = AnatomyRule(Anatomy("momentum", factor="svag"), betas=(0.5,))
+        >>> m_svag(np.array([1.0, 1.0]))  # one gradient, no variance yet
+        array([1., 1.])
+        >>> m_svag(np.array([1.0, -1.0]))  # the second entry has changed its sign
+        array([ 1.        , -0.03030303])
     """
 
     def __init__(
@@ -140,7 +153,13 @@ class AnatomyRule:
 
 
 class AdaGrad:
-    """g_t / sqrt(sum of all g_s^2 so far), Duchi et al. (2011), without an eps."""
+    """g_t / sqrt(sum of all g_s^2 so far), Duchi et al. (2011), without an eps.
+
+    Example:
+        >>> rule = AdaGrad()
+        >>> [float(rule(np.array([2.0]))[0]) for _ in range(4)][::3]
+        [1.0, 0.5]
+    """
 
     def __init__(self) -> None:
         self._root: Array | float = 0.0
@@ -161,6 +180,10 @@ class RMSProp:
 
     Raises:
         InvalidOption: beta is outside its range.
+
+    Example:
+        >>> float(RMSProp(beta=0.75)(np.array([3.0]))[0])  # 3/sqrt(0.25 * 9)
+        2.0
     """
 
     def __init__(self, beta: float = 0.99) -> None:

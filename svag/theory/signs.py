@@ -81,6 +81,11 @@ def expected_sign_form(Q: Array, ratio: Array, correlation: Array) -> Array:  # 
     Raises:
         InvalidOption: the shapes do not fit, a correlation is outside [-1, 1], or Q or a ratio
             is NaN.
+
+    Example:
+        >>> Q, h = np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([[np.inf, np.inf], [0.0, 0.0]])
+        >>> expected_sign_form(Q, h, np.eye(2))  # certain signs; signs that are pure chance
+        array([6., 4.])
     """
     _check_form(Q, ratio, correlation)
     h = np.clip(ratio, -_FAR, _FAR)

@@ -25,6 +25,10 @@ class Theorem1Constants:
     """What Theorem 1 assumes of a problem.
 
     sum_i sigma_i^2 <= c_v |grad f|^2 + M_v at every theta, f mu-strongly convex and L-smooth.
+
+    Example:
+        >>> Theorem1Constants(mu=0.1, L=1.0, c_v=0.0, M_v=4.0).L
+        1.0
     """
 
     mu: float
@@ -58,6 +62,11 @@ def theorem1_contenders(problem: StochasticQuadratic) -> dict[str, Contender]:
     ``"idealised SVAG"``, theta - g/(L (1 + sigma^2/grad^2)), keeps it; ``"SGD"`` keeps it, too,
     and ends at a noise floor; ``"SGD, 1/t"`` takes 1/(L + mu t), which Robbins and Monro's
     conditions allow.
+
+    Example:
+        >>> problem = StochasticQuadratic(np.diag([1.0, 2.0]), np.zeros(2), 3.0)
+        >>> {name: contender.idealised for name, contender in theorem1_contenders(problem).items()}
+        {'idealised SVAG': True, 'SGD': False, 'SGD, 1/t': False}
     """
     constants = theorem1_constants(problem)
     mu, smoothness = constants.mu, constants.L
@@ -88,6 +97,11 @@ def theorem1_bound(constants: Theorem1Constants, start: float, steps: int) -> Ar
     Raises:
         InvalidOption: not 0 < mu <= L < inf, a constant or the start is negative or not finite,
             or ``steps`` is negative.
+
+    Example:
+        >>> bound = theorem1_bound(Theorem1Constants(mu=1.0, L=2.0, c_v=0.0, M_v=1.0), 1.0, 10_000)
+        >>> float(bound[0]), round(float(10_000 * bound[-1]), 1)  # L M_v/(2 mu^2) = 1 in the limit
+        (1.0, 1.0)
     """
     mu, smoothness = constants.mu, constants.L
     c_v, M_v = constants.c_v, constants.M_v  # noqa: N806
@@ -145,6 +159,12 @@ def local_slopes(t: ArrayLike, value: ArrayLike, *, decades: float = 0.5) -> tup
 
     Raises:
         InvalidOption: as :func:`fitted_slope`.
+
+    Example:
+        >>> t = np.arange(1, 101)
+        >>> _, slopes = local_slopes(t, 1 / t**2)
+        >>> bool(np.allclose(slopes, -2))
+        True
     """
     t, value = _curve(t, value)
     half = 10 ** (decades / 2)

@@ -63,6 +63,10 @@ class ErrorRate:
         interval: Clopper and Pearson's, 95 %.
         expected: its exact expectation, from p and features 1 to 3.
         n: how many were drawn.
+
+    Example:
+        >>> ErrorRate(estimate=0.31, interval=(0.28, 0.34), expected=0.3, n=1_000).expected
+        0.3
     """
 
     estimate: float
@@ -85,6 +89,11 @@ def wilson_test_error(theta: Array, p: float = 0.7, *, n: int = 10_000, seed: in
 
     Raises:
         InvalidOption: theta has no three entries, n < 1, or p outside (1/2, 1).
+
+    Example:
+        >>> found = wilson_test_error(np.array([0.0, 1.0, 1.0]))  # it says 1 of every example
+        >>> round(found.expected, 12)
+        0.3
     """
     theta = np.asarray(theta, np.float64)
     if theta.ndim != 1 or len(theta) < _SHARED or n < 1:
@@ -158,6 +167,11 @@ class WilsonRow:
         train_error: in the end.
         test_error: in the end.
         to_max_margin: angle to the max-margin solution in the end, degrees.
+
+    Example:
+        >>> row = wilson_comparison(20, steps=50)[0]
+        >>> row.method, row.compared
+        ('sign-descent', 50)
     """
 
     method: FullBatch

@@ -63,6 +63,14 @@ def rank_variance(model: nn.Module) -> None:
             svag.rank_variance(model)
             model(batch_of_this_rank).pow(2).mean().backward()
             model.module.weight.grad_var
+
+        A model that is not data-parallel is refused:
+
+        >>> import svag, torch
+        >>> svag.rank_variance(torch.nn.Linear(2, 1))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        svag.errors.InvalidOption: Linear is not data-parallel; wrap it in ...
     """
     follow_torch()
     if isinstance(model, DistributedDataParallel):

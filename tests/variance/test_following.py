@@ -18,17 +18,10 @@ from torch.overrides import TorchFunctionMode
 
 from svag.variance.per_example import context  # noqa: F401 - registers the rules
 from svag.variance.per_example.following import RULES, follow, is_elementwise, plain_name
+from svag.variance.per_example.marks import forget_marks, mark, mark_of
 from svag.variance.per_example.operations import is_composite, unguarded
 from svag.variance.per_example.owners import owners_of
-from svag.variance.per_example.placement import (
-    IS_PLACED,
-    Layout,
-    Placed,
-    Scattered,
-    forget_marks,
-    mark,
-    mark_of,
-)
+from svag.variance.per_example.placement import IS_PLACED, Layout, Placed, Scattered
 from svag.variance.per_example.structures import tensors_in
 
 SIZE = 3

@@ -67,7 +67,7 @@ class Monitor:
             seconds have passed, so a dear reading lengthens its own interval. On an accelerator,
             c includes the wait for the step's kernels.
         to: a path, to which JSON lines are appended; a ``SummaryWriter``; a function of a record;
-            or a list of these. The last records are in :attr:`last` anyway. An error of a
+            or a list of these. The last records are in ``monitor.last`` anyway. An error of a
             destination or of a probe comes out of ``optimizer.step()``.
         batch_size: B, the number of examples in a gradient, over accumulated micro-batches and
             processes.

@@ -24,9 +24,9 @@ from svag.variance.per_example.contributions import DEFAULT_MAX_BYTES
 from svag.variance.per_example.custom_functions import CustomFunctions
 from svag.variance.per_example.generic import otherwise
 from svag.variance.per_example.inputs import Choice, Inputs
+from svag.variance.per_example.marks import forget_marks
 from svag.variance.per_example.operations import Call, Interception, Rule
 from svag.variance.per_example.passes import Passes
-from svag.variance.per_example.placement import forget_marks
 from svag.variance.per_example.recorder import Recorder
 from svag.variance.per_example.schedule import CHECK_EVERY, forget_passes
 from svag.variance.rescaling import follow_torch

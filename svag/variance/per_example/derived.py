@@ -13,16 +13,13 @@ from torch import Tensor
 from svag.errors import PerExampleError
 from svag.variance.per_example.contributions import Contributions, Direct, PlacedRows
 from svag.variance.per_example.following import follow
+from svag.variance.per_example.marks import mark, mark_of
 from svag.variance.per_example.operation_names import plain_name
-from svag.variance.per_example.placement import (
-    CONSTANT,
-    IS_PLACED,
-    Single,
-    mark,
-    mark_of,
-)
-from svag.variance.per_example.recorder import Recorder, Site, Source, Tap, Use
+from svag.variance.per_example.placement import CONSTANT, IS_PLACED, Single
+from svag.variance.per_example.recorder import Recorder
+from svag.variance.per_example.sources import Source
 from svag.variance.per_example.structures import replaced, tensors_in
+from svag.variance.per_example.taps import Site, Tap, Use
 
 Call = Callable[..., Any]
 

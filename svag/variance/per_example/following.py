@@ -17,6 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from svag.variance.per_example.marks import (
+    is_learned,
+    mark,
+    mark_learned,
+    mark_of,
+    note_change,
+    note_rows,
+    origin_of,
+)
 from svag.variance.per_example.operation_names import (
     FACTORIES,
     LIKE_FIRST,
@@ -37,13 +46,6 @@ from svag.variance.per_example.placement import (
     Single,
     Summed,
     Where,
-    is_learned,
-    mark,
-    mark_learned,
-    mark_of,
-    note_change,
-    note_rows,
-    origin_of,
     placed,
     same_rows,
 )

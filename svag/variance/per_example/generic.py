@@ -19,6 +19,7 @@ from svag.variance.per_example.contributions import (
     Shared,
 )
 from svag.variance.per_example.following import follow, state_of
+from svag.variance.per_example.marks import mark, mark_of
 from svag.variance.per_example.masked import by_masks
 from svag.variance.per_example.operation_names import plain_name
 from svag.variance.per_example.operations import Call, Interception, name_of
@@ -30,12 +31,10 @@ from svag.variance.per_example.placement import (
     Scattered,
     Single,
     Summed,
-    mark,
-    mark_of,
 )
 from svag.variance.per_example.products import product
-from svag.variance.per_example.recorder import Factory
 from svag.variance.per_example.structures import replaced, tensors_in
+from svag.variance.per_example.taps import Factory
 
 _SUMS = frozenset({"add", "sub", "subtract"})
 _BROADCAST = _SUMS | {

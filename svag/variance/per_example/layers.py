@@ -13,15 +13,9 @@ from svag.errors import PerExampleError, SparseGradient
 from svag.variance.per_example.contributions import Contributions, Direct, Products, Rows
 from svag.variance.per_example.convolution import Windows
 from svag.variance.per_example.following import state_of
+from svag.variance.per_example.marks import mark_of
 from svag.variance.per_example.operations import Call, Interception, Rule, name_of
-from svag.variance.per_example.placement import (
-    CONSTANT,
-    Packed,
-    Placed,
-    Single,
-    mark_of,
-    with_rows_along,
-)
+from svag.variance.per_example.placement import CONSTANT, Packed, Placed, Single, with_rows_along
 
 Arguments = dict[str, Any]
 

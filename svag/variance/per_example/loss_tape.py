@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from svag.errors import PerExampleError
 from svag.variance.per_example.following import state_of
+from svag.variance.per_example.marks import mark_of
 from svag.variance.per_example.operation_names import plain_name
-from svag.variance.per_example.placement import IS_PLACED, Lost, Placed, mark_of
+from svag.variance.per_example.placement import IS_PLACED, Lost, Placed
 from svag.variance.per_example.replacement import Generators, differ, others_replaced, rows_of
 from svag.variance.per_example.structures import replaced, tensors_in
 

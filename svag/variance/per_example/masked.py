@@ -14,16 +14,11 @@ from svag.errors import PerExampleError
 from svag.variance.per_example.contributions import Contributions
 from svag.variance.per_example.derived import run_again
 from svag.variance.per_example.following import follow, state_of
+from svag.variance.per_example.marks import mark_of
 from svag.variance.per_example.operations import Call, Interception, name_of
-from svag.variance.per_example.placement import (
-    IS_PLACED,
-    Placed,
-    Single,
-    mark_of,
-    row_selector,
-)
-from svag.variance.per_example.recorder import Factory
+from svag.variance.per_example.placement import IS_PLACED, Placed, Single, row_selector
 from svag.variance.per_example.structures import replaced, tensors_in
+from svag.variance.per_example.taps import Factory
 
 
 class Masked(Contributions):

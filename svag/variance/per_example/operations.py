@@ -14,6 +14,14 @@ from torch.overrides import TorchFunctionMode
 from svag.errors import PerExampleError
 from svag.variance.per_example.derived import derive, derive_in_place, fill_in_place
 from svag.variance.per_example.following import follow, state_of
+from svag.variance.per_example.marks import (
+    mark,
+    mark_learned,
+    mark_of,
+    note_alias,
+    noted_rows,
+    recall,
+)
 from svag.variance.per_example.operation_names import LIKE_FIRST, only_like, plain_name
 from svag.variance.per_example.placement import (
     CONSTANT,
@@ -25,15 +33,10 @@ from svag.variance.per_example.placement import (
     Single,
     Summed,
     Where,
-    mark,
-    mark_learned,
-    mark_of,
-    note_alias,
-    noted_rows,
-    recall,
 )
-from svag.variance.per_example.recorder import Factory, Recorder, Site, Tap, Use
+from svag.variance.per_example.recorder import Recorder
 from svag.variance.per_example.structures import replaced, tensors_in
+from svag.variance.per_example.taps import Factory, Site, Tap, Use
 
 Call: TypeAlias = Callable[..., Any]
 Rule: TypeAlias = Callable[["Interception", Call, Sequence[Any], dict[str, Any]], Any]

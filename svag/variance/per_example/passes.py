@@ -11,15 +11,9 @@ from svag.variance.per_example.escapes import Escapes
 from svag.variance.per_example.following import inside_model, state_of
 from svag.variance.per_example.inputs import Inputs
 from svag.variance.per_example.loss_tape import LossTape
+from svag.variance.per_example.marks import forget_addresses, mark, mark_of
 from svag.variance.per_example.operations import Call, Interception
-from svag.variance.per_example.placement import (
-    CONSTANT,
-    IS_PLACED,
-    Lost,
-    forget_addresses,
-    mark,
-    mark_of,
-)
+from svag.variance.per_example.placement import CONSTANT, IS_PLACED, Lost
 from svag.variance.per_example.recorder import Recorder
 from svag.variance.per_example.replacement import Replacement
 from svag.variance.per_example.schedule import kind_of, turn_of

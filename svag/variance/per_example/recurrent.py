@@ -16,6 +16,7 @@ from torch.nn import functional
 from svag.errors import PerExampleError
 from svag.variance.per_example.contributions import Contributions, Direct, Products
 from svag.variance.per_example.generic import placed_state
+from svag.variance.per_example.marks import mark, mark_of
 from svag.variance.per_example.operations import Call, Interception, Rule, name_of
 from svag.variance.per_example.placement import (
     Layout,
@@ -23,12 +24,10 @@ from svag.variance.per_example.placement import (
     Scattered,
     Single,
     Where,
-    mark,
-    mark_of,
     with_rows_along,
 )
-from svag.variance.per_example.recorder import Gradients, Site, Use, once
 from svag.variance.per_example.recurrent_backward import BACKWARD, Gates, Weights
+from svag.variance.per_example.taps import Gradients, Site, Use, once
 
 KINDS: dict[Call, str] = {
     torch.lstm: "lstm",

@@ -18,16 +18,10 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
 from svag.errors import PerExampleError
+from svag.variance.per_example.marks import mark_of
 from svag.variance.per_example.operation_names import plain_name
 from svag.variance.per_example.operations import is_composite, unguarded
-from svag.variance.per_example.placement import (
-    IS_PLACED,
-    Owners,
-    Placed,
-    Single,
-    mark_of,
-    row_selector,
-)
+from svag.variance.per_example.placement import IS_PLACED, Owners, Placed, Single, row_selector
 from svag.variance.per_example.structures import found_in, replaced, tensors_in
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}

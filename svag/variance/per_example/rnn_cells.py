@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from svag.variance.per_example.following import state_of
+from svag.variance.per_example.marks import mark, mark_of
 from svag.variance.per_example.operations import Call, Interception, Rule
-from svag.variance.per_example.placement import CONSTANT, IS_PLACED, Layout, mark, mark_of
+from svag.variance.per_example.placement import CONSTANT, IS_PLACED, Layout
 from svag.variance.per_example.structures import tensors_in
 
 Cell: TypeAlias = Callable[[Tensor, Tensor, Any], Any]
