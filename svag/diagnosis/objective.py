@@ -213,9 +213,9 @@ class Objective:
         carried = getattr(model, "carried_state", None)
         state = random.getstate(), np.random.get_state()  # noqa: NPY002
         devices = [self.device] if self.device.type == "cuda" else []
-        if not model.training:
-            model.train()
         try:
+            if not model.training:
+                model.train()
             with torch.random.fork_rng(devices), gradients_kept(list(model.parameters())):
                 yield
         finally:

@@ -267,3 +267,17 @@ def test_everything_is_as_before_after_an_interruption(part):
     with pytest.raises(KeyboardInterrupt):
         dissected(model, optimizer=optimizer, progress=stop, budget="20s")
     assert state() == before
+
+
+def test_modes_are_as_before_where_train_fails():
+    class Stubborn(Odd):
+        def train(self, mode=True):
+            super().train(mode)
+            if mode:
+                raise ZeroDivisionError
+            return self
+
+    model = Stubborn(lambda model, x: x).eval()
+    with pytest.raises(ZeroDivisionError):
+        dissected(model)
+    assert not any(module.training for module in model.modules())
