@@ -203,9 +203,10 @@ FLOORS = (
         "svag.diagnosis.track_record",
         *("svag.diagnosis.curvature", "svag.diagnosis.monitoring"),
         *("svag.diagnosis.outputs", "svag.diagnosis.curvature.linear_operator"),
-        *("svag.diagnosis.kept_state", "svag.diagnosis.refusals", "svag.diagnosis.of_optimizer"),
+        *("svag.diagnosis.kept_state", "svag.diagnosis.of_optimizer"),
         *("svag.diagnosis.curvature.double_backward", "svag.diagnosis.curvature.row_classes"),
     ),
+    ("svag.diagnosis.refusals",),
     (
         "svag.diagnosis.objective",
         "svag.diagnosis.curvature.lanczos",

@@ -29,6 +29,7 @@ from svag.diagnosis.plan import Plan
 from svag.diagnosis.race import Race
 from svag.diagnosis.race_result import race_effects
 from svag.diagnosis.race_training import FromHere
+from svag.diagnosis.refusals import refuse_arguments
 from svag.diagnosis.rotation import Rotation
 from svag.diagnosis.sampling import Sampling, generators_kept
 from svag.diagnosis.track_record import of_step_sizes
@@ -120,6 +121,7 @@ def dissect(
     """
     if out is not None:
         refuse_folder(Path(out))
+    refuse_arguments(methods, optimizer, progress)
     entrants = tuple(entrant(text) for text in dict.fromkeys(methods))
     plan = Plan(
         methods=entrants,
@@ -149,7 +151,8 @@ def carry_out(
 ) -> Dissection:
     """Dissect an objective according to a plan; everything is restored afterwards."""
     _check(plan)
-    with generators_kept(batches), objective.dissected():
+    plan = plan.checked()
+    with generators_kept(batches), objective.parameters_kept(), objective.dissected():
         seed_everything(plan.seed)
         return _Work(objective, batches, plan, progress).findings()
 
@@ -163,8 +166,6 @@ def _check(plan: Plan) -> None:
                 f"{one.key!r}: weight decay that is added to the gradient belongs to the loss, the "
                 "same for all methods; leave it out, or make it decoupled"
             )
-    if plan.draws is not None and plan.draws < 3:
-        raise InvalidOption(f"draws={plan.draws!r}: an interval takes 3 or more")
 
 
 def conclude(found: Dissection) -> conclusions.Conclusion:
@@ -236,7 +237,7 @@ class _Work:
         noise = NoiseSummary(self._objective, self._sampling.batch_size)
         base = self._measure([Track()], "directions", noise)
         tables = {one.key: one for one in base.decreases}
-        self._skipped += [f"{key}: its direction is 0" for _, key in base.still]
+        self._skipped += [f"{key}: its direction is {what}" for _, key, what in base.still]
         improvements = self._improvements(base.decreases)
         of_step = self._effects("plain", tables)
         found = Dissection(self._setting(base), noise.rows(), improvements)

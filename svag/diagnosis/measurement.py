@@ -39,13 +39,13 @@ class Measured:
         decreases: one for each track and method.
         gradients: number of gradients taken.
         evaluations: number of losses evaluated.
-        still: tracks and methods whose direction is 0.
+        still: tracks and methods without a direction, and what it is: 0, or not finite.
     """
 
     decreases: list[Decreases] = field(default_factory=list)
     gradients: int = 0
     evaluations: int = 0
-    still: list[tuple[str, str]] = field(default_factory=list)
+    still: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 Visit = Callable[[str, list[Tensor], Sequence[Batch]], None]
@@ -190,7 +190,9 @@ class _Course:
             if not lr and self._tries == _TRIES:
                 lr = line.small_step(direction)
                 if not lr:
-                    self._all._measured.still.append((self._track.name, key))
+                    finite = all(bool(part.isfinite().all()) for part in direction)
+                    what = "0" if finite else "not finite"
+                    self._all._measured.still.append((self._track.name, key, what))
             if lr:
                 self._grids[key] = Decreases(key, self._track.name, grid_about(lr))
 

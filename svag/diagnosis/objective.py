@@ -21,7 +21,12 @@ from torch import Tensor, nn
 
 from svag.diagnosis.kept_state import KeptState, gradients_kept
 from svag.diagnosis.outputs import separated
-from svag.diagnosis.refusals import refuse_others, refuse_parameter, refuse_unready
+from svag.diagnosis.refusals import (
+    refuse_functions,
+    refuse_others,
+    refuse_parameter,
+    refuse_unready,
+)
 from svag.errors import DissectionError, InvalidOption
 from svag.problems.nested import Nested, mapped, tensors
 
@@ -49,15 +54,15 @@ class Batch:
     @property
     def size(self) -> int | None:
         """Number of examples: length of the first tensor; None if there is none."""
-        first = next((t for t in self._tensors() if t.ndim), None)
+        first = next((t for t in self.tensors() if t.ndim), None)
         return None if first is None else len(first)
 
     @property
     def bytes(self) -> int:
         """Bytes of its tensors."""
-        return sum(t.numel() * t.element_size() for t in self._tensors())
+        return sum(t.numel() * t.element_size() for t in self.tensors())
 
-    def _tensors(self) -> Iterator[Tensor]:
+    def tensors(self) -> Iterator[Tensor]:
         """Yield its tensors; a mapping such as Hugging Face's counts as a dictionary."""
         content = dict(self.content) if isinstance(self.content, Mapping) else self.content
         return (t for _, t in tensors(content) if isinstance(t, Tensor))
@@ -95,11 +100,7 @@ class Objective:
         weight_decay: Mapping[str, float] | None = None,
         carries: bool = False,
     ) -> None:
-        if (loss_fn is None) == (batch_loss is None):
-            raise InvalidOption(
-                "give loss_fn(outputs, targets) for batches (inputs, targets), or "
-                "batch_loss(model, batch) for others, and not both"
-            )
+        refuse_functions(loss_fn, batch_loss, precision)
         refuse_unready(model)
         named = {n: p for n, p in model.named_parameters() if p.requires_grad and p.numel()}
         if not named:
@@ -114,7 +115,7 @@ class Objective:
         self._precision, self._carries = precision, carries
         self.decays = [float((weight_decay or {}).get(n, 0.0)) for n in named]
         self._state = KeptState(model)
-        self._writes = False
+        self._writes = self._differentiates = False
         self._theta: list[Tensor] = []
 
     @property
@@ -159,12 +160,12 @@ class Objective:
             )
         return self._penalised(loss.reshape(())), outputs
 
-    @torch.no_grad()
     def loss(self, batch: Batch) -> float:
         """Return the loss of a batch at the parameters as they are; it may be inf or NaN."""
-        value, _ = self.graph(batch)
+        with torch.set_grad_enabled(self._differentiates):
+            value, _ = self.graph(batch)
         self.restore()
-        return float(value)
+        return float(value.detach())
 
     def gradient(self, batch: Batch) -> float:
         """Leave the gradient of a batch in ``p.grad``, and return the loss."""
@@ -212,10 +213,10 @@ class Objective:
         carried = getattr(model, "carried_state", None)
         state = random.getstate(), np.random.get_state()  # noqa: NPY002
         devices = [self.device] if self.device.type == "cuda" else []
-        if not model.training:
-            model.train()
         try:
-            with torch.random.fork_rng(devices), gradients_kept(params):
+            if not model.training:
+                model.train()
+            with torch.random.fork_rng(devices), gradients_kept(list(model.parameters())):
                 yield
         finally:
             random.setstate(state[0])
@@ -250,12 +251,14 @@ class Objective:
             InvalidOption: it depends on trainable parameters that are not the model's.
         """
         with self._state.watching(self.model):
-            first = self.loss(batch)
+            first = self._first_loss(batch)
         with torch.enable_grad():
-            value, _ = self.graph(batch)
-            self.restore()
-        refuse_others(value, self.params)
-        second = float(value.detach())
+            values = []
+            for _ in range(2):
+                values.append(self.graph(batch)[0])
+                self.restore()
+        refuse_others(values, self.model.parameters())
+        second = float(values[0].detach())
         for name, param, start in zip(self.names, self.params, self._theta, strict=False):
             if not torch.equal(param, start) and start.isfinite().all():
                 raise DissectionError(
@@ -270,13 +273,31 @@ class Objective:
         _agree(first, second)
         return first
 
+    def _first_loss(self, batch: Batch) -> float:
+        """Return a loss, with its graph from now on if it has derivatives in it."""
+        try:
+            return self.loss(batch)
+        except RuntimeError:  # torch.autograd.grad has no graph, as of a gradient penalty
+            self._differentiates = True
+        self.restore()
+        return self.loss(batch)
+
     def check_again(self, batch: Batch, before: float) -> None:
         """Refuse a loss that has drifted since :meth:`check`, at the parameters as they were.
 
         Raises:
-            DissectionError: the loss differs.
+            DissectionError: the loss differs, or a parameter was replaced.
         """
+        if name := self._state.replaced():
+            raise DissectionError(
+                f"the forward pass replaces the parameter {name!r} by another; a dissection sets "
+                "the values of parameters that stay, so let the model keep them"
+            )
         _agree(before, self.loss(batch))
+
+    def parameters_kept(self) -> AbstractContextManager[None]:
+        """Restore frozen parameters, too; takes a copy of them."""
+        return self._state.parameters_kept(self.model)
 
     def state_after(self) -> Nested:
         """Return the state that the last forward pass has left in ``model.carried_state``."""

@@ -35,6 +35,7 @@ def states_of(optimizer: Optimizer, entrants: Sequence[Entrant]) -> States:
             param: {name: state[name] for name in kept}
             for param, state in optimizer.state.items()
             if all(name in state for name in kept)
+            and all(_fits(state[name], param) for name in one.anatomy.buffers)
         }
         betas = [tuple(g.get("betas") or (g.get("beta"),)) for g in optimizer.param_groups]
         if states and all(group == tuple(one.betas) for group in betas):
@@ -46,9 +47,15 @@ def decays_of(model: nn.Module, optimizer: Optimizer) -> dict[str, float]:
     """Return the weight decay that an optimizer adds to gradients, by the parameter's name.
 
     Raises:
-        InvalidOption: it maximizes, or is not known to add its weight decay or not to.
+        InvalidOption: it has none of the model's parameters, maximizes, or is not known to add its
+            weight decay or not to.
     """
     names = {param: name for name, param in model.named_parameters()}
+    if not any(param in names for group in optimizer.param_groups for param in group["params"]):
+        raise InvalidOption(
+            f"optimizer={type(optimizer).__name__}(...) has none of the model's parameters, so it "
+            "has trained another model; give this model's optimizer, or leave it out"
+        )
     found: dict[str, float] = {}
     for group in optimizer.param_groups:
         if group.get("maximize"):
@@ -60,6 +67,13 @@ def decays_of(model: nn.Module, optimizer: Optimizer) -> dict[str, float]:
         if decay and not _decouples(optimizer, group):
             found |= {names[p]: decay for p in group["params"] if p in names}
     return found
+
+
+def _fits(average: object, param: Tensor) -> bool:
+    """Whether an average is one of a parameter's gradient: not blocks of it, nor 8-bit codes."""
+    return (
+        isinstance(average, Tensor) and average.shape == param.shape and average.is_floating_point()
+    )
 
 
 def _decouples(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:

@@ -1,12 +1,16 @@
 """What a dissection is to measure, and within which time."""
 
-from dataclasses import dataclass
+import operator
+from dataclasses import dataclass, replace
 
 from svag.diagnosis.of_optimizer import States
 from svag.entrants import Entrant
+from svag.errors import InvalidOption
 
 _CELLS = ("m-sgd", "m-svag", "m-ssd", "adam")
 _SHARE_RACED, _LEAST_RACED = 5, 20
+_POSITIVE = "give an integer of 1 or more"
+_SEED = "give an integer from -2^63 to 2^64 - 1"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,19 @@ class Plan:
     step: int | None = None
     seed: int = 0
 
+    def checked(self) -> "Plan":
+        """Return the plan with Python's integers for NumPy's.
+
+        Raises:
+            InvalidOption: a number is outside its set.
+        """
+        least = {"draws": (3, "an interval takes 3 or more")}
+        found: dict[str, int] = {"seed": _whole("seed", self.seed, -(2**63), _SEED, 2**64 - 1)}
+        for name in ("draws", "steps", "longest"):
+            if (value := getattr(self, name)) is not None:
+                found[name] = _whole(name, value, *least.get(name, (1, _POSITIVE)))
+        return replace(self, **found)  # type: ignore[arg-type]
+
     @property
     def most_raced(self) -> int | None:
         """Most steps of a training in the race; None for no limit."""
@@ -59,3 +76,14 @@ class Plan:
             keys = [one.key for one in self.methods if one.row == cell]
             found += keys[:1]
         return tuple(found) if len(found) == len(_CELLS) else ()
+
+
+def _whole(name: str, value: object, least: int, remedy: str, most: float = float("inf")) -> int:
+    """Return an integer within bounds, or raise InvalidOption."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or not least <= number <= most:
+        raise InvalidOption(f"{name}={value!r}: {remedy}")
+    return number

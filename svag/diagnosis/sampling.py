@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from svag.diagnosis.objective import Batch, Objective
-from svag.errors import DissectionError
+from svag.errors import DissectionError, InvalidOption
 from svag.problems.nested import Nested
 
 _MOST_SKIPPED = 1000
@@ -34,17 +35,20 @@ class Sampling:
 
     Raises:
         DissectionError: there is no batch.
+        InvalidOption: the batches cannot be iterated over, or are single examples.
     """
 
     def __init__(self, objective: Objective, batches: Iterable[Any], reorder: bool = False) -> None:
         self._objective = objective
         self._reorder = reorder and not objective.carries
+        _refuse_unless_batches(batches)
         self._iterator = iter(batches)
         self._batches = None if self._iterator is batches else batches
         self._carried: Nested = None
         self._seeds = itertools.count(1)
         self._orders = random.Random(0)
         self._taken = 0
+        self._last: dict[int, tuple[torch.Tensor, int]] = {}
         self.notes: list[str] = []
         first = self._raw()
         self._waiting = [first]
@@ -112,6 +116,7 @@ class Sampling:
                 self._iterator = iter(self._reordered(self._batches))
             for content in self._iterator:
                 self._taken += 1
+                self._refuse_refilled(content)
                 return content
         if not self._taken:
             raise DissectionError(
@@ -123,10 +128,40 @@ class Sampling:
             "give something that can, such as a DataLoader, or a generator without end"
         )
 
+    def _refuse_refilled(self, content: Any) -> None:
+        """Refuse a batch in the tensors of the one before, as that one is overwritten then."""
+        for tensor, version in self._last.values():
+            if tensor._version != version:
+                raise DissectionError(
+                    "the loader writes each batch into the tensors of the one before; batches are "
+                    "kept here, so yield new tensors, such as tensor.clone()"
+                )
+        found = [t for t in Batch(content, 0).tensors() if not t.is_inference()]
+        self._last = {id(t): (t, t._version) for t in found}
+
+
+def _refuse_unless_batches(batches: object) -> None:
+    """Raise InvalidOption for what cannot be iterated over, and for a data set of examples."""
+    iterates = hasattr(type(batches), "__iter__")
+    if isinstance(batches, Dataset) and not iterates:
+        raise InvalidOption(
+            f"batches is a {type(batches).__name__}, which has examples and not batches; give "
+            "DataLoader(dataset, batch_size=..., shuffle=True), or DataLoader(dataset, "
+            "batch_size=None) if its items are batches"
+        )
+    if not iterates and not hasattr(type(batches), "__getitem__"):
+        raise InvalidOption(
+            f"batches={batches!r:.60} cannot be iterated over; give a DataLoader or a list of "
+            "batches"
+        )
+
 
 @contextlib.contextmanager
 def generators_kept(batches: Any) -> Iterator[None]:
-    """Restore the generators of a ``DataLoader`` and of its samplers at the end."""
+    """Restore the generators of a ``DataLoader`` and of its samplers at the end.
+
+    Persistent workers, which may be in the middle of the user's epoch, are left alone.
+    """
     sampler = getattr(batches, "batch_sampler", None)
     owners = (
         batches,
@@ -136,8 +171,14 @@ def generators_kept(batches: Any) -> Iterator[None]:
     )
     found = [getattr(owner, "generator", None) for owner in owners]
     kept = [(one, one.get_state()) for one in found if isinstance(one, torch.Generator)]
+    loader = batches if isinstance(batches, DataLoader) else None
+    workers = getattr(loader, "_iterator", None)
+    if loader is not None:
+        loader._iterator = None
     try:
         yield
     finally:
+        if loader is not None:
+            loader._iterator = workers
         for generator, state in kept:
             generator.set_state(state)

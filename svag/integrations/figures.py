@@ -1,11 +1,13 @@
 """Records between a reading, inside the optimizer's step, and the trainer's next chance to log."""
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 from svag.diagnosis.monitoring.monitor import Monitor
 from svag.diagnosis.monitoring.sinks import Destination, Record, scalars, sinks_of
 from svag.errors import UnknownOption
+from svag.variance.per_example import within_batch_variance
 
 _OWN = ("optimizer", "model", "named_parameters", "hook")
 
@@ -22,6 +24,22 @@ def check_options(options: dict[str, Any]) -> None:
             raise UnknownOption(
                 f"{name!r} is no option of this callback; it takes those of svag.Monitor: "
                 f"{', '.join(known)}"
+            )
+
+
+def check_variance_options(options: Iterable[str]) -> None:
+    """Refuse what is no option of :class:`svag.within_batch_variance`.
+
+    Raises:
+        UnknownOption: (a TypeError) as said.
+    """
+    known = [
+        name for name in inspect.signature(within_batch_variance).parameters if name != "model"
+    ]
+    for name in options:
+        if name not in known:
+            raise UnknownOption(
+                f"{name!r} is no option of svag.within_batch_variance; it takes {', '.join(known)}"
             )
 
 

@@ -8,7 +8,12 @@ from typing import Any
 
 from svag.diagnosis.monitoring.monitor import Monitor
 from svag.errors import InvalidOption, MissingPackage
-from svag.integrations.figures import Waiting, check_options, destinations
+from svag.integrations.figures import (
+    Waiting,
+    check_options,
+    check_variance_options,
+    destinations,
+)
 from svag.variance.micro_batches import micro_batch_variance
 from svag.variance.per_example import within_batch_variance
 
@@ -53,6 +58,8 @@ class MonitorCallback(TrainerCallback):
         """Begin to observe the trainer's optimizer."""
         if not state.is_world_process_zero:
             return
+        if self.monitor is not None:  # of a training that an error has ended
+            self.monitor.close()
         examples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         options = {"batch_size": examples, **destinations(self._options, self._waiting)}
         self.monitor = Monitor(kwargs["optimizer"], model=kwargs["model"], **options)
@@ -101,6 +108,7 @@ class VarianceMixin:
         """Take one forward and backward pass, and estimate the variance."""
         step = super().training_step  # type: ignore[misc]
         if self.variance_from == "examples":
+            check_variance_options(self.variance_options)
             with within_batch_variance(model, **self.variance_options):
                 return step(model, inputs, *args, **kwargs)
         self._check_micro_batches()

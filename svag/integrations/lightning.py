@@ -4,7 +4,12 @@ from typing import Any, Literal
 
 from svag.diagnosis.monitoring.monitor import Monitor
 from svag.errors import InvalidOption, MissingPackage
-from svag.integrations.figures import Waiting, check_options, destinations
+from svag.integrations.figures import (
+    Waiting,
+    check_options,
+    check_variance_options,
+    destinations,
+)
 from svag.variance.micro_batches import micro_batch_variance
 from svag.variance.per_example import within_batch_variance
 
@@ -100,6 +105,7 @@ class VarianceCallback(Callback):
 
     Raises:
         MissingPackage: (an ImportError) lightning is not installed.
+        UnknownOption: (a TypeError) an option that :class:`svag.within_batch_variance` has not.
         InvalidOption: (a ValueError) ``variance_from`` is none of the two, or has options it does
             not take; or, when training begins, the module optimizes by hand or accumulates nothing.
         PerExampleError: (a RuntimeError) the model cannot be followed.
@@ -118,6 +124,7 @@ class VarianceCallback(Callback):
             )
         if options and variance_from == "micro-batches":
             raise InvalidOption(f"{', '.join(options)}: micro-batches take no options")
+        check_variance_options(options)
         self._micro, self._options = variance_from == "micro-batches", options
         self._context: within_batch_variance | None = None
         self._micro_batches: micro_batch_variance | None = None

@@ -140,7 +140,8 @@ class micro_batch_variance:  # noqa: N801 - reads as the function it is used as
         if count < 2:
             raise TooFewSamples(
                 f"a variance needs at least 2 micro-batches and micro_step() was called {count} "
-                "times; split the batch, and call micro_step() after each backward pass"
+                "times; split the batch, and call micro_step() after each backward pass. The last "
+                "step of an epoch may have fewer than the others: leave it out"
             )
         for param, spread in spreads.items():
             attach(param, _shaped(spread.mul_(count / (count - 1)), param))

@@ -315,6 +315,19 @@ def test_optimizers_that_keep_no_variance_are_refused(make: Make, words: str) ->
     [
         ({"every": 0}, "every=0 is not a number of steps"),
         ({"every": 2.5}, r"every=2\.5"),
+        ({"every": None}, "every=None is not a number of steps"),
+        ({"every": math.nan}, "every=nan"),
+        ({"every": math.inf}, "every=inf"),
+        ({"budget": "2%"}, "budget='2%' is a share"),
+        ({"batch_size": "64"}, "batch_size='64' is not a number of examples"),
+        ({"coordinates": "all"}, "coordinates='all' is not an integer"),
+        ({"coordinates": True}, "coordinates=True"),
+        ({"seed": 0.5}, r"seed=0\.5 is not an integer"),
+        ({"seed": 2**70}, "seed=1180591620717411303424"),
+        ({"model": 5}, r"model=5 is no torch\.nn\.Module"),
+        ({"named_parameters": [3]}, r"has 3, not a pair"),
+        ({"probes": [1]}, r"probes=\[1\] are no functions by name"),
+        ({"probes": {"noise": 3}}, "are no functions by name"),
         ({"budget": 0}, "budget=0 is a share of the wall time"),
         ({"budget": 1.5}, r"budget=1\.5"),
         ({"batch_size": 0}, "batch_size=0 is not a number of examples"),
@@ -329,6 +342,28 @@ def test_options_outside_their_sets_are_refused(options: dict[str, Any], words: 
     with pytest.raises(InvalidOption, match=words):
         Monitor(optimizer, **options)
     assert not optimizer._optimizer_step_post_hooks
+
+
+@pytest.mark.parametrize("found", [5, {"noise": "much"}, {"noise": torch.zeros(2)}])
+def test_what_a_probe_may_not_return(found: Any) -> None:
+    _, optimizer = one_parameter()
+    with (
+        Monitor(optimizer, 1, None, probes={"own": lambda: found}),
+        pytest.raises(InvalidOption, match=r"the probe 'own' returned .*dictionary of numbers"),
+    ):
+        optimizer.step()
+
+
+def test_numbers_of_other_packages_are_numbers() -> None:
+    _, optimizer = one_parameter()
+    options: dict[str, Any] = {"batch_size": np.float32(8), "coordinates": np.int64(2)}
+    probes = {"own": lambda: {"of numpy": np.float32(1), "of torch": torch.tensor([2.0])}}
+    records: list[dict[str, Any]] = []
+    with Monitor(
+        optimizer, np.int64(1), None, seed=np.int32(3), to=records.append, probes=probes, **options
+    ):
+        optimizer.step()
+    assert (records[-1]["of numpy"], records[-1]["of torch"]) == (1.0, 2.0)
 
 
 def test_a_wrapped_optimizer_is_read_inside_its_wrapper() -> None:

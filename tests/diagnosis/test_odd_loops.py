@@ -138,7 +138,10 @@ def of_inference():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (foreign, r"trainable parameter of shape \(2, 2\) that is not in the model"),
+        (
+            foreign,
+            r"trainable parameter of shape \(2, 2\) that is not among",
+        ),
         (hooked, "'weight' has a hook"),
         (of_inference, "made in torch.inference_mode"),
         (lambda: (nn.LazyLinear(2), LOSS), "'weight' has no shape yet"),

@@ -45,6 +45,51 @@ def trainer_of(folder: Path, make: Any, **arguments: Any) -> Any:
     return transformers.Trainer(model, args, train_dataset=data, optimizers=optimizers)
 
 
+def test_a_training_that_failed_leaves_one_monitor(tmp_path: Path) -> None:
+    from svag.integrations.hf import MonitorCallback
+
+    trainer = trainer_of(tmp_path, lambda p: torch.optim.Adam(p))
+    trainer.add_callback(MonitorCallback(trainer, every=1, budget=None))
+    optimizer = trainer.optimizer
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise ZeroDivisionError
+
+    trainer.compute_loss = fails
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    del trainer.compute_loss
+    trainer.train()
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_options_of_the_variance_are_checked(tmp_path: Path) -> None:
+    from svag.errors import UnknownOption
+    from svag.integrations.hf import VarianceMixin
+
+    class Own(VarianceMixin, transformers.Trainer):
+        variance_options = {"exmaples": "x"}  # noqa: RUF012
+
+    plain = trainer_of(tmp_path, lambda p: svag.MSVAG(p, lr=0.1, variance="within-batch"))
+    trainer = Own(plain.model, plain.args, train_dataset=plain.train_dataset)
+    with pytest.raises(UnknownOption, match="'exmaples'"):
+        trainer.train()
+
+
+def test_a_last_batch_of_one_example_names_the_remedy(tmp_path: Path) -> None:
+    from svag.errors import TooFewSamples
+    from svag.integrations.hf import VarianceMixin
+
+    class Own(VarianceMixin, transformers.Trainer):
+        pass
+
+    plain = trainer_of(tmp_path, lambda p: svag.MSVAG(p, lr=0.1, variance="within-batch"))
+    optimizers = (plain.optimizer, None)
+    data = plain.train_dataset[:11]
+    with pytest.raises(TooFewSamples, match=r"1 example.*drop_last=True"):
+        Own(plain.model, plain.args, train_dataset=data, optimizers=optimizers).train()
+
+
 @pytest.mark.parametrize(
     "make", [lambda p: svag.MSVAG(p, lr=1e-2), lambda p: torch.optim.Adam(p), None]
 )

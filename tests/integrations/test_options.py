@@ -6,7 +6,12 @@ import sys
 import pytest
 
 from svag.errors import UnknownOption
-from svag.integrations.figures import Waiting, check_options, destinations
+from svag.integrations.figures import (
+    Waiting,
+    check_options,
+    check_variance_options,
+    destinations,
+)
 
 WITHOUT = """
 import sys
@@ -33,6 +38,13 @@ def test_options_are_checked_before_training_begins() -> None:
     for name in ("evry", "optimizer", "model", "hook"):
         with pytest.raises(UnknownOption, match=f"'{name}'.*every, budget, to, batch_size"):
             check_options({name: 1})
+
+
+def test_options_of_the_variance_are_checked() -> None:
+    check_variance_options({"examples": "x", "batch_dim": 1})
+    for name in ("exmaples", "model"):
+        with pytest.raises(UnknownOption, match=f"'{name}'.*batch_dim, max_bytes, check"):
+            check_variance_options({name: 1})
 
 
 def test_figures_wait_until_they_are_taken() -> None:

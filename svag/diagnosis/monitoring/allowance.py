@@ -2,9 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator
+from numbers import Real
 from time import perf_counter
 
 from svag.errors import InvalidOption
+
+
+def is_real(value: object) -> bool:
+    """Whether a value is a real number, of Python or NumPy."""
+    return isinstance(value, Real)
 
 
 class Allowance:
@@ -25,7 +31,7 @@ class Allowance:
     """
 
     def __init__(self, share: float | None) -> None:
-        if share is not None and not 0 < share <= 1:
+        if share is not None and not (is_real(share) and 0 < share <= 1):
             raise InvalidOption(
                 f"budget={share!r} is a share of the wall time in (0, 1], such as 0.02; None "
                 "means without a bound"

@@ -1,6 +1,7 @@
 """What an optimizer's averages know, at a fixed sample of the coordinates of each tensor."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -53,12 +54,15 @@ class Averages:
         coordinates: int | None = None,
         seed: int = 0,
     ) -> None:
-        if coordinates is not None and (coordinates < 1 or int(coordinates) != coordinates):
+        if coordinates is not None and not (_is_whole(coordinates) and coordinates >= 1):
             raise InvalidOption(f"coordinates={coordinates!r} is not an integer >= 1, or None")
+        if not _is_whole(seed) or not -(2**62) <= seed < 2**62:
+            raise InvalidOption(f"seed={seed!r} is not an integer from -2^62 to 2^62")
         self.optimizer = _unwrapped(optimizer)
         self.anatomy = _anatomy_of(self.optimizer)
         self._names = {id(param): name for name, param in names or ()}
-        self._coordinates, self._seed = coordinates, seed
+        self._coordinates = None if coordinates is None else int(coordinates)
+        self._seed = int(seed)
         self._chosen: dict[int, tuple[int, Tensor]] = {}
 
     @property
@@ -124,11 +128,27 @@ def names_of(model: nn.Module | None, named: NamedParameters | None) -> NamedPar
     """Return names of parameters, from a model or as given.
 
     Raises:
-        InvalidOption: both are given.
+        InvalidOption: both are given, or one is not what it should be.
     """
+    if model is not None and not isinstance(model, nn.Module):
+        raise InvalidOption(f"model={model!r:.60} is no torch.nn.Module; give the module itself")
     if model is not None and named is not None:
         raise InvalidOption("give model= or named_parameters=, not both: each names the parameters")
-    return named if model is None else model.named_parameters()
+    if model is not None:
+        return model.named_parameters()
+    pairs = None if named is None else list(named)
+    for pair in pairs or ():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise InvalidOption(
+                f"named_parameters has {pair!r:.60}, not a pair (name, parameter); give "
+                "model.named_parameters()"
+            )
+    return pairs
+
+
+def _is_whole(value: object) -> bool:
+    """Whether a value is an integer, of Python or NumPy, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 _ADAM: Final = METHODS["adam"].anatomy

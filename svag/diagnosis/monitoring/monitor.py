@@ -7,10 +7,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from svag.diagnosis.monitoring.allowance import Allowance
+from svag.diagnosis.monitoring.allowance import Allowance, is_real
 from svag.diagnosis.monitoring.averages import Averages, NamedParameters, names_of
 from svag.diagnosis.monitoring.noise_figures import RunningNoiseScale, Sample, figures
 from svag.diagnosis.monitoring.sinks import ALL, Destination, JsonLines, Record, sinks_of
@@ -117,10 +117,11 @@ class Monitor:
         probes: Mapping[str, Probe] | None = None,
         hook: bool = True,
     ) -> None:
-        if int(every) != every or every < 1:
+        if not (is_real(every) and every >= 1 and every % 1 == 0):
             raise InvalidOption(f"every={every!r} is not a number of steps, an integer >= 1")
-        if batch_size is not None and not 1 <= batch_size < math.inf:
+        if batch_size is not None and not (is_real(batch_size) and 1 <= batch_size < math.inf):
             raise InvalidOption(f"batch_size={batch_size!r} is not a number of examples, B >= 1")
+        _refuse_unless_probes(probes)
         names = names_of(model, named_parameters)
         self._averages = Averages(optimizer, names, coordinates=coordinates, seed=seed)
         self.every, self.budget, self.batch_size, self.by_layer = (
@@ -227,12 +228,28 @@ class Monitor:
     def _probed(self) -> Record:
         name, probe = next(self._probes)
         step = self._averages.step or self._steps
-        return {**_record(step, ALL, probe()), "probe": name}
+        found = probe()
+        if not isinstance(found, Mapping) or not all(_is_number(x) for x in found.values()):
+            raise InvalidOption(
+                f"the probe {name!r} returned {found!r:.60}, not a dictionary of numbers by name"
+            )
+        return {**_record(step, ALL, found), "probe": name}
 
     def _write(self, records: Sequence[Record]) -> None:
         for record in records:
             for sink in self._sinks:
                 sink(record)
+
+
+def _refuse_unless_probes(probes: object) -> None:
+    """Raise InvalidOption unless these are functions by name."""
+    if probes is None:
+        return
+    if not isinstance(probes, Mapping) or not all(map(callable, probes.values())):
+        raise InvalidOption(
+            f"probes={probes!r:.60} are no functions by name; give a dictionary such as "
+            '{"noise": within_batch_noise(model, batches, loss_fn)}'
+        )
 
 
 def _record(step: float, layer: str, found: Mapping[str, float]) -> Record:
@@ -244,3 +261,7 @@ def _record(step: float, layer: str, found: Mapping[str, float]) -> Record:
         for name, value in found.items()
     }
     return {"kind": "monitor", "step": int(step), "layer": layer, **numbers}
+
+
+def _is_number(value: object) -> bool:
+    return is_real(value) or (isinstance(value, Tensor) and value.numel() == 1)

@@ -110,7 +110,8 @@ def refuse_one(examples: int) -> None:
     if examples < 2:
         raise TooFewSamples(
             f"the mini-batch has {examples} example{'' if examples else 's'}: one gradient has no "
-            "spread; give two or more, or accumulate in svag.micro_batch_variance"
+            "spread; give two or more (drop_last=True of a DataLoader leaves a last batch of one "
+            "out), or accumulate in svag.micro_batch_variance"
         )
 
 
