@@ -3,9 +3,9 @@
 A single training chooses a step size by luck where its noise is as large as the gap between
 neighbours on the grid, and methods that chose differently then differ for that reason alone. So the
 winner of the rounds before is tried again with both neighbours, all with the same orders of the
-batches, and the best by the mean goes on until it lies between two that are worse. Simulated with
-four equal methods, an effect was then said in 1 to 6 % of races, at any ratio of noise and gap
-(tests/diagnosis/test_race.py), against 5 to 23 % with the winner alone.
+batches, and the best by the mean goes on until it lies between two that are worse. Of
+simulated races of four equal methods, 2 to 5 % then said an effect, at any ratio of noise and gap,
+and 6 to 25 % with the winner alone (``races_of_equal_methods`` in tests/diagnosis/test_race.py).
 """
 
 import math

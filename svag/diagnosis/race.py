@@ -110,6 +110,7 @@ class Race:
                 break
             for last in lasts.values():
                 last.run(orders)
+                progress(min(1.0, (time.perf_counter() - started) / max(seconds, 1e-9)))
         return self._result(lasts, steps, start_loss)
 
     def _length(self, steps: int, methods: int, elapsed: float, seconds: float) -> int:

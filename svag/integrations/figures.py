@@ -10,6 +10,7 @@ from svag.errors import UnknownOption
 from svag.variance.per_example import within_batch_variance
 
 _OWN = ("optimizer", "model", "named_parameters", "hook")
+_OF_VARIANCE = tuple(n for n in inspect.signature(within_batch_variance).parameters if n != "model")
 
 
 def check_options(options: dict[str, Any]) -> None:
@@ -33,13 +34,11 @@ def check_variance_options(options: Iterable[str]) -> None:
     Raises:
         UnknownOption: (a TypeError) as said.
     """
-    known = [
-        name for name in inspect.signature(within_batch_variance).parameters if name != "model"
-    ]
     for name in options:
-        if name not in known:
+        if name not in _OF_VARIANCE:
             raise UnknownOption(
-                f"{name!r} is no option of svag.within_batch_variance; it takes {', '.join(known)}"
+                f"{name!r} is no option of svag.within_batch_variance; it takes "
+                f"{', '.join(_OF_VARIANCE)}"
             )
 
 

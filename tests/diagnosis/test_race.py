@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from measured import assert_within
 from torch import nn
 from torch.nn import functional
 
@@ -146,12 +147,15 @@ def test_rounds_end_where_nothing_is_left_to_tell_methods_apart():
     assert found.losses["m-sgd"] < 0.5
 
 
-def races_of_equal_methods(offset, noise, count=250):
-    """Count the races of four equal methods in which an effect is said."""
+def races_of_equal_methods(offset, noise, *, alone=False, count=250):
+    """Return the share of races of four equal methods in which an effect is said.
+
+    With ``alone``, the winner of the rounds before runs without its neighbours.
+    """
     said = 0
     for trial in range(count):
         rng = np.random.default_rng([trial, int(100 * offset), int(100 * noise)])
-        finals, heats = {}, []
+        finals, heats, chosen = {}, [], {}
         for key in FOUR:
 
             def loss(index, seed, key=key):
@@ -162,17 +166,28 @@ def races_of_equal_methods(offset, noise, count=250):
             winner = min(range(-2, 3), key=lambda k: (k - offset) ** 2 + noise * rng.normal())
             finals[key] = LastRound(loss, lambda index: True, winner, 20.0)
             finals[key].run(LEAST_ORDERS)
-        lrs = {key: float(final.best) for key, final in finals.items()}
+            chosen[key] = float(finals[key].best)
+            if alone:
+                chosen[key] = float(winner)
+                for seed in range(LEAST_ORDERS):
+                    if (winner, seed) not in {(h.lr, h.seed) for h in heats if h.method == key}:
+                        loss(winner, seed)
+        lrs = chosen
         found = race_effects(RaceResult(20.0, 5, tuple(heats), lrs, {}), FOUR)
         said += any(effect.direction for effect in found.values())
-    return said
+    return said / count
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.25, 0.5])
 @pytest.mark.parametrize("noise", [0.3, 1.0, 3.0])
 def test_step_sizes_chosen_by_noise_make_no_effects(offset, noise):
     """Noise of one training as small and as large as the gap between neighbouring step sizes."""
-    assert races_of_equal_methods(offset, noise) <= 250 * (0.05 + 3 * math.sqrt(0.05 * 0.95 / 250))
+    bound = 0.05 + 3 * math.sqrt(0.05 * 0.95 / 250)
+    assert_within("effects said of equal methods", races_of_equal_methods(offset, noise), bound)
+
+
+def test_the_winner_alone_would_make_effects():
+    assert races_of_equal_methods(0.25, 0.3, alone=True) > 0.15
 
 
 def test_what_cannot_be_told_from_the_best_is_named():
