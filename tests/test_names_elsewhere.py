@@ -143,3 +143,16 @@ def test_the_same_method_in_optax(name: str) -> None:
             param = optax.apply_updates(param, update)
         found = torch.tensor(param.tolist(), dtype=torch.float64)
     torch.testing.assert_close(found, after(ours), rtol=1e-9, atol=1e-9)
+
+
+def test_the_first_step_of_their_msvag_in_float32() -> None:
+    gradient = torch.randn(200, generator=torch.Generator().manual_seed(0))
+    moved = []
+    for make in (pytorch_optimizer.MSVAG, svag.MSVAG):
+        param = torch.nn.Parameter(torch.zeros(200))
+        optimizer = make([param], lr=1.0, beta=0.9)
+        param.grad = gradient.clone()
+        optimizer.step()
+        moved.append(param.detach())
+    error = ((moved[0] - moved[1]).abs() / moved[1].abs()).max().item()
+    assert 3e-4 < error < 3e-3
