@@ -30,15 +30,11 @@ from svag.variance.per_example.recording.taps import Factory
 from svag.variance.per_example.structures import replaced, tensors_in
 
 _SUMS = frozenset({"add", "sub", "subtract"})
-
-
 BROADCAST = _SUMS | {
     *("mul", "multiply", "div", "truediv", "true_divide", "divide", "pow", "maximum", "minimum"),
     *("where", "lerp", "addcmul", "addcdiv", "atan2", "fmax", "fmin", "max", "min", "clamp"),
-    *("logaddexp", "hypot", "xlogy", "mse_loss", "masked_fill", "float_power"),
+    *("logaddexp", "hypot", "xlogy", "mse_loss", "float_power"),
 }
-
-
 _KEEP_NO_OUTPUT = _SUMS | {"mul", "multiply", "div", "truediv", "true_divide", "divide", "where"}
 
 
@@ -49,9 +45,7 @@ def broadcast(
     tensors = list(tensors_in((*args, *kwargs.values())))
     followed = [t for t in tensors if mode.recorder.source_of(t) is not None]
     batch = [t for t in tensors if state_of(t) is not CONSTANT]
-    in_place = name_of(func).endswith("_") or name_of(func).startswith("__i")
     linear = name in _SUMS and not kwargs and len(args) == 2
-    before = [t.detach().clone() if in_place and not linear else t for t in batch]
     marks = [state_of(t) for t in batch]
     if all(isinstance(where, Summed) for where in marks):
         return _with_sums(mode, func, args, kwargs, followed, linear)
@@ -60,10 +54,9 @@ def broadcast(
     out = func(*args, **kwargs)
     follow(func, args, kwargs, tensors, [out])
     where = mode.where_of(out, func)
-    plain = _out_of_place(func, in_place)
-    uses = [(t, _copies(plain, args, kwargs, t, batch, out, where, linear)) for t in followed]
+    uses = [(t, _copies(func, args, kwargs, t, batch, out, where, linear)) for t in followed]
     copy = name not in _KEEP_NO_OUTPUT
-    return mode.tap(out, [] if linear else before, uses, where, observe=True, copy=copy)
+    return mode.tap(out, [] if linear else batch, uses, where, observe=True, copy=copy)
 
 
 def write_copies(mode: Interception, func: Call, target: Tensor, index: Any, value: Tensor) -> Any:
@@ -101,10 +94,6 @@ def biased_attention(
         return func(*replaced(args, {id(bias): copies}), **replaced(kwargs, {id(bias): copies}))
 
 
-def _out_of_place(func: Call, in_place: bool) -> Call:
-    return cast(Call, getattr(torch.Tensor, plain_name(func))) if in_place else func
-
-
 def _with_sums(
     mode: Interception,
     func: Call,
@@ -134,7 +123,7 @@ def _with_sums(
     out = func(*args, **kwargs)
     uses = [(t, shared(t)) for t in followed]
     tapped = mode.tap(out, [], uses, Single(0, examples), observe=True)
-    mark(tapped, sums)  # also if it is the loss itself, changed in place
+    mark(tapped, sums)
     return tapped
 
 
