@@ -173,6 +173,7 @@ FLOORS = (
     ("svag.problems.cifar",),
     ("svag.problems",),
     ("svag.lab", "svag.lab.claims", "svag.lab.record_format"),
+    ("svag.lab.run",),
     ("svag.lab.records",),
     ("svag.lab.search",),
     ("svag.lab.studies",),
