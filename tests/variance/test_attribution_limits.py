@@ -188,6 +188,29 @@ def test_siamese_and_triplet_losses(dtype: torch.dtype, batch: int, bias: bool) 
     check(net, lambda m: (m(a) - m(b)).square().sum(1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_gradient_that_is_zero_but_for_rounding_in_every_pass(dtype: torch.dtype) -> None:
+    """The keys' bias adds one number to all scores of a query, which softmax takes away."""
+
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(5, 4))
+            self.key, self.query, self.end = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores = self.query(x) @ self.key(self.table).t() * 1e-3
+            return self.end(scores.softmax(-1) @ self.table)
+
+    torch.manual_seed(0)
+    model = Looks().to(dtype)
+    for _ in range(4):  # the first is verified
+        model.zero_grad()
+        with within_batch_variance(model):
+            model(torch.randn(6, 3, 4, dtype=dtype)).square().mean().backward()
+    assert model.key.bias.grad.norm() < 1e-3 * model.end.bias.grad.norm()
+
+
 def assert_close(model: nn.Module, by_example: Loss, loss: Loss | None = None) -> None:
     """Demand the variance to float32's digits, and no refusal."""
     rows = contributions(model, by_example)

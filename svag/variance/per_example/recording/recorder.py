@@ -267,4 +267,4 @@ class Recorder:
         elif self._adds_up and total is not None and variance is not None:
             if grad.data_ptr() == total.data_ptr():
                 return  # the tap's own sum, to which autograd has added nothing
-            check_sum(self.names[id(param)], grad, total, variance)
+            check_sum(self.names[id(param)], grad, total, variance, self.params)
