@@ -12,8 +12,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from svag.errors import PerExampleError
+from svag.variance.per_example.checkpoints import refuse_selective
 from svag.variance.per_example.derived import derive, derive_in_place, fill_in_place
 from svag.variance.per_example.following import follow, state_of
+from svag.variance.per_example.hooked import Retained, note_hook, refuse_change
 from svag.variance.per_example.marks import (
     mark,
     mark_learned,
@@ -92,6 +94,8 @@ class Interception(TorchFunctionMode):
         super().__init__()
         self.recorder, self.rules = recorder, rules
         self.otherwise, self.always, self.listener = otherwise, always, listener
+        self._hooked = False  # whether a tensor has a hook that a change in place may drop
+        self.retained = Retained()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -102,6 +106,10 @@ class Interception(TorchFunctionMode):
             return self._backward(*args, **kwargs)
         if func is torch.autograd.grad:
             return self._gradients(args, kwargs)
+        self.retained.note(func, args)
+        self._hooked |= note_hook(func, args)
+        if self._hooked and _in_place(func):
+            refuse_change(name_of(func), args[0])
         if func in self.always:
             self.always[func](self, func, args, kwargs)
         out = self._run(func, args, kwargs)
@@ -170,6 +178,7 @@ class Interception(TorchFunctionMode):
         followed = [t for t in tensors if self.recorder.source_of(t) is not None]
         if not followed:
             return self._plain(func, args, kwargs, tensors)
+        refuse_selective(name_of(func))
         if only_like(plain_name(func), args, followed):
             return self._plain(func, args, kwargs, tensors)
         constant = all(state_of(t) is CONSTANT or _only_chooses(func, args, t) for t in tensors)
@@ -314,12 +323,15 @@ class Interception(TorchFunctionMode):
                     "call the model on the mini-batch itself, or use svag.micro_batch_variance"
                 )
             site = Site(self.recorder, kept, where)
-            if copy or output._is_view():
+            view = output._is_view()
+            if copy or view:
                 output = output.clone()
             saved = [t.detach() for t in data]
             output = Tap.apply(  # type: ignore[no-untyped-call]
                 site, len(saved), output, *saved, *site.replaced
             )
+            if view:  # autograd drops the hooks of a view that is changed in place later
+                output = output.view_as(output)
         mark(output, where)
         return output
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from svag.errors import PerExampleError
 from svag.variance.per_example.escapes import Escapes
 from svag.variance.per_example.following import inside_model, state_of
+from svag.variance.per_example.hooked import view_differs
 from svag.variance.per_example.inputs import Inputs
 from svag.variance.per_example.loss_tape import LossTape
 from svag.variance.per_example.marks import forget_addresses, mark, mark_of
@@ -79,6 +80,7 @@ class Passes:
             return
         if not torch.is_grad_enabled():
             return
+        recorder.follow(self.model)
         recorder.calls += 1
         if self._seen != recorder.backwards:
             self._begin()
@@ -203,6 +205,8 @@ class Passes:
             if not isinstance(where, IS_PLACED) or not tensor.requires_grad:
                 return tensor
             result = tensor.view_as(tensor)
+            if not tensor._is_view():
+                view_differs(result)
             mark(result, where)
             verification.outputs.append((result, where))
             return result
@@ -270,7 +274,8 @@ class Passes:
         if recorder.verification is None:
             return
         seen = not any(isinstance(where, Lost) for where in states)
-        recorder.verification.before_backward(roots, gradients, mode, recorder, seen=seen)
+        with mode.retained.kept():
+            recorder.verification.before_backward(roots, gradients, mode, recorder, seen=seen)
 
 
 class Hook:

@@ -21,7 +21,14 @@ from svag.errors import PerExampleError
 from svag.variance.per_example.marks import mark_of
 from svag.variance.per_example.operation_names import plain_name
 from svag.variance.per_example.operations import is_composite, unguarded
-from svag.variance.per_example.placement import IS_PLACED, Owners, Placed, Single, row_selector
+from svag.variance.per_example.placement import (
+    IS_PLACED,
+    Owners,
+    Placed,
+    Scattered,
+    Single,
+    row_selector,
+)
 from svag.variance.per_example.structures import found_in, replaced, tensors_in
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -139,11 +146,14 @@ class Replacement:
             where = mark_of(tensor)
             if not isinstance(where, IS_PLACED) or not tensor.requires_grad:
                 continue
-            if one.shape != two.shape:
-                continue
-            found = differ(rows_of(one, where, self.example), rows_of(two, where, self.example))
-            if found is not None:
-                return found
+            mine = rows_of(one, where, self.example)
+            if isinstance(where, Scattered):  # a mask may have moved the rows
+                if not _holds(two, mine, where.dim):
+                    return _apart(mine, two, where, self.example)
+            elif one.shape == two.shape:
+                found = differ(mine, rows_of(two, where, self.example))
+                if found is not None:
+                    return found
         return None
 
 
@@ -188,6 +198,26 @@ def rows_of(tensor: Tensor, where: Placed, example: int) -> Tensor:
     if isinstance(where, Single):
         return tensor if where.example == example else tensor[:0]
     return tensor.index_select(where.dim, row_selector(where, tensor, example))
+
+
+def _holds(tensor: Tensor, rows: Tensor, dim: int) -> bool:
+    """Whether a tensor has all these rows, in their order."""
+    place = 0
+    every = tensor.unbind(dim)
+    for row in rows.unbind(dim):
+        while place < len(every) and differ(row, every[place]) is not None:
+            place += 1
+        if place == len(every):
+            return False
+        place += 1
+    return True
+
+
+def _apart(mine: Tensor, two: Tensor, where: Scattered, example: int) -> tuple[float, float]:
+    """Return norms for the message: of the difference if the rows did not move, and of the rows."""
+    if len(where.list) != two.shape[where.dim]:
+        return float(mine.norm()), float(mine.norm())
+    return differ(mine, rows_of(two, where, example)) or (0.0, float(mine.norm()))
 
 
 def differ(before: Tensor, after: Tensor) -> tuple[float, float] | None:

@@ -57,6 +57,9 @@ class Collector(Protocol):
     def label_of(self, site: "Site") -> str:
         """Return the names of the operation's parameters, for messages."""
 
+    def note_terms(self, site: "Site", use: Use, delta: Tensor, data: Sequence[Tensor]) -> None:
+        """Note what the parameters' gradients are sums of products of, to bound rounding errors."""
+
     def take(self, site: "Site", use: Use, contributions: Contributions) -> Iterator[Tensor]:
         """Take the contributions in, and yield the gradients of parameters that are replaced."""
 
@@ -112,8 +115,7 @@ class Site:
             dtype = torch.promote_types(use.source.dtype, torch.float32)
             values = [t.to(dtype) if t.is_floating_point() else t for t in data]
             contributions = use.make(delta.to(dtype), *values)
-            if recorder.verification is not None:
-                recorder.verification.scale(use.source.params, delta, data)
+            recorder.note_terms(self, use, delta, data)
             yield from recorder.take(self, use, contributions)
 
 
