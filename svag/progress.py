@@ -10,7 +10,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from svag.analysis.wording import amount_of
 from svag.entrants import entrant
 from svag.lab.executors.contract import Event
-from svag.lab.records import Record, Run
+from svag.lab.records import Record
+from svag.lab.run import Run
 
 
 class RunProgress:

@@ -7,7 +7,7 @@ import torch
 from svag.anatomy import METHODS
 from svag.entrants import entrant
 from svag.errors import InvalidOption
-from svag.lab.records import Run
+from svag.lab.run import Run
 from svag.lab.session import Session
 from svag.lab.studies import Study
 from svag.lab.template import template

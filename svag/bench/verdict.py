@@ -24,7 +24,8 @@ from svag.analysis.contrasts import CLAIMED, WEIGHTS, Array
 from svag.analysis.results import sample
 from svag.anatomy import PAPER_METHODS
 from svag.lab.protocol import Outcome, plan
-from svag.lab.records import Record, Run
+from svag.lab.records import Record
+from svag.lab.run import Run
 from svag.lab.search import StepSizes
 from svag.lab.studies import Protocol, Study
 from svag.quantity import ACCURACY

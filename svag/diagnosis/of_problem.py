@@ -26,7 +26,7 @@ from svag.entrants import Entrant, entrant, with_options
 from svag.errors import DissectionError, InvalidOption, in_one_line
 from svag.lab.batches import Batches
 from svag.lab.evaluation import splits_of
-from svag.lab.records import Run
+from svag.lab.run import Run
 from svag.lab.search import StepSizes
 from svag.lab.session import Session
 from svag.problems import Data, Problem

@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 from svag.export.folders import Folder
-from svag.lab.records import Record, Run
+from svag.lab.records import Record
+from svag.lab.run import Run
 
 Cell: TypeAlias = str | int | float | bool | None
 TableRow: TypeAlias = Mapping[str, Cell]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from svag.errors import InvalidOption, ProblemError
-from svag.lab.records import Run
+from svag.lab.run import Run
 from svag.problems import Data, Metric, Problem, Split
 from svag.problems.nested import joined
 from svag.quantity import LOSS

@@ -7,7 +7,8 @@ from svag.lab import records
 from svag.lab.checkpoints import Checkpoints
 from svag.lab.executors.contract import Event, Executor
 from svag.lab.protocol import Plan
-from svag.lab.records import Record, Run
+from svag.lab.records import Record
+from svag.lab.run import Run
 from svag.lab.search import Request
 
 

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from svag.entrants import entrant
-from svag.lab.records import Record, Run
+from svag.lab.records import Record
+from svag.lab.run import Run
 from svag.lab.search import Answers, Request, Search, StepSizes, standing
 from svag.lab.studies import Study
 

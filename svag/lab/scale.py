@@ -16,7 +16,7 @@ from dataclasses import replace
 import torch
 
 from svag.entrants import entrant
-from svag.lab.records import Run
+from svag.lab.run import Run
 from svag.lab.search import StepSizes
 from svag.lab.session import Session
 from svag.problems import Data, Problem

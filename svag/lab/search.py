@@ -23,7 +23,8 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from svag.lab.records import Record, Run
+from svag.lab.records import Record
+from svag.lab.run import Run
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from svag.lab.devices import device_of
 from svag.lab.evaluation import Evaluation, Figures, splits_of, subset
 from svag.lab.held import NotResumable, State
 from svag.lab.optimizers import build
-from svag.lab.records import Run
 from svag.lab.resuming import Resumable, generators, set_generators
+from svag.lab.run import Run
 from svag.optim import Dissected
 from svag.problems import Data, Problem, Split, supervised
 from svag.problems.nested import mapped, tensors

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from svag.entrants import entrant
 from svag.errors import InvalidOption, RecordError, SvagError
-from svag.lab.records import STUDY, Run
+from svag.lab.run import STUDY, Run
 from svag.lab.search import StepSizes
 
 Protocol = Literal["tuned", "paper"]

@@ -3,7 +3,7 @@
 from svag.errors import InvalidOption
 from svag.lab.evaluation import held_out
 from svag.lab.record_format import Select
-from svag.lab.records import Run
+from svag.lab.run import Run
 from svag.problems import Data, Problem
 
 _EVALUATIONS = 20

@@ -17,7 +17,8 @@ from svag.errors import RecordError, SvagError, in_one_line
 from svag.lab import checkpoints
 from svag.lab.evaluation import Figures
 from svag.lab.record_format import Status
-from svag.lab.records import RecordWriter, Run
+from svag.lab.records import RecordWriter
+from svag.lab.run import Run
 from svag.lab.session import Session, captures
 from svag.problems import Data, Problem
 

@@ -8,8 +8,9 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 from svag.lab.record_format import Status
-from svag.lab.records import STUDY, Record, identity
+from svag.lab.records import Record, identity
 from svag.lab.roles import Part
+from svag.lab.run import STUDY
 
 Value: TypeAlias = str | int | float | bool
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from svag.lab.records import Record, Run, find
+from svag.lab.records import Record, find
+from svag.lab.run import Run
 from svag.lab.session import Session
 from svag.lab.studies import Study
 from svag.lab.template import template

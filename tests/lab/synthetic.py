@@ -6,7 +6,8 @@ from typing import Any
 
 from svag.analysis.results import Figure, figures_of
 from svag.lab.protocol import Outcome, plan
-from svag.lab.records import Record, Run
+from svag.lab.records import Record
+from svag.lab.run import Run
 from svag.lab.studies import Study
 
 RUN = Run(

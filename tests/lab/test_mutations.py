@@ -16,7 +16,8 @@ import pytest
 from lab.synthetic import LOSS_RUN, RUN
 from svag.errors import RecordError
 from svag.lab.record_format import FINISHED, Status
-from svag.lab.records import Record, Run, find, load, path_of, read
+from svag.lab.records import Record, find, load, path_of, read
+from svag.lab.run import Run
 
 Line = dict[str, object]
 

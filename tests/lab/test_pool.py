@@ -14,7 +14,8 @@ from svag import problems
 from svag.errors import RecordError
 from svag.lab.executors.contract import WorkPlace
 from svag.lab.executors.local import Here, Pool
-from svag.lab.records import Record, Run, find, path_of
+from svag.lab.records import Record, find, path_of
+from svag.lab.run import Run
 
 FULL_DISK = """
 import multiprocessing, resource

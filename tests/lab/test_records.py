@@ -19,7 +19,8 @@ from lab.synthetic import LOSS_RUN, RUN
 from svag.errors import RecordError
 from svag.lab import records
 from svag.lab.claims import claim
-from svag.lab.records import RecordWriter, Run, find, load, path_of, read
+from svag.lab.records import RecordWriter, find, load, path_of, read
+from svag.lab.run import Run
 from svag.lab.train import train
 
 OTHER = {
@@ -375,7 +376,8 @@ def test_a_full_disk_is_a_record_error(tmp_path):
 import resource, sys
 from pathlib import Path
 from svag.errors import RecordError
-from svag.lab.records import RecordWriter, Run
+from svag.lab.records import RecordWriter
+from svag.lab.run import Run
 run = Run(problem="", version="", data="", method="m-sgd", anatomy="", beta=None, beta2=None,
           lr=0.1, seed=0, steps=1, batch_size=1, eval_every=1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

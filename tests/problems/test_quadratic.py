@@ -15,7 +15,8 @@ from svag.anatomy import PAPER_METHODS
 from svag.errors import InvalidOption, ProblemError
 from svag.lab.evaluation import subset
 from svag.lab.protocol import Outcome, plan
-from svag.lab.records import Run, find
+from svag.lab.records import find
+from svag.lab.run import Run
 from svag.lab.session import Session
 from svag.lab.studies import Study, keep
 from svag.lab.template import template

@@ -9,7 +9,8 @@ from svag.analysis.study import Analysis, analyse
 from svag.anatomy import METHODS, PAPER_METHODS
 from svag.entrants import entrant, in_order
 from svag.lab.protocol import Outcome, plan
-from svag.lab.records import RecordWriter, Run, find
+from svag.lab.records import RecordWriter, find
+from svag.lab.run import Run
 from svag.lab.search import StepSizes
 from svag.lab.studies import Study, keep
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from report.studies import BASE
 
 from svag.export import folders
-from svag.lab.records import RecordWriter, Run
+from svag.lab.records import RecordWriter
+from svag.lab.run import Run
 from svag.trackers.runs import Tracked, tracked
 
 RUN = replace(BASE, method="m-svag", anatomy="m", lr=0.1 + 0.2, seed=7, beta=0.9)

@@ -17,11 +17,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from svag.variance.per_example import context  # noqa: F401 - registers the rules
-from svag.variance.per_example.following import RULES, follow, is_elementwise, plain_name
-from svag.variance.per_example.marks import forget_marks, mark, mark_of
-from svag.variance.per_example.operations import is_composite, unguarded
-from svag.variance.per_example.owners import owners_of
-from svag.variance.per_example.placement import IS_PLACED, Layout, Placed, Scattered
+from svag.variance.per_example.owners.following import follow, is_elementwise, plain_name
+from svag.variance.per_example.owners.marks import forget_marks, mark, mark_of
+from svag.variance.per_example.owners.operation import RULES
+from svag.variance.per_example.owners.owner_tensors import owners_of
+from svag.variance.per_example.owners.placement import IS_PLACED, Layout, Placed, Scattered
+from svag.variance.per_example.recording.functions import is_composite, unguarded
 from svag.variance.per_example.structures import tensors_in
 
 SIZE = 3

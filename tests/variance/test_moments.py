@@ -6,12 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from svag.variance.per_example import moments
-from svag.variance.per_example.moments import Moments
+from svag.variance.per_example.contributions import moments
+from svag.variance.per_example.contributions.moments import Moments
 
-numba_moments = pytest.importorskip(
-    "svag.variance.per_example.numba_moments", reason="one of the two ways is Numba's (extra fast)"
-)
+NUMBA = "svag.variance.per_example.contributions.numba_moments"
+numba_moments = pytest.importorskip(NUMBA, reason="one of the two ways is Numba's (extra fast)")
 
 WAYS = {"compiled": numba_moments, "torch": None}
 
@@ -62,7 +61,7 @@ def test_both_ways_agree_on_any_shape(count, width, step):
 
 
 def test_without_numba_torch_adds_up(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "svag.variance.per_example.numba_moments", None)
+    monkeypatch.setitem(__import__("sys").modules, NUMBA, None)
     moments._numba.cache_clear()
     try:
         found = Moments(torch.zeros(3))

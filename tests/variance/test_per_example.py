@@ -15,8 +15,16 @@ from torch.nn import functional
 
 from svag.problems import models
 from svag.variance import within_batch_variance
-from svag.variance.per_example import context, contributions
-from svag.variance.per_example.placement import Layout
+from svag.variance.per_example import context
+from svag.variance.per_example.contributions.base import (
+    Contributions,
+    Direct,
+    PlacedRows,
+    Products,
+    Rows,
+    Shared,
+)
+from svag.variance.per_example.owners.placement import Layout
 from variance.oracle import one_by_one, relative_error, variance_of_sum
 
 
@@ -174,13 +182,13 @@ def test_scaling_the_loss_scales_the_variance_by_its_square(
     torch.testing.assert_close(found[1], factor**2 * found[0])
 
 
-def uses() -> Iterator[contributions.Contributions]:
+def uses() -> Iterator[Contributions]:
     torch.manual_seed(0)
-    yield contributions.Direct(torch.randn(6, 3, 4))
-    yield contributions.Products(torch.randn(6, 5, 3), torch.randn(6, 5, 4))
-    yield contributions.Rows(torch.randn(6, 5, 4), torch.randint(3, (6, 5)), 3)
-    yield contributions.PlacedRows(torch.randn(3, 6), Layout(1, 6))
-    yield contributions.Shared(torch.randn(3, 4), 6)
+    yield Direct(torch.randn(6, 3, 4))
+    yield Products(torch.randn(6, 5, 3), torch.randn(6, 5, 4))
+    yield Rows(torch.randn(6, 5, 4), torch.randint(3, (6, 5)), 3)
+    yield PlacedRows(torch.randn(3, 6), Layout(1, 6))
+    yield Shared(torch.randn(3, 4), 6)
 
 
 @pytest.mark.parametrize("which", range(5))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import svag
 from tests.variance.attribution import (
     Calls,
     Loss,
@@ -132,6 +133,52 @@ def test_rows_of_examples_written_over_copies_of_a_parameter(name: str, size: Si
     torch.manual_seed(1)
     model = Calls(FILLED[name], token=table(size[2]), end=layer(size[2]))
     assert_right_now_and_later(model, terms(sequences(size)))
+
+
+CHANGED: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "a step": lambda h, p: h[:, 0].add_(p),
+    "a step, twice": lambda h, p: h[:, 0].sub_(p).mul_(p),
+    "every step": lambda h, p: [h[:, t].add_(p, alpha=t + 1) for t in range(h.shape[1])],
+    "a range": lambda h, p: h.narrow(1, 0, 2).div_(p + 3),
+    "a transpose": lambda h, p: h.transpose(1, 2)[..., 0].mul_(p),
+    "all": lambda h, p: h.mul_(p),
+    "power": lambda h, p: h.abs_().add_(1).pow_(p),
+    "copied": lambda h, p: h.copy_(p),
+    "copied to a step": lambda h, p: h[:, 0].copy_(p, non_blocking=True),
+    "a number": lambda h, p: h[:, 0].fill_(p[0]),
+    "chosen entries": lambda h, p: h.masked_fill_(h.detach() > 0, p[0]),
+    "chosen entries of a step": lambda h, p: h[:, 0].masked_fill_(h[:, 0].detach() > 0, p[1]),
+    "by index": lambda h, p: h.index_add_(1, torch.tensor([0]), p.expand(len(h), 1, -1)),
+    "by scattering": lambda h, p: h.scatter_add_(
+        1, torch.zeros_like(h[:, :1]).long(), p.expand(len(h), 1, -1)
+    ),
+}
+
+
+@every_size
+@pytest.mark.parametrize("name", CHANGED)
+def test_rows_of_examples_changed_in_place_by_a_parameter(name: str, size: Size) -> None:
+    def call(s: Any, x: Tensor) -> Tensor:
+        h = s.start(x).tanh().clone()
+        CHANGED[name](h, s.row)
+        return s.end(h)
+
+    torch.manual_seed(2)
+    model = Calls(call, start=layer(size[2]), row=table(size[2]), end=layer(size[2]))
+    assert_right_now_and_later(model, terms(sequences(size)))
+
+
+def test_a_change_that_is_overwritten_has_variance_zero() -> None:
+    def call(s: Any, x: Tensor) -> Tensor:
+        h = x.clone()
+        h[:, 0].add_(s.row)
+        return s.end(h[:, -1])
+
+    model = Calls(call, row=table(3), end=layer(3))
+    with svag.within_batch_variance(model):
+        model(torch.randn(4, 2, 3).double()).square().sum().backward()
+    assert not model.row.grad.any()
+    assert not model.row.grad_var.any()
 
 
 def test_a_row_that_no_example_wrote_is_refused() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from svag.lab.checkpoints import EVERY
-from svag.lab.records import RecordWriter, Run
+from svag.lab.records import RecordWriter
+from svag.lab.run import Run
 
 TRIES = 2
 """Most attempts at a run whose workers die."""

@@ -18,7 +18,8 @@ from svag.errors import RecordError
 from svag.lab.executors.contract import Event, Losses, WorkPlace
 from svag.lab.executors.serving import Server
 from svag.lab.executors.threads import cores, limited
-from svag.lab.records import Run, find
+from svag.lab.records import find
+from svag.lab.run import Run
 from svag.lab.train import train
 from svag.problems import Data, Problem
 

@@ -22,7 +22,7 @@ from svag.lab.executors.cluster import ClusterError, RayCluster, reach
 from svag.lab.executors.contract import TRIES, Event, Losses, WorkPlace
 from svag.lab.executors.streaming import Tail, Transcript
 from svag.lab.executors.threads import environment
-from svag.lab.records import Run
+from svag.lab.run import Run
 
 NODE_TRIES = 5
 """Most attempts at a run whose nodes fail."""

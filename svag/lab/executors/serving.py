@@ -6,7 +6,8 @@ from dataclasses import replace
 from svag import problems
 from svag.errors import in_one_line
 from svag.lab.executors.contract import WorkPlace
-from svag.lab.records import RecordWriter, Run
+from svag.lab.records import RecordWriter
+from svag.lab.run import Run
 from svag.lab.train import train
 from svag.problems import Data, Problem
 

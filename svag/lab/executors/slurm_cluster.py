@@ -22,7 +22,8 @@ from svag.lab.executors.contract import Event, Losses, WorkPlace
 from svag.lab.executors.local import Pool
 from svag.lab.executors.streaming import Tail, progress_in
 from svag.lab.executors.threads import cores
-from svag.lab.records import Run, find, path_of
+from svag.lab.records import find, path_of
+from svag.lab.run import Run
 
 _POLL = {"slurm": 2.0, "local": 0.2}
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from svag.errors import RecordError
 from svag.lab.checkpoints import Checkpoints
 from svag.lab.record_format import ends_a_line
-from svag.lab.records import Run, path_of
+from svag.lab.records import path_of
+from svag.lab.run import Run
 
 
 class Tail:

@@ -9,26 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from svag.errors import InvalidOption, PerExampleError, SvagError
-from svag.variance.per_example import (
-    embedding_bag,
-    layers,
-    linear_algebra,  # noqa: F401 - these five register their rules
-    losses,  # noqa: F401
-    movement,  # noqa: F401
-    recurrent,
-    reductions,  # noqa: F401
-    rnn_cells,
-    writing,  # noqa: F401
-)
-from svag.variance.per_example.compiled_functions import as_written, refuse_failed
-from svag.variance.per_example.contributions import DEFAULT_MAX_BYTES
-from svag.variance.per_example.custom_functions import CustomFunctions
-from svag.variance.per_example.generic import otherwise
+from svag.variance.per_example.contributions.base import DEFAULT_MAX_BYTES
 from svag.variance.per_example.inputs import Choice, Inputs
-from svag.variance.per_example.marks import forget_marks
-from svag.variance.per_example.operations import Call, Interception, Rule
+from svag.variance.per_example.operations import embedding_bag, layers, recurrent, rnn_cells
+from svag.variance.per_example.operations.custom_functions import CustomFunctions
+from svag.variance.per_example.operations.fallback import otherwise
+from svag.variance.per_example.owners.marks import forget_marks
 from svag.variance.per_example.passes import Passes
-from svag.variance.per_example.recorder import Recorder
+from svag.variance.per_example.recording.compiled_functions import as_written, refuse_failed
+from svag.variance.per_example.recording.functions import Call
+from svag.variance.per_example.recording.interception import Interception, Rule
+from svag.variance.per_example.recording.recorder import Recorder
 from svag.variance.per_example.schedule import CHECK_EVERY, forget_passes
 from svag.variance.rescaling import follow_torch
 

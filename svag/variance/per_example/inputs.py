@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from svag.errors import InvalidOption
-from svag.variance.per_example.contributions import refuse_one
-from svag.variance.per_example.following import state_of
-from svag.variance.per_example.marks import mark, mark_of
-from svag.variance.per_example.placement import CONSTANT, Layout, Packed
+from svag.variance.per_example.contributions.base import refuse_one
+from svag.variance.per_example.owners.following import state_of
+from svag.variance.per_example.owners.marks import mark, mark_of
+from svag.variance.per_example.owners.placement import CONSTANT, Layout, Packed
 from svag.variance.per_example.structures import named_parts
 
 Key: TypeAlias = int | str

@@ -7,19 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from svag.errors import PerExampleError
-from svag.variance.per_example.escapes import Escapes
-from svag.variance.per_example.following import inside_model, state_of
-from svag.variance.per_example.hooked import view_differs
+from svag.variance.per_example.checks.escapes import Escapes
+from svag.variance.per_example.checks.loss_tape import LossTape
+from svag.variance.per_example.checks.replacement import Replacement
+from svag.variance.per_example.checks.verification import Verification, example_of
 from svag.variance.per_example.inputs import Inputs
-from svag.variance.per_example.loss_tape import LossTape
-from svag.variance.per_example.marks import forget_addresses, mark, mark_of
-from svag.variance.per_example.operations import Call, Interception
-from svag.variance.per_example.placement import CONSTANT, IS_PLACED, Lost
-from svag.variance.per_example.recorder import Recorder
-from svag.variance.per_example.replacement import Replacement
+from svag.variance.per_example.owners.following import state_of
+from svag.variance.per_example.owners.marks import forget_addresses, mark, mark_of
+from svag.variance.per_example.owners.operation import inside_model
+from svag.variance.per_example.owners.placement import CONSTANT, IS_PLACED, Lost
+from svag.variance.per_example.recording.functions import Call
+from svag.variance.per_example.recording.hooked import view_differs
+from svag.variance.per_example.recording.interception import Interception
+from svag.variance.per_example.recording.recorder import Recorder
 from svag.variance.per_example.schedule import kind_of, turn_of
 from svag.variance.per_example.structures import rebuilt, tensors_in
-from svag.variance.per_example.verification import Verification, example_of
 
 
 class Passes:

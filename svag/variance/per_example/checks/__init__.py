@@ -1,0 +1,1 @@
+"""Checks of the recorded owners against autograd and against other examples."""

@@ -1,0 +1,1 @@
+"""Operations that take a parameter: how each example contributes, a file each kind."""

@@ -1,0 +1,136 @@
+"""Rules for products of a parameter with the mini-batch, by einsum instead of vmap."""
+
+import string
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from svag.variance.per_example.contributions.base import (
+    Contributions,
+    Einsums,
+    PlacedRows,
+    Products,
+)
+from svag.variance.per_example.operations.layers import conjugate, features_last, positions
+from svag.variance.per_example.owners.following import state_of
+from svag.variance.per_example.owners.placement import CONSTANT, Layout, Placed
+from svag.variance.per_example.owners.products import letters, matrix_letters
+from svag.variance.per_example.recording.functions import Call
+from svag.variance.per_example.recording.interception import Interception
+
+
+def product(mode: Interception, func: Call, args: Sequence[Any], name: str) -> Tensor | None:
+    """Run a product with a tap whose contributions are an einsum of gradient and other factors.
+
+    Args:
+        mode: the open context's interception.
+        func: the product, such as ``torch.matmul``.
+        args: its arguments.
+        name: its name.
+
+    Returns:
+        The product; None if it is not one parameter times tensors of the mini-batch.
+    """
+    given, terms, result = _terms(name, args)
+    if given is None or terms is None:
+        return None
+    followed = [n for n, t in enumerate(given) if mode.recorder.source_of(t) is not None]
+    batch = [n for n, t in enumerate(given) if state_of(t) is not CONSTANT]
+    if len(followed) != 1 or set(followed) & set(batch):
+        return None
+    mine = followed[0]
+    if any(t.is_complex() for t in given) and not given[mine].is_complex():
+        return None  # the gradient is the real part
+    if name in ("matmul", "mm") and mine == 1 and given[1].dim() == 2:
+        return _times_matrix(mode, func, *given)
+    marks = [mode.where_of(given[n], func) for n in batch]
+    if any(not isinstance(where, Layout) for where in marks):
+        return None
+    places = [_letter(terms[n], where, given[n]) for n, where in zip(batch, marks, strict=True)]
+    where = cast(Layout, marks[0])
+    same = all(w[1:] == where[1:] for w in marks)  # type: ignore[index]
+    letter = places[0]
+    if len(set(places)) > 1 or not same or letter not in result:
+        return None
+    if not _plain_sizes(given, terms) or len(given) - 1 != len(batch):
+        return None
+    if not set(terms[mine]) <= {*result, *"".join(terms[n] for n in batch)}:
+        return None  # the parameter is summed over a dimension of its own
+    out = func(*args)
+    out_where = where.at(result.index(letter))
+    if letter in terms[mine]:
+        equation = _latin(",".join([result, *[terms[n] for n in batch]]) + f"->{terms[mine]}")
+        rows_of_mine = where.at(terms[mine].index(letter))
+
+        def placed(delta: Tensor, *data: Tensor) -> Contributions:
+            every = delta, *map(conjugate, data)
+            return PlacedRows(torch.einsum(equation, *every), rows_of_mine)
+
+        uses = [(given[mine], placed)]
+        return mode.tap(out, [given[n] for n in batch], uses, out_where, observe=True)
+    row = "\u2460", "\u2461"
+    inner = [result, *[terms[n] for n in batch]]
+    equation = ",".join("".join(row) + t.replace(letter, "") for t in inner)
+    equation = _latin(f"{equation}->{row[0]}{terms[mine]}")
+    layouts = [out_where, *marks]
+
+    def contracted(delta: Tensor, *data: Tensor) -> Contributions:
+        every = delta, *map(conjugate, data)
+        rows = [w.examples_first(t) for w, t in zip(layouts, every, strict=True)]
+        return Einsums(equation, rows, given[mine].shape)
+
+    uses = [(given[mine], contracted)]
+    return mode.tap(out, [given[n] for n in batch], uses, out_where, observe=True)
+
+
+def _terms(name: str, args: Sequence[Any]) -> tuple[list[Tensor] | None, list[str] | None, str]:
+    """Return the factors of a product, and the letters of their dimensions and the result's."""
+    if name == "einsum":
+        if not isinstance(args[0], str):
+            return None, None, ""
+        given = list(args[1]) if isinstance(args[1], list | tuple) else list(args[1:])
+        return given, *letters(args[0], [t.dim() for t in given])
+    if name == "bilinear":
+        lead = "".join(chr(0x3C3 + n) for n in range(args[0].dim() - 1))
+        return list(args[:3]), [lead + "i", lead + "j", "oij"], lead + "o"
+    given = list(args[:2])
+    return given, *matrix_letters(given[0].dim(), given[1].dim())
+
+
+def _letter(term: str, where: Placed, tensor: Tensor) -> str:
+    return term[where.dim]
+
+
+def _plain_sizes(given: Sequence[Tensor], terms: Sequence[str]) -> bool:
+    """Whether every letter has one size and is once in a term, so that nothing is broadcast."""
+    sizes: dict[str, int] = {}
+    for tensor, term in zip(given, terms, strict=True):
+        if len(set(term)) != len(term):
+            return False
+        for letter, size in zip(term, tensor.shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                return False
+    return True
+
+
+def _latin(equation: str) -> str:
+    """Rename letters to those that einsum takes."""
+    used = sorted({c for c in equation if c not in ",->"})
+    table = dict(zip(used, string.ascii_letters, strict=False))
+    return "".join(table.get(c, c) for c in equation)
+
+
+def _times_matrix(mode: Interception, func: Call, left: Tensor, right: Tensor) -> Tensor:
+    """Run X @ W as a dense layer with the weight W^T."""
+    where = features_last(mode, func, left)
+    if left.dim() == 1:
+        output = func(left, mode.given(right, where))
+    else:
+        output = func(left, mode.given(right, where))
+
+    def products(delta: Tensor, data: Tensor) -> Contributions:
+        return Products(positions(conjugate(data), where), positions(delta, where))
+
+    return mode.tap(output, [left], [(right, products)], where)

@@ -1,0 +1,1 @@
+"""Intercepts operations and backward passes, and collects contributions."""
