@@ -1,5 +1,6 @@
 """Compiled functions and control flow inside a model, and selective checkpoints."""
 
+import copy
 import functools
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from svag.variance import within_batch_variance
-from tests.variance.alone import Case, assert_own, bent, both, normal, warmed
+from tests.variance.alone import Case, assert_own, bent, both, normal, one_by_one, warmed
 from tests.variance.attribution import Calls, refused, table
 
 
@@ -130,3 +131,30 @@ class Recurrent(nn.GRU):
     def forward(self, x: Tensor) -> Tensor:
         """Return the output."""
         return super().forward(x)[0]
+
+
+@both
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("around", ["forward", "both"])
+def test_the_whole_model_in_a_checkpoint_and_under_autocast(
+    around: str, autocast: bool, verified: bool
+) -> None:
+    """The second call of the model adds nothing to the checkpoint, and no weights to the cache."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    model = model if verified else warmed(model, torch.randn(6, 4))
+    x = torch.randn(6, 4)
+    rows = one_by_one(Case(copy.deepcopy(model), (x,)))
+    with within_batch_variance(model):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = bent(checkpoint(model, x, use_reentrant=False).float())
+            if around == "both":
+                loss.backward()
+        if around == "forward":
+            loss.backward()
+    for name, own in rows.items():
+        p = model.get_parameter(name)
+        size = float(own.norm())
+        bound = (0.05 if autocast else 1e-5) * size
+        assert float((p.grad - own.sum(0)).norm()) <= bound
+        assert float((p.grad_var - len(own) * own.var(0)).norm()) <= bound * size * 5

@@ -85,6 +85,9 @@ class Replacement:
         written = WrittenParameters(self.model) if dropout else _NoDropout(self.model)
         with (
             torch._C.DisableTorchFunction(),
+            _without_autocast_cache(),
+            # Around the model there may be a checkpoint, which counts what it saves.
+            torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved),
             nullcontext() if dropout else _without_dropout(self.model),
             torch.enable_grad(),
             undisturbed(self.model, (*args, *kwargs.values())),
@@ -323,6 +326,17 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer.dropout = value
+
+
+@contextmanager
+def _without_autocast_cache() -> Iterator[None]:
+    """Leave no weights in autocast's cache, which the user's call would take from there."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 class _NoDropout(WrittenParameters):

@@ -11,6 +11,7 @@ verified passes all taps observe.
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -148,12 +149,23 @@ class Once(torch.autograd.Function):
 Gradients = tuple[Tensor | None, ...]
 
 
+def as_given(deltas: Sequence[Tensor]) -> AbstractContextManager[object]:
+    """Return a context without autocast, for a backward pass that runs under it.
+
+    Args:
+        deltas: gradients of outputs.
+    """
+    kinds = {t.device.type for t in deltas if t is not None}
+    kind = next((k for k in kinds if torch.is_autocast_enabled(k)), None)
+    return nullcontext() if kind is None else torch.autocast(kind, enabled=False)
+
+
 def once(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
     """Decorate a ``backward`` to run without a graph; :class:`Once` raises if one is needed."""
 
     @functools.wraps(backward)
     def wrapped(ctx: Any, *deltas: Tensor) -> Gradients:
-        with torch.no_grad():
+        with torch.no_grad(), as_given(deltas):
             grads = backward(ctx, *deltas)
         if not torch.is_grad_enabled():
             return grads
