@@ -57,6 +57,10 @@ FLOORS = (
     ),
     (
         "svag.variance.per_example.schedule",
+        "svag.variance.per_example.recording.hooked",
+        "svag.variance.per_example.recording.checkpoints",
+        "svag.variance.per_example.recording.compiled_functions",
+        "svag.variance.per_example.checks.kept_attributes",
         "svag.variance.per_example.owners.marks",
         "svag.variance.per_example.owners.operation_names",
         "svag.variance.per_example.owners.owner_tensors",
@@ -104,7 +108,10 @@ FLOORS = (
         "svag.variance.per_example.recording.derived",
         "svag.variance.per_example.recording.functions",
     ),
-    ("svag.variance.per_example.recording.interception",),
+    (
+        "svag.variance.per_example.recording.interception",
+        "svag.variance.per_example.checks.written_parameters",
+    ),
     (
         "svag.variance.per_example.inputs",
         "svag.variance.per_example.checks.replacement",

@@ -16,6 +16,7 @@ from svag.variance.per_example.operations.custom_functions import CustomFunction
 from svag.variance.per_example.operations.fallback import otherwise
 from svag.variance.per_example.owners.marks import forget_marks
 from svag.variance.per_example.passes import Passes
+from svag.variance.per_example.recording.compiled_functions import as_written, refuse_failed
 from svag.variance.per_example.recording.functions import Call
 from svag.variance.per_example.recording.interception import Interception, Rule
 from svag.variance.per_example.recording.recorder import Recorder
@@ -134,6 +135,7 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         self._recorder: Recorder | None = None
         self._mode: Interception | None = None
         self._custom: CustomFunctions | None = None
+        self._as_written: AbstractContextManager[object] | None = None
 
     @property
     def second_moments(self) -> dict[str, Tensor]:
@@ -160,10 +162,12 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         passes = Passes(self._model, recorder, self._inputs, self._check, self._check_every)
         self._mode = Interception(recorder, _RULES, otherwise, _ALWAYS, passes)
         passes.mode = self._mode
-        self._handles = [*recorder.hooks(), *passes.hooks()]
+        self._handles = passes.hooks()
         self._mode.__enter__()  # type: ignore[no-untyped-call]
         self._custom = CustomFunctions(self._mode)
         self._custom.start()
+        self._as_written = as_written()
+        self._as_written.__enter__()
         _open.append(self)
         return self
 
@@ -172,7 +176,10 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         if self not in _open:
             return
         _open.remove(self)
-        for handle in self._handles:
+        if self._as_written is not None:
+            self._as_written.__exit__(None, None, None)
+        recorder = self._recorder
+        for handle in (*(recorder.handles if recorder else ()), *self._handles):
             handle.remove()
         self._handles.clear()
         if self._custom is not None:
@@ -192,6 +199,7 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         self.stop()
         if isinstance(error, SvagError):
             forget_passes(self._model)
+        refuse_failed(error)
         recorder = self._recorder
         if kind is None and recorder and recorder.examples and not recorder.backwards:
             raise PerExampleError(

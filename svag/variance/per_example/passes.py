@@ -17,6 +17,7 @@ from svag.variance.per_example.owners.marks import forget_addresses, mark, mark_
 from svag.variance.per_example.owners.operation import inside_model
 from svag.variance.per_example.owners.placement import CONSTANT, IS_PLACED, Lost
 from svag.variance.per_example.recording.functions import Call
+from svag.variance.per_example.recording.hooked import view_differs
 from svag.variance.per_example.recording.interception import Interception
 from svag.variance.per_example.recording.recorder import Recorder
 from svag.variance.per_example.schedule import kind_of, turn_of
@@ -81,6 +82,7 @@ class Passes:
             return
         if not torch.is_grad_enabled():
             return
+        recorder.follow(self.model)
         recorder.calls += 1
         if self._seen != recorder.backwards:
             self._begin()
@@ -205,6 +207,8 @@ class Passes:
             if not isinstance(where, IS_PLACED) or not tensor.requires_grad:
                 return tensor
             result = tensor.view_as(tensor)
+            if not tensor._is_view():
+                view_differs(result)
             mark(result, where)
             verification.outputs.append((result, where))
             return result
@@ -272,7 +276,8 @@ class Passes:
         if recorder.verification is None:
             return
         seen = not any(isinstance(where, Lost) for where in states)
-        recorder.verification.before_backward(roots, gradients, mode, recorder, seen=seen)
+        with mode.retained.kept():
+            recorder.verification.before_backward(roots, gradients, mode, recorder, seen=seen)
 
 
 class Hook:

@@ -4,10 +4,9 @@ It checks the model's outputs and the loss. The others are replaced by copies of
 not permuted, since a mean over the mini-batch does not change under a permutation.
 """
 
-import copy
 import random
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -15,15 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.overrides import TorchFunctionMode
 
 from svag.errors import PerExampleError
+from svag.variance.per_example.checks.kept_attributes import Kept
+from svag.variance.per_example.checks.written_parameters import WrittenParameters
 from svag.variance.per_example.owners.marks import mark_of
 from svag.variance.per_example.owners.operation_names import plain_name
 from svag.variance.per_example.owners.placement import (
     IS_PLACED,
     Owners,
     Placed,
+    Scattered,
     Single,
     row_selector,
 )
@@ -81,17 +82,24 @@ class Replacement:
 
     def _run(self, args: Any, kwargs: Any, *, dropout: bool = True) -> list[Tensor] | None:
         """Call the module without side effects; None if it raises."""
+        written = WrittenParameters(self.model) if dropout else _NoDropout(self.model)
         with (
             torch._C.DisableTorchFunction(),
+            _without_autocast_cache(),
+            # Around the model there may be a checkpoint, which counts what it saves.
+            torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved),
             nullcontext() if dropout else _without_dropout(self.model),
             torch.enable_grad(),
-            undisturbed(self.model),
+            undisturbed(self.model, (*args, *kwargs.values())),
             self._state.again(),
         ):
             try:
-                output = self.module(*args, **kwargs)
+                with torch._C._EnableTorchFunction(), written:
+                    output = self.module(*args, **kwargs)
             except Exception:  # the module may not accept such examples
                 return None
+            finally:
+                written.restore()
             self._drawn = torch.random.get_rng_state()
             return [t.detach() for t in tensors_in(_values(output))]
 
@@ -131,11 +139,26 @@ class Replacement:
             return  # random numbers were drawn for others, too, so this example's changed
         found = self._difference(outputs, plain, other)
         if found is not None:
+            self._refuse_changing(outputs, plain)
             raise PerExampleError(
                 f"the model mixes examples: its output for example {self.example} changed by "
                 f"{found[0]:.3g} (of {found[1]:.3g}) when the other examples were replaced, so no "
                 "example has a gradient of its own. Use svag.micro_batch_variance, whose groups "
                 "may be mixed inside"
+            )
+
+    def _refuse_changing(self, outputs: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+        """Raise if the model returns something else for the same inputs."""
+        again = self._run(self.args, self.kwargs, dropout=False)
+        if again is None or len(again) != len(outputs):
+            return
+        if self._difference(outputs, before, again) is not None:
+            raise PerExampleError(
+                f"{type(self.module).__name__} returns something else each time it is called with "
+                "the same inputs and random numbers, so that what it keeps of its calls, such as "
+                "an iterator, cannot be put back after a second call; keep it in a buffer, or in "
+                "an attribute that is a number, a list or a generator of random numbers, or use "
+                "svag.micro_batch_variance"
             )
 
     def _difference(
@@ -145,11 +168,14 @@ class Replacement:
             where = mark_of(tensor)
             if not isinstance(where, IS_PLACED) or not tensor.requires_grad:
                 continue
-            if one.shape != two.shape:
-                continue
-            found = differ(rows_of(one, where, self.example), rows_of(two, where, self.example))
-            if found is not None:
-                return found
+            mine = rows_of(one, where, self.example)
+            if isinstance(where, Scattered):  # a mask may have moved the rows
+                if not _holds(two, mine, where.dim):
+                    return _apart(mine, two, where, self.example)
+            elif one.shape == two.shape:
+                found = differ(mine, rows_of(two, where, self.example))
+                if found is not None:
+                    return found
         return None
 
 
@@ -196,6 +222,26 @@ def rows_of(tensor: Tensor, where: Placed, example: int) -> Tensor:
     return tensor.index_select(where.dim, row_selector(where, tensor, example))
 
 
+def _holds(tensor: Tensor, rows: Tensor, dim: int) -> bool:
+    """Whether a tensor has all these rows, in their order."""
+    place = 0
+    every = tensor.unbind(dim)
+    for row in rows.unbind(dim):
+        while place < len(every) and differ(row, every[place]) is not None:
+            place += 1
+        if place == len(every):
+            return False
+        place += 1
+    return True
+
+
+def _apart(mine: Tensor, two: Tensor, where: Scattered, example: int) -> tuple[float, float]:
+    """Return norms for the message: of the difference if the rows did not move, and of the rows."""
+    if len(where.list) != two.shape[where.dim]:
+        return float(mine.norm()), float(mine.norm())
+    return differ(mine, rows_of(two, where, example)) or (0.0, float(mine.norm()))
+
+
 def differ(before: Tensor, after: Tensor) -> tuple[float, float] | None:
     """Return the norms of a difference and of the tensor; None if they differ by rounding only.
 
@@ -239,15 +285,17 @@ class Generators:
             torch.cuda.set_rng_state_all(self._cuda)
 
 
-_INTERNAL = frozenset({"_parameters", "_buffers", "_modules", "training"})
-
-
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Run without the hooks on outputs, and restore attributes and buffers afterwards."""
+def undisturbed(model: nn.Module, arguments: Iterable[Any] = ()) -> Iterator[None]:
+    """Run without the hooks on outputs, and restore attributes and buffers afterwards.
+
+    Args:
+        model: the model.
+        arguments: those of the call, among which may be generators.
+    """
     modules = list(model.modules())
     hooks = [m._forward_hooks for m in modules]
-    attributes = [_attributes(m) for m in modules]
+    attributes = Kept(modules, arguments)
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     entries = [dict(m._buffers) for m in modules]
     for module in modules:
@@ -255,70 +303,47 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, kept, (held, contents), own in zip(
-            modules, hooks, attributes, entries, strict=True
-        ):
+        for module, kept, own in zip(modules, hooks, entries, strict=True):
             module._forward_hooks = kept
             module._buffers.clear()
             module._buffers.update(own)
-            _put_back(module, held, contents)
+        attributes.restore()
         with torch.no_grad():
             for buffer, value in buffers:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
 
 
-def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a module's own attributes, and copies of the containers among them."""
-    held = {k: v for k, v in module.__dict__.items() if k not in _INTERNAL and "hooks" not in k}
-    kinds = (list, dict, set, torch.Generator)
-    contents = {k: _copied(v) for k, v in held.items() if isinstance(v, kinds)}
-    contents |= {k: v.detach().clone() for k, v in held.items() if type(v) is Tensor and v.is_leaf}
-    return held, contents
-
-
-def _copied(value: Any) -> Any:
-    return value.get_state() if isinstance(value, torch.Generator) else copy.copy(value)
-
-
-def _put_back(module: nn.Module, held: dict[str, Any], contents: dict[str, Any]) -> None:
-    for name in [k for k in module.__dict__ if k not in _INTERNAL and "hooks" not in k]:
-        if name not in held:
-            del module.__dict__[name]
-    module.__dict__.update(held)
-    for name, before in contents.items():
-        value = held[name]
-        if isinstance(value, torch.Generator):
-            value.set_state(before)
-        elif isinstance(value, list):
-            value[:] = before
-        elif isinstance(value, dict | set):
-            value.clear()
-            value.update(before)
-        elif isinstance(value, Tensor) and not torch.equal(value, before):
-            with torch.no_grad():
-                value.copy_(before)
-
-
 @contextmanager
 def _without_dropout(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off, since its masks may differ when examples are replaced."""
+    """Switch recurrent layers' own dropout off, since its masks may differ in a second call."""
     layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
     before = [m.dropout for m in layers]
     for layer in layers:
         layer.dropout = 0.0
     try:
-        with torch._C._EnableTorchFunction(), _NoDropout():
-            yield
+        yield
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer.dropout = value
 
 
-class _NoDropout(TorchFunctionMode):
+@contextmanager
+def _without_autocast_cache() -> Iterator[None]:
+    """Leave no weights in autocast's cache, which the user's call would take from there."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+class _NoDropout(WrittenParameters):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation, without dropout."""
         kwargs = dict(kwargs or {})
+        self.note(func, args, kwargs)
         name = plain_name(func)
         if name == "scaled_dot_product_attention":
             args, kwargs = args[:4], {**kwargs, "dropout_p": 0.0}

@@ -8,7 +8,7 @@ contribution. In a verified pass no tap replaces a gradient, so that the graph i
 
 import random
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,11 @@ from svag.errors import PerExampleError
 from svag.variance.per_example.contributions.base import Contributions, Shared
 from svag.variance.per_example.owners.placement import Placed, Single, row_selector
 
+Term: TypeAlias = tuple[Tensor, Tensor | None]
+"""Gradient of an operation's output, and its input: what a gradient is a sum of products of."""
+
 _RELATIVE = {torch.float64: 1e-8, torch.float32: 1e-3}
 _ROUNDING = {torch.float64: 1e-14, torch.float32: 3e-6}
-_OF_LARGEST = {torch.float64: 1e-14, torch.float32: 3e-6}
 
 
 def example_of(turn: int, examples: int) -> int:
@@ -33,8 +35,14 @@ def example_of(turn: int, examples: int) -> int:
     return random.Random(turn).randrange(examples) if examples else 0
 
 
+def size_of(term: Term) -> float:
+    """Return a bound on the sum of the products' sizes."""
+    delta, x = term
+    return float(delta.norm()) * (1.0 if x is None else max(1.0, float(x.norm())))
+
+
 def check_sum(
-    name: str, grad: Tensor, total: Tensor, variance: Tensor, params: Sequence[Tensor]
+    name: str, grad: Tensor, total: Tensor, variance: Tensor, terms: Sequence[Term] = ()
 ) -> None:
     """Compare the sum of the contributions with the gradient, in a pass that is not verified.
 
@@ -43,8 +51,7 @@ def check_sum(
         grad: its gradient in this backward pass.
         total: sum of svag's contributions.
         variance: the variance of the sum, from which follows how large rounding errors may be.
-        params: all parameters; next to their largest gradient, one that is zero but for rounding
-            (a bias in front of a softmax) is told from one that is small.
+        terms: what the gradient is a sum of, which may cancel in every example.
 
     Raises:
         PerExampleError: they differ by more than rounding.
@@ -56,10 +63,11 @@ def check_sum(
     share = 0.2 if narrow or torch.is_autocast_enabled("cuda") else 0.01
     if missing <= share * size or not bool(grad.isfinite().all()):
         return
-    if missing <= share * (size + float(variance.to(wide).sum().sqrt())):
-        return
-    largest = max(float(p.grad.norm()) for p in params if p.grad is not None)
-    if not missing <= _OF_LARGEST.get(grad.dtype, 0.03) * largest:
+    bound = share * (size + float(variance.to(wide).sum().sqrt()))
+    if not missing <= bound:
+        dtype = max((grad.dtype, *(d.dtype for d, _ in terms)), key=lambda d: torch.finfo(d).eps)
+        bound += _ROUNDING.get(dtype, 1e-2) * sum(map(size_of, terms))
+    if not missing <= bound:
         raise PerExampleError(_incomplete(name, missing, size))
 
 
@@ -108,6 +116,7 @@ class Verification:
         self.example = example_of(turn, examples)
         self._cut: list[tuple[Tensor | GradientEdge, Placed]] = []
         self._alone: dict[int, Tensor] = {}
+        self._asked: set[int] = set()  # parameters that had not been frozen since
         self._mine: dict[int, Tensor] = {}
         self._scales: dict[int, float] = {}
         self._dtypes: dict[int, torch.dtype] = {}
@@ -148,6 +157,7 @@ class Verification:
         """
         cut: Sequence[tuple[Tensor | GradientEdge, Placed]] = self._cut if seen else self.outputs
         self._alone.clear()
+        self._asked = {id(p) for p in recorder.params}
         self._ran = bool(cut) and (seen or not recorder.used_outside)
         if not self._ran:
             return
@@ -178,8 +188,12 @@ class Verification:
         params: Sequence[nn.Parameter],
     ) -> None:
         """Run autograd from some tensors and keep the gradients of the parameters."""
-        found = autograd.grad(tensors, list(params), grads, retain_graph=True, allow_unused=True)
-        for param, grad in zip(params, found, strict=True):
+        trained = [p for p in params if p.requires_grad]
+        self._asked = {id(p) for p in trained}
+        if not trained:
+            return
+        found = autograd.grad(tensors, trained, grads, retain_graph=True, allow_unused=True)
+        for param, grad in zip(trained, found, strict=True):
             if grad is not None:
                 self._alone[id(param)] = grad
 
@@ -188,22 +202,16 @@ class Verification:
         self._mine.clear()
         self._scales.clear()
 
-    def scale(self, params: Sequence[Tensor], delta: Tensor, data: Sequence[Tensor]) -> None:
-        """Record the size of the terms of parameters' gradients, for a bound on rounding errors.
+    def scale(self, param: Tensor, term: Term) -> None:
+        """Record the size of a term of a parameter's gradient, for a bound on rounding errors.
 
         Args:
-            params: the parameters.
-            delta: gradient of an operation's output.
-            data: tensors that the contributions are computed from, the input first.
+            param: the parameter.
+            term: gradient of an operation's output, and its input.
         """
-        size = float(delta.norm())
-        for tensor in data[:1]:
-            if tensor.is_floating_point():
-                size *= max(1.0, float(tensor.norm()))
-        for param in params:
-            self._scales[id(param)] = self._scales.get(id(param), 0.0) + size
-            narrow = [self._dtypes.get(id(param), param.dtype), delta.dtype]
-            self._dtypes[id(param)] = min(narrow, key=lambda d: -torch.finfo(d).eps)
+        self._scales[id(param)] = self._scales.get(id(param), 0.0) + size_of(term)
+        narrow = [self._dtypes.get(id(param), param.dtype), term[0].dtype]
+        self._dtypes[id(param)] = min(narrow, key=lambda d: -torch.finfo(d).eps)
 
     def take(self, param: Tensor, contributions: Contributions) -> None:
         """Add svag's contribution of the example to a parameter's gradient."""
@@ -231,7 +239,7 @@ class Verification:
             raise PerExampleError(_incomplete(name, missing, float(grad.norm())))
         alone = self._alone.pop(id(param), None)
         mine = self._mine.pop(id(param), None)
-        if not self._ran:
+        if not self._ran or id(param) not in self._asked:
             return
         alone = torch.zeros_like(grad) if alone is None else alone
         mine = torch.zeros_like(grad) if mine is None else mine

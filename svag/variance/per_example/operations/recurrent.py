@@ -27,6 +27,7 @@ from svag.variance.per_example.owners.placement import (
     with_rows_along,
 )
 from svag.variance.per_example.recording.functions import Call, name_of
+from svag.variance.per_example.recording.hooked import view_differs
 from svag.variance.per_example.recording.interception import Interception, Rule
 from svag.variance.per_example.recording.taps import Gradients, Site, Use, once
 
@@ -101,7 +102,7 @@ class Watch(torch.autograd.Function):
         start, (out, *last) = rest[:n], rest[n:]
         ctx.kind, ctx.site, ctx.weights, ctx.packed, ctx.n = kind, site, weights, packed, n
         ctx.save_for_backward(x, out, *start)
-        return tuple(t.view_as(t) for t in (out, *last))
+        return tuple(t.clone() for t in (out, *last))  # a view could not be changed in place
 
     @staticmethod
     @once
@@ -198,9 +199,7 @@ def _gradients(site: Site, gates: Gates, delta: Tensor) -> list[Tensor]:
     )
     result: list[Tensor] = []
     for use in site.uses:
-        verification = site.recorder.verification
-        if verification is not None:
-            verification.scale(use.source.params, delta, [gates.inputs])
+        site.recorder.note_terms(site, use, delta, [gates.inputs])
         result += site.recorder.take(site, use, use.make(make))
     return result
 
@@ -358,7 +357,8 @@ def _one(
 def _marked(
     out: Tensor, last: list[tuple[Tensor, ...]], where: Layout | Scattered, batch_first: bool
 ) -> tuple[Tensor, ...]:
-    result = out.transpose(0, 1) if batch_first else out
+    result = (out.transpose(0, 1) if batch_first else out).clone()  # may be changed in place
+    view_differs(result)
     mark(result, where.at(0 if batch_first else 1))
     return (result, *_stacked(last, where))
 

@@ -30,6 +30,7 @@ from svag.variance.per_example.owners.placement import (
     Summed,
     Where,
 )
+from svag.variance.per_example.recording.checkpoints import refuse_selective
 from svag.variance.per_example.recording.derived import derive, derive_in_place, fill_in_place
 from svag.variance.per_example.recording.functions import (
     ALIASES,
@@ -42,6 +43,7 @@ from svag.variance.per_example.recording.functions import (
     name_of,
     unguarded,
 )
+from svag.variance.per_example.recording.hooked import Retained, note_hook, refuse_change
 from svag.variance.per_example.recording.recorder import Recorder
 from svag.variance.per_example.recording.taps import Factory, Site, Tap, Use
 from svag.variance.per_example.structures import replaced, tensors_in
@@ -99,6 +101,8 @@ class Interception(TorchFunctionMode):
         super().__init__()
         self.recorder, self.rules = recorder, rules
         self.otherwise, self.always, self.listener = otherwise, always, listener
+        self._hooked = False  # whether a tensor has a hook that a change in place may drop
+        self.retained = Retained()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -109,6 +113,10 @@ class Interception(TorchFunctionMode):
             return self._backward(*args, **kwargs)
         if func is torch.autograd.grad:
             return self._gradients(args, kwargs)
+        self.retained.note(func, args)
+        self._hooked |= note_hook(func, args)
+        if self._hooked and is_in_place(func):
+            refuse_change(name_of(func), args[0])
         if func in self.always:
             self.always[func](self, func, args, kwargs)
         out = self._run(func, args, kwargs)
@@ -177,6 +185,7 @@ class Interception(TorchFunctionMode):
         followed = [t for t in tensors if self.recorder.source_of(t) is not None]
         if not followed:
             return self._plain(func, args, kwargs, tensors)
+        refuse_selective(name_of(func))
         if only_like(plain_name(func), args, followed):
             return self._plain(func, args, kwargs, tensors)
         constant = all(state_of(t) is CONSTANT or _only_chooses(func, args, t) for t in tensors)
@@ -321,12 +330,15 @@ class Interception(TorchFunctionMode):
                     "call the model on the mini-batch itself, or use svag.micro_batch_variance"
                 )
             site = Site(self.recorder, kept, where)
-            if copy or output._is_view():
+            view = output._is_view()
+            if copy or view:
                 output = output.clone()
             saved = [t.detach() for t in data]
             output = Tap.apply(  # type: ignore[no-untyped-call]
                 site, len(saved), output, *saved, *site.replaced
             )
+            if view:  # autograd drops the hooks of a view that is changed in place later
+                output = output.view_as(output)
         mark(output, where)
         return output
 

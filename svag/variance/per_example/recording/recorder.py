@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from svag.errors import PerExampleError
 from svag.variance.grad_var import attach, is_current
-from svag.variance.per_example.checks.verification import Verification, check_sum
+from svag.variance.per_example.checks.verification import Term, Verification, check_sum
 from svag.variance.per_example.contributions.base import Contributions, Estimate, Joint
 from svag.variance.per_example.recording.sources import Source, source_of
 from svag.variance.per_example.recording.taps import Site, Use
@@ -41,13 +42,12 @@ class Recorder:
         *,
         check: bool = True,
     ) -> None:
-        named = dict(model.named_parameters())
-        self.names = {id(p): name for name, p in named.items() if p.requires_grad}
-        self.params = [p for p in named.values() if p.requires_grad]
-        for name in (self.names[id(p)] for p in self.params if p.is_complex()):
-            raise PerExampleError(f"{name} is complex; use svag.micro_batch_variance")
+        self.names: dict[int, str] = {}
+        self.params: list[nn.Parameter] = []
+        self.handles: list[Any] = []
+        self._sources: dict[int, Source] = {}
         self.max_bytes = max_bytes
-        self.kept = {id(named[name]) for name in kept}
+        self.kept = {id(model.get_parameter(name)) for name in kept}
         self.per_example: dict[str, Tensor] = {}
         self.second_moments: dict[str, Tensor] = {}
         self.verification: Verification | None = None
@@ -56,21 +56,35 @@ class Recorder:
         self._squares, self._adds_up = squares, check
         self.uses: Counter[int] = Counter()
         self.backwards = self.examples = self.calls = 0
-        self._sources = {id(p): source_of(p) for p in self.params}
         self._pending: dict[int, list[Contributions]] = {}
         self._done: dict[int, Tensor] = {}
         self._totals: dict[int, Tensor] = {}
         self._incoming: dict[int, Tensor] = {}
+        self._terms: dict[int, list[Term]] = {}
         self._earlier: dict[int, Tensor] = {}
         self._first: dict[int, int] = {}  # first backward pass, by number of the call
         self._again: set[int] = set()
         self._pass: int | None = None
+        self.follow(model)
 
-    def hooks(self) -> Iterator[Any]:
-        """Register hooks before and after the accumulation of each parameter's gradient."""
-        for param in self.params:
-            yield param.register_hook(self._before(param))
-            yield param.register_post_accumulate_grad_hook(self._after)
+    def follow(self, model: nn.Module) -> None:
+        """Follow the trainable parameters that are new, as those that were frozen before.
+
+        Args:
+            model: the model.
+        """
+        if all(id(p) in self.names or not p.requires_grad for p in model.parameters()):
+            return
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        for name, param in named:
+            _refuse_kind(name, param)
+        for name, param in named:
+            if id(param) not in self.names:
+                self.names[id(param)] = name
+                self.params.append(param)
+                self._sources[id(param)] = source_of(param)
+                self.handles.append(param.register_hook(self._before(param)))
+                self.handles.append(param.register_post_accumulate_grad_hook(self._after))
 
     def source_of(self, tensor: object) -> Source | None:
         """Return the source of a followed parameter, or of a tensor computed from some."""
@@ -162,6 +176,25 @@ class Recorder:
             if use.replaces:
                 yield estimate.total if alone else mine.total(self.max_bytes)
 
+    def note_terms(self, site: Site, use: Use, delta: Tensor, data: Sequence[Tensor]) -> None:
+        """Note what the parameters' gradients are sums of products of, to bound rounding errors.
+
+        Args:
+            site: the operation.
+            use: the use of one parameter, or of a tensor computed from parameters.
+            delta: gradient of the operation's output.
+            data: tensors that the contributions are computed from, the input first.
+        """
+        if self.silent:
+            return
+        self.begin_pass()
+        term = delta, next((t for t in data[:1] if t.is_floating_point()), None)
+        for param in use.source.params:
+            if self.verification is not None:
+                self.verification.scale(param, term)
+            elif not use.replaces or site.counts[id(param)] > 1:
+                self._terms.setdefault(id(param), []).append(term)
+
     def begin_pass(self) -> None:
         """Discard contributions of an earlier backward pass without parameters (autograd.grad)."""
         task = torch._C._current_graph_task_id()
@@ -173,6 +206,7 @@ class Recorder:
                 self.verification.begin()
             for left in (self._pending, self._done, self._totals, self._incoming, self._earlier):
                 left.clear()
+            self._terms.clear()
             self._again.clear()
 
     def _refuse_late(self, param: Tensor) -> None:
@@ -260,6 +294,7 @@ class Recorder:
         """Compare the contributions with the gradient that arrived."""
         total = self._totals.pop(id(param), None)
         grad = self._incoming.pop(id(param), None)
+        terms = self._terms.pop(id(param), ())
         if grad is None:
             return
         if self.verification is not None:
@@ -267,4 +302,15 @@ class Recorder:
         elif self._adds_up and total is not None and variance is not None:
             if grad.data_ptr() == total.data_ptr():
                 return  # the tap's own sum, to which autograd has added nothing
-            check_sum(self.names[id(param)], grad, total, variance, self.params)
+            check_sum(self.names[id(param)], grad, total, variance, terms)
+
+
+def _refuse_kind(name: str, param: nn.Parameter) -> None:
+    """Raise if a parameter's gradient cannot have a variance."""
+    if isinstance(param, UninitializedParameter):
+        raise PerExampleError(
+            f"{name} has no shape yet, since its module is lazy; call the model once before "
+            "within_batch_variance is opened"
+        )
+    if param.is_complex():
+        raise PerExampleError(f"{name} is complex; use svag.micro_batch_variance")

@@ -11,6 +11,7 @@ verified passes all taps observe.
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -56,6 +57,9 @@ class Collector(Protocol):
 
     def label_of(self, site: "Site") -> str:
         """Return the names of the operation's parameters, for messages."""
+
+    def note_terms(self, site: "Site", use: Use, delta: Tensor, data: Sequence[Tensor]) -> None:
+        """Note what the parameters' gradients are sums of products of, to bound rounding errors."""
 
     def take(self, site: "Site", use: Use, contributions: Contributions) -> Iterator[Tensor]:
         """Take the contributions in, and yield the gradients of parameters that are replaced."""
@@ -112,8 +116,7 @@ class Site:
             dtype = torch.promote_types(use.source.dtype, torch.float32)
             values = [t.to(dtype) if t.is_floating_point() else t for t in data]
             contributions = use.make(delta.to(dtype), *values)
-            if recorder.verification is not None:
-                recorder.verification.scale(use.source.params, delta, data)
+            recorder.note_terms(self, use, delta, data)
             yield from recorder.take(self, use, contributions)
 
 
@@ -146,12 +149,23 @@ class Once(torch.autograd.Function):
 Gradients = tuple[Tensor | None, ...]
 
 
+def as_given(deltas: Sequence[Tensor]) -> AbstractContextManager[object]:
+    """Return a context without autocast, for a backward pass that runs under it.
+
+    Args:
+        deltas: gradients of outputs.
+    """
+    kinds = {t.device.type for t in deltas if t is not None}
+    kind = next((k for k in kinds if torch.is_autocast_enabled(k)), None)
+    return nullcontext() if kind is None else torch.autocast(kind, enabled=False)
+
+
 def once(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
     """Decorate a ``backward`` to run without a graph; :class:`Once` raises if one is needed."""
 
     @functools.wraps(backward)
     def wrapped(ctx: Any, *deltas: Tensor) -> Gradients:
-        with torch.no_grad():
+        with torch.no_grad(), as_given(deltas):
             grads = backward(ctx, *deltas)
         if not torch.is_grad_enabled():
             return grads

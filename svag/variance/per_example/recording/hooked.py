@@ -1,0 +1,87 @@
+"""Hooks on tensors that are changed in place afterwards, and gradients of tensors inside the model.
+
+autograd drops the hooks of a view if it is changed in place, and keeps those of other tensors. So a
+tensor with hooks must be a view if it is one without svag. Where this cannot be had, the change is
+refused.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from svag.errors import PerExampleError
+
+_APART = "_svag_view_differs"
+_HOOKED = "_svag_hooked"
+
+
+def view_differs(tensor: Tensor) -> None:
+    """Record that without svag the tensor might be a view, or might be none.
+
+    Args:
+        tensor: a tensor that the user gets instead of torch's.
+    """
+    setattr(tensor, _APART, True)
+
+
+def note_hook(func: Callable[..., Any], args: Sequence[Any]) -> bool:
+    """Record a hook on such a tensor; return whether it is one.
+
+    Args:
+        func: the operation.
+        args: its arguments.
+    """
+    if func is not Tensor.register_hook or not getattr(args[0], _APART, False):
+        return False
+    setattr(_whole(args[0]), _HOOKED, True)
+    return True
+
+
+def refuse_change(name: str, tensor: Any) -> None:
+    """Raise if a tensor that has a hook, or shares memory with such a one, is to be changed.
+
+    Args:
+        name: name of the operation in place.
+        tensor: its first argument.
+
+    Raises:
+        PerExampleError: it has a hook.
+    """
+    if isinstance(tensor, Tensor) and getattr(_whole(tensor), _HOOKED, False):
+        raise PerExampleError(
+            f"{name} changes a tensor of shape {tuple(tensor.shape)} in place that has a hook "
+            "(register_hook) and comes from the model or from a recurrent layer. autograd drops "
+            "the hooks of a view that is changed, and what is a view differs under svag. Register "
+            "the hook after the change, or write the change out of place"
+        )
+
+
+class Retained:
+    """The tensors inside the model whose gradients the user wants (``retain_grad``)."""
+
+    def __init__(self) -> None:
+        self._tensors: list[weakref.ref[Tensor]] = []
+
+    def note(self, func: Callable[..., Any], args: Sequence[Any]) -> None:
+        """Record a tensor that ``retain_grad`` is called on."""
+        if func is Tensor.retain_grad:
+            self._tensors.append(weakref.ref(args[0]))
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Run a backward pass of svag's own, which must not change ``tensor.grad``."""
+        tensors = [t for ref in self._tensors if (t := ref()) is not None]
+        before = [None if t.grad is None else t.grad.clone() for t in tensors]
+        try:
+            yield
+        finally:
+            for tensor, grad in zip(tensors, before, strict=True):
+                tensor.grad = grad
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    base = tensor._base if tensor._is_view() else None
+    return tensor if base is None else base
