@@ -5,7 +5,9 @@
     python release/try_install.py --tests               # and the fast tests from the source archive
 
 Every extra of ``pyproject.toml`` has a check here that uses what the extra is for. Downloads what
-the extras need, some gigabytes for all of them; versions are those of ``constraints.txt``.
+the extras need, some gigabytes for all of them; versions are those of ``constraints.txt``. An extra
+that fails does not stop the others: the last lines are a table of what works where (``--table
+FILE`` writes it, too), and the exit status is 1 if anything failed.
 """
 
 import argparse
@@ -55,11 +57,17 @@ LEFT_OUT = ("all", "dev", "docs")
 """Extras that only join others, or that ``make test`` and ``make docs`` try."""
 
 
-def run(*words: str | Path, where: Path = ROOT) -> None:
-    """Run a command; end everything if it fails."""
-    done = subprocess.run([str(word) for word in words], cwd=where, check=False)
+class Failed(Exception):
+    """A command ended with an error."""
+
+
+def run(*words: str | Path, where: Path = ROOT) -> str:
+    """Run a command and return what it printed."""
+    given = [str(word) for word in words]
+    done = subprocess.run(given, cwd=where, check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"failed: {' '.join(map(str, words))[:300]}")
+        raise Failed(f"failed: {' '.join(given)[:300]}\n{done.stdout[-2000:]}")
+    return done.stdout
 
 
 def environment(folder: Path, python: str) -> Path:
@@ -79,14 +87,19 @@ def build(folder: Path) -> tuple[Path, Path]:
     return wheel, next(path for path in archives if path.name.endswith(".tar.gz"))
 
 
-def try_extra(folder: Path, wheel: Path, python: str, extra: str) -> None:
-    """Install the wheel with an extra in a clean environment, and run the extra's check."""
-    clean = environment(folder / "clean", python)
-    wanted = f"svag[{extra}] @ {wheel.as_uri()}" if extra else f"svag @ {wheel.as_uri()}"
-    constraints = ("--constraint", ROOT / "constraints.txt")
-    run(clean, "-m", "pip", "install", "--quiet", *constraints, wanted)
-    run(clean, "-c", CHECKS[extra], where=folder)
-    shutil.rmtree(folder / "clean")
+def try_extra(folder: Path, wheel: Path, python: str, extra: str) -> str:
+    """Install the wheel with an extra in a clean environment, run the extra's check, name torch."""
+    kept = folder / "kept"  # what is downloaded: torch and what it needs are gigabytes
+    try:
+        clean = environment(folder / "clean", python)
+        wanted = f"svag[{extra}] @ {wheel.as_uri()}" if extra else f"svag @ {wheel.as_uri()}"
+        found = ("--quiet", "--find-links", kept, "--constraint", ROOT / "constraints.txt", wanted)
+        run(clean, "-m", "pip", "wheel", "--wheel-dir", kept, *found)
+        run(clean, "-m", "pip", "install", "--no-compile", "--no-index", *found)
+        run(clean, "-c", CHECKS[extra], where=folder)
+        return run(clean, "-c", "import torch; print(torch.__version__)", where=folder).strip()
+    finally:
+        shutil.rmtree(folder / "clean", ignore_errors=True)
 
 
 def try_tests(folder: Path, archive: Path) -> None:
@@ -106,6 +119,36 @@ def extras() -> list[str]:
     return ["", *names]
 
 
+def table(outcomes: dict[str, dict[str, str]]) -> str:
+    """Return a Markdown table with a row an extra and a column a Python."""
+    pythons = list(outcomes)
+    names = dict.fromkeys(extra for column in outcomes.values() for extra in column)
+    lines = [["extra", *pythons], ["---"] * (1 + len(pythons))]
+    lines += [
+        [extra or "(none)", *(outcomes[python].get(extra, "not tried") for python in pythons)]
+        for extra in names
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def try_all(
+    folder: Path, wheel: Path, pythons: list[str], names: list[str]
+) -> dict[str, dict[str, str]]:
+    """Try extras on Pythons; return what became of each, by Python's version and extra."""
+    outcomes: dict[str, dict[str, str]] = {}
+    for python in pythons:
+        version = run(python, "-c", "import platform; print(platform.python_version())").strip()
+        column = outcomes[f"Python {version}"] = {}
+        for extra in names:
+            try:
+                column[extra] = f"works (torch {try_extra(folder, wheel, python, extra)})"
+            except Failed as failure:
+                print(failure, file=sys.stderr)
+                column[extra] = "fails"
+            print(f"{python}: svag[{extra}] {column[extra]}", flush=True)
+    return outcomes
+
+
 def main() -> None:
     """Build, check and install."""
     parser = argparse.ArgumentParser(
@@ -114,17 +157,25 @@ def main() -> None:
     parser.add_argument("--python", action="append", help="a Python to try; may be repeated")
     parser.add_argument("--extra", action="append", help="an extra to try; '' for none")
     parser.add_argument("--tests", action="store_true", help="run the tests of the archive, too")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the table here, too")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        wheel, archive = build(folder)
-        for python in given.python or [sys.executable]:
-            for extra in extras() if given.extra is None else given.extra:
-                try_extra(folder, wheel, python, extra)
-                print(f"{python}: svag[{extra}] installs and works", flush=True)
-        if given.tests:
-            try_tests(folder, archive)
-            print("the fast tests pass from the source archive", flush=True)
+        try:
+            wheel, archive = build(folder)
+            names = extras() if given.extra is None else given.extra
+            outcomes = try_all(folder, wheel, given.python or [sys.executable], names)
+            made = table(outcomes)
+            print(made, end="")
+            if given.table:
+                given.table.write_text(made, encoding="utf-8")
+            if given.tests:
+                try_tests(folder, archive)
+                print("the fast tests pass from the source archive", flush=True)
+        except Failed as failure:
+            raise SystemExit(str(failure)) from failure
+    if any("fails" in column.values() for column in outcomes.values()):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
