@@ -1,7 +1,7 @@
 """Build the archives, check them, and try every extra in a clean environment on every Python.
 
-    python release/try_install.py                       # all extras on this Python
-    python release/try_install.py --python python3.12 --python python3.13 --extra lab --extra ""
+    python release/try_install.py                       # no extra and each on this Python
+    python release/try_install.py --python python3.12 --python python3.13 --extra lab
     python release/try_install.py --tests               # and the fast tests from the source archive
 
 Every extra of ``pyproject.toml`` has a check here that uses what the extra is for. Downloads what
@@ -11,6 +11,7 @@ FILE`` writes it, too), and the exit status is 1 if anything failed.
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -87,19 +88,38 @@ def build(folder: Path) -> tuple[Path, Path]:
     return wheel, next(path for path in archives if path.name.endswith(".tar.gz"))
 
 
-def try_extra(folder: Path, wheel: Path, python: str, extra: str) -> str:
-    """Install the wheel with an extra in a clean environment, run the extra's check, name torch."""
-    kept = folder / "kept"  # what is downloaded: torch and what it needs are gigabytes
-    try:
-        clean = environment(folder / "clean", python)
-        wanted = f"svag[{extra}] @ {wheel.as_uri()}" if extra else f"svag @ {wheel.as_uri()}"
-        found = ("--quiet", "--find-links", kept, "--constraint", ROOT / "constraints.txt", wanted)
-        run(clean, "-m", "pip", "wheel", "--wheel-dir", kept, *found)
-        run(clean, "-m", "pip", "install", "--no-compile", "--no-index", *found)
-        run(clean, "-c", CHECKS[extra], where=folder)
-        return run(clean, "-c", "import torch; print(torch.__version__)", where=folder).strip()
-    finally:
-        shutil.rmtree(folder / "clean", ignore_errors=True)
+def try_extra(place: Path, wheel: Path, extra: str) -> str:
+    """Install the wheel with an extra in an environment, run its check, return torch's version."""
+    python = place / "bin" / "python"
+    wanted = f"svag[{extra}] @ {wheel.as_uri()}" if extra else f"svag @ {wheel.as_uri()}"
+    constraints = ("--constraint", ROOT / "constraints.txt")
+    run(python, "-m", "pip", "install", "--quiet", "--no-compile", *constraints, wanted)
+    run(python, "-c", CHECKS[extra], where=place)
+    return run(python, "-c", "import torch; print(torch.__version__)", where=place).strip()
+
+
+def try_python(folder: Path, wheel: Path, python: str, extras: list[str]) -> dict[str, str]:
+    """Try no extra and each of some on a Python; return what became of each.
+
+    An extra is installed in a copy, by hard links, of an environment that has svag and torch alone:
+    torch and what it needs are gigabytes. pip never writes into a file that is there.
+    """
+    outcomes = {}
+    environment(folder / "bare", python)
+    for extra in ["", *extras]:
+        place = folder / (extra or "bare")
+        if extra:
+            shutil.copytree(folder / "bare", place, symlinks=True, copy_function=os.link)
+        try:
+            outcomes[extra] = f"works (torch {try_extra(place, wheel, extra)})"
+        except Failed as failure:
+            print(failure, file=sys.stderr)
+            outcomes[extra] = "fails"
+        print(f"{python}: svag[{extra}] {outcomes[extra]}", flush=True)
+        if extra:
+            shutil.rmtree(place)
+    shutil.rmtree(folder / "bare")
+    return outcomes
 
 
 def try_tests(folder: Path, archive: Path) -> None:
@@ -116,7 +136,7 @@ def extras() -> list[str]:
     names = [n for n in declared["project"]["optional-dependencies"] if n not in LEFT_OUT]
     if missing := set(names) - set(CHECKS):
         raise SystemExit(f"no check for {sorted(missing)}: add it to CHECKS in {__file__}")
-    return ["", *names]
+    return names
 
 
 def table(outcomes: dict[str, dict[str, str]]) -> str:
@@ -131,31 +151,13 @@ def table(outcomes: dict[str, dict[str, str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def try_all(
-    folder: Path, wheel: Path, pythons: list[str], names: list[str]
-) -> dict[str, dict[str, str]]:
-    """Try extras on Pythons; return what became of each, by Python's version and extra."""
-    outcomes: dict[str, dict[str, str]] = {}
-    for python in pythons:
-        version = run(python, "-c", "import platform; print(platform.python_version())").strip()
-        column = outcomes[f"Python {version}"] = {}
-        for extra in names:
-            try:
-                column[extra] = f"works (torch {try_extra(folder, wheel, python, extra)})"
-            except Failed as failure:
-                print(failure, file=sys.stderr)
-                column[extra] = "fails"
-            print(f"{python}: svag[{extra}] {column[extra]}", flush=True)
-    return outcomes
-
-
 def main() -> None:
     """Build, check and install."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--python", action="append", help="a Python to try; may be repeated")
-    parser.add_argument("--extra", action="append", help="an extra to try; '' for none")
+    parser.add_argument("--extra", action="append", help="an extra to try; may be repeated")
     parser.add_argument("--tests", action="store_true", help="run the tests of the archive, too")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the table here, too")
     given = parser.parse_args()
@@ -163,8 +165,11 @@ def main() -> None:
         folder = Path(name)
         try:
             wheel, archive = build(folder)
-            names = extras() if given.extra is None else given.extra
-            outcomes = try_all(folder, wheel, given.python or [sys.executable], names)
+            names = given.extra or extras()
+            outcomes = {}
+            for python in given.python or [sys.executable]:
+                version = run(python, "-c", "import platform; print(platform.python_version())")
+                outcomes[f"Python {version.strip()}"] = try_python(folder, wheel, python, names)
             made = table(outcomes)
             print(made, end="")
             if given.table:
