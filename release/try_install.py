@@ -1,14 +1,17 @@
 """Build the archives, check them, and try every extra in a clean environment on every Python.
 
-    python release/try_install.py                       # all extras on this Python
-    python release/try_install.py --python python3.12 --python python3.13 --extra lab --extra ""
+    python release/try_install.py                       # no extra and each on this Python
+    python release/try_install.py --python python3.12 --python python3.13 --extra lab
     python release/try_install.py --tests               # and the fast tests from the source archive
 
 Every extra of ``pyproject.toml`` has a check here that uses what the extra is for. Downloads what
-the extras need, some gigabytes for all of them; versions are those of ``constraints.txt``.
+the extras need, some gigabytes for all of them; versions are those of ``constraints.txt``. An extra
+that fails does not stop the others: the last lines are a table of what works where (``--table
+FILE`` writes it, too), and the exit status is 1 if anything failed.
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -55,11 +58,17 @@ LEFT_OUT = ("all", "dev", "docs")
 """Extras that only join others, or that ``make test`` and ``make docs`` try."""
 
 
-def run(*words: str | Path, where: Path = ROOT) -> None:
-    """Run a command; end everything if it fails."""
-    done = subprocess.run([str(word) for word in words], cwd=where, check=False)
+class Failed(Exception):
+    """A command ended with an error."""
+
+
+def run(*words: str | Path, where: Path = ROOT) -> str:
+    """Run a command and return what it printed."""
+    given = [str(word) for word in words]
+    done = subprocess.run(given, cwd=where, check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"failed: {' '.join(map(str, words))[:300]}")
+        raise Failed(f"failed: {' '.join(given)[:300]}\n{done.stdout[-2000:]}")
+    return done.stdout
 
 
 def environment(folder: Path, python: str) -> Path:
@@ -79,14 +88,38 @@ def build(folder: Path) -> tuple[Path, Path]:
     return wheel, next(path for path in archives if path.name.endswith(".tar.gz"))
 
 
-def try_extra(folder: Path, wheel: Path, python: str, extra: str) -> None:
-    """Install the wheel with an extra in a clean environment, and run the extra's check."""
-    clean = environment(folder / "clean", python)
+def try_extra(place: Path, wheel: Path, extra: str) -> str:
+    """Install the wheel with an extra in an environment, run its check, return torch's version."""
+    python = place / "bin" / "python"
     wanted = f"svag[{extra}] @ {wheel.as_uri()}" if extra else f"svag @ {wheel.as_uri()}"
     constraints = ("--constraint", ROOT / "constraints.txt")
-    run(clean, "-m", "pip", "install", "--quiet", *constraints, wanted)
-    run(clean, "-c", CHECKS[extra], where=folder)
-    shutil.rmtree(folder / "clean")
+    run(python, "-m", "pip", "install", "--quiet", "--no-compile", *constraints, wanted)
+    run(python, "-c", CHECKS[extra], where=place)
+    return run(python, "-c", "import torch; print(torch.__version__)", where=place).strip()
+
+
+def try_python(folder: Path, wheel: Path, python: str, extras: list[str]) -> dict[str, str]:
+    """Try no extra and each of some on a Python; return what became of each.
+
+    An extra is installed in a copy, by hard links, of an environment that has svag and torch alone:
+    torch and what it needs are gigabytes. pip never writes into a file that is there.
+    """
+    outcomes = {}
+    environment(folder / "bare", python)
+    for extra in ["", *extras]:
+        place = folder / (extra or "bare")
+        if extra:
+            shutil.copytree(folder / "bare", place, symlinks=True, copy_function=os.link)
+        try:
+            outcomes[extra] = f"works (torch {try_extra(place, wheel, extra)})"
+        except Failed as failure:
+            print(failure, file=sys.stderr)
+            outcomes[extra] = "fails"
+        print(f"{python}: svag[{extra}] {outcomes[extra]}", flush=True)
+        if extra:
+            shutil.rmtree(place)
+    shutil.rmtree(folder / "bare")
+    return outcomes
 
 
 def try_tests(folder: Path, archive: Path) -> None:
@@ -103,7 +136,19 @@ def extras() -> list[str]:
     names = [n for n in declared["project"]["optional-dependencies"] if n not in LEFT_OUT]
     if missing := set(names) - set(CHECKS):
         raise SystemExit(f"no check for {sorted(missing)}: add it to CHECKS in {__file__}")
-    return ["", *names]
+    return names
+
+
+def table(outcomes: dict[str, dict[str, str]]) -> str:
+    """Return a Markdown table with a row an extra and a column a Python."""
+    pythons = list(outcomes)
+    names = dict.fromkeys(extra for column in outcomes.values() for extra in column)
+    lines = [["extra", *pythons], ["---"] * (1 + len(pythons))]
+    lines += [
+        [extra or "(none)", *(outcomes[python].get(extra, "not tried") for python in pythons)]
+        for extra in names
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def main() -> None:
@@ -112,19 +157,30 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--python", action="append", help="a Python to try; may be repeated")
-    parser.add_argument("--extra", action="append", help="an extra to try; '' for none")
+    parser.add_argument("--extra", action="append", help="an extra to try; may be repeated")
     parser.add_argument("--tests", action="store_true", help="run the tests of the archive, too")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the table here, too")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        wheel, archive = build(folder)
-        for python in given.python or [sys.executable]:
-            for extra in extras() if given.extra is None else given.extra:
-                try_extra(folder, wheel, python, extra)
-                print(f"{python}: svag[{extra}] installs and works", flush=True)
-        if given.tests:
-            try_tests(folder, archive)
-            print("the fast tests pass from the source archive", flush=True)
+        try:
+            wheel, archive = build(folder)
+            names = given.extra or extras()
+            outcomes = {}
+            for python in given.python or [sys.executable]:
+                version = run(python, "-c", "import platform; print(platform.python_version())")
+                outcomes[f"Python {version.strip()}"] = try_python(folder, wheel, python, names)
+            made = table(outcomes)
+            print(made, end="")
+            if given.table:
+                given.table.write_text(made, encoding="utf-8")
+            if given.tests:
+                try_tests(folder, archive)
+                print("the fast tests pass from the source archive", flush=True)
+        except Failed as failure:
+            raise SystemExit(str(failure)) from failure
+    if any("fails" in column.values() for column in outcomes.values()):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,34 @@ def test_every_extra_is_tried_in_a_clean_environment(monkeypatch: pytest.MonkeyP
     assert extras - set(try_install.LEFT_OUT) == set(joined[len("svag[") : -1].split(","))
 
 
+@pytest.mark.slow
+def test_an_extra_that_fails_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "release")
+    import try_install
+
+    lost = tmp_path / "svag-0-py3-none-any.whl"
+    outcomes = try_install.try_python(tmp_path, lost, sys.executable, ["fast", "lab"])
+    assert outcomes == {"": "fails", "fast": "fails", "lab": "fails"}
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_table_of_what_was_tried_has_a_cell_for_every_extra_and_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "release")
+    import try_install
+
+    outcomes = {"Python 3.11.7": {"": "works", "jax": "fails"}, "Python 3.12.1": {"": "works"}}
+    assert try_install.table(outcomes).splitlines() == [
+        "| extra | Python 3.11.7 | Python 3.12.1 |",
+        "| --- | --- | --- |",
+        "| (none) | works | works |",
+        "| jax | fails | not tried |",
+    ]
+
+
 def test_one_version_is_named() -> None:
     cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text("utf-8"), re.M)
     released = re.findall(r"^## \[([0-9.]+)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)

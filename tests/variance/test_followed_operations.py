@@ -171,6 +171,27 @@ def test_experts_by_a_grouped_product() -> None:
         torch.testing.assert_close(model.experts.grad_var, known, rtol=1e-4, atol=1e-5)
 
 
+ACTIVATIONS = [
+    *(nn.CELU, nn.ELU, nn.GELU, nn.GLU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh),
+    *(nn.LeakyReLU, nn.LogSigmoid, nn.Mish, nn.PReLU, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU),
+    *(nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh, nn.Tanhshrink),
+]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation: Callable[[], nn.Module]) -> None:
+    """Whatever the version of torch says about the operation."""
+    torch.manual_seed(0)
+    act = activation().double()
+    wide = 6 if activation is nn.GLU else 3
+    model = Calls(
+        lambda s, x: s.end(act(s.start(x))), start=nn.Linear(5, wide).double(), end=layer(3)
+    )
+    for _ in range(2):
+        model.zero_grad()
+        assert_right(model, terms(sequences((4, 3, 5))))
+
+
 Pair = namedtuple("Pair", "x mask")
 
 

@@ -165,18 +165,24 @@ def copies(param: Tensor) -> tuple[Tensor, Tensor]:
     return whole(param.grad).clone(), whole(current(param)).clone()
 
 
-def clipping(name: str, rank: int, clip: Callable[..., Tensor] = clip_grad_norm_) -> float:
-    """How far variances are off c^2 after clipping by c, relatively."""
+def clipping(
+    name: str, rank: int, clip: Callable[..., Tensor] = clip_grad_norm_
+) -> tuple[float, float]:
+    """How far clipping is off its formula, and variances off c^2 of the gradients, relatively."""
     case = CASES[name]
     model = parallel(case, rank)
     rank_variance(model)
     loss(model, rank, 0, 0, case.dtype).backward()
-    before = [whole(current(p)).clone() for p in model.parameters()]
-    factor = 1e-3 / (float(whole(clip(model.parameters(), 1e-3))) + 1e-6)
-    after = [whole(current(p)) for p in model.parameters()]
-    return max(
-        float((a / b / factor**2 - 1).abs().max()) for a, b in zip(after, before, strict=True)
+    before = [copies(p) for p in model.parameters()]
+    norm = float(whole(clip(model.parameters(), 1e-3)))
+    after = [copies(p) for p in model.parameters()]
+    length = float(torch.cat([grad.flatten() for grad, _ in before]).norm())
+    factor = float(torch.cat([grad.flatten() for grad, _ in after]).norm()) / length
+    off = max(
+        float((a / b / factor**2 - 1).abs().max())
+        for (_, a), (_, b) in zip(after, before, strict=True)
     )
+    return max(abs(norm / length - 1), abs(factor * (norm + 1e-6) / 1e-3 - 1)), off
 
 
 CHANGES: dict[str, Callable[[Tensor], object]] = {
@@ -374,7 +380,11 @@ def test_gradients_reduced_twice_by_fsdp_have_no_variance(results: list[dict]) -
 
 
 def test_clipping_reaches_variances_across_ranks(results: list[dict]) -> None:
-    assert max(max(found["clipping"]) for found in results) < 1e-9
+    """Of sharded gradients, torch 2.9 adds its 1e-6 to each rank's part of the norm."""
+    for found in results:
+        for formula, variances in found["clipping"]:
+            assert formula < 1e-5
+            assert variances < 1e-9
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -60,6 +60,7 @@ _ELEMENTWISE = frozenset(
     | {"multiply", "subtract", "negative", "absolute", "greater", "greater_equal", "less"}
     | {"less_equal", "not_equal", "rsub", "clip", "fix", "arccos", "arcsin", "arctan", "arctan2"}
     | {"arccosh", "arcsinh", "arctanh", "log_sigmoid", "logsigmoid", "hardswish", "rrelu", "prelu"}
+    | {"elu", "celu", "selu", "leaky_relu", "hardsigmoid", "conj_physical"}  # no tag in torch 2.9
     | {"isclose", "isreal", "float_power", "floor_divide", "true_divide", "special_expit", "fill"}
     | {
         "special_erf",
