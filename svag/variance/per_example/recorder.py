@@ -16,7 +16,7 @@ from svag.variance.grad_var import attach, is_current
 from svag.variance.per_example.contributions import Contributions, Estimate, Joint
 from svag.variance.per_example.sources import Source, source_of
 from svag.variance.per_example.taps import Site, Use
-from svag.variance.per_example.verification import Verification, check_sum
+from svag.variance.per_example.verification import REENTRANT, Verification, check_sum
 
 _DERIVED = "_svag_derived"
 
@@ -117,9 +117,7 @@ class Recorder:
         """Raise if an operation ran forward and backward inside another backward pass."""
         if site.task != -1 and not self.silent:
             raise PerExampleError(
-                f"{self.label_of(site)} is used in a reentrant checkpoint, whose backward pass "
-                "runs inside another, so that one mini-batch would count as several; give "
-                "checkpoint(..., use_reentrant=False)"
+                f"{self.label_of(site)} is used in {REENTRANT}"
             )
 
     def label_of(self, site: Site) -> str:
