@@ -9,6 +9,7 @@ compiled function is unknown, and nothing is said of it.
 import warnings
 import weakref
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,8 +21,13 @@ def remember(grads: Any, grad_var: Any) -> None:
     """Note that each leaf of ``grad_var`` is the variance of its leaf of ``grads``."""
     for grad, variance in zip(jax.tree.leaves(grads), jax.tree.leaves(grad_var), strict=True):
         key = id(variance)
-        of_variance = weakref.ref(variance, lambda _, key=key: _gradients.pop(key, None))
+        of_variance = weakref.ref(variance, partial(_forget, key))
         _gradients[key] = of_variance, weakref.ref(grad)
+
+
+def _forget(key: int, gone: Any) -> None:
+    if _gradients.get(key, (None,))[0] is gone:
+        del _gradients[key]
 
 
 def warn_of_changed(grads: Iterable[Any], variances: Iterable[Any]) -> None:

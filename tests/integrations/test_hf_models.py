@@ -114,5 +114,5 @@ def test_checkpoints_change_no_bit_where_dropout_is_drawn_again(tmp_path: Path) 
 
 def test_reentrant_checkpoints_are_refused_and_the_option_is_named(tmp_path: Path) -> None:
     reentrant = {**CHECKPOINTED, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
-    with pytest.raises(PerExampleError, match="gradient_checkpointing_kwargs=.*False"):
+    with pytest.raises(PerExampleError, match=r"gradient_checkpointing_kwargs=.*False"):
         trained(tmp_path, language_model(), **reentrant)

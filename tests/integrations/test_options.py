@@ -94,7 +94,9 @@ def test_a_last_mini_batch_of_one_is_warned_of(name: str) -> None:
         warnings.simplefilter("always")
         check_last_step(loader, micro_batches=False, accumulated=1, steps=-1)
         check_last_step(loader, micro_batches=False, accumulated=1, steps=1)  # ends before
-    assert [str(one.message)[:32] for one in caught] == ["the last mini-batch of an epoch "] * warned
+    assert [str(one.message)[:32] for one in caught] == [
+        "the last mini-batch of an epoch "
+    ] * warned
 
 
 @pytest.mark.parametrize(

@@ -116,9 +116,7 @@ class Recorder:
     def refuse_reentrant(self, site: Site) -> None:
         """Raise if an operation ran forward and backward inside another backward pass."""
         if site.task != -1 and not self.silent:
-            raise PerExampleError(
-                f"{self.label_of(site)} is used in {REENTRANT}"
-            )
+            raise PerExampleError(f"{self.label_of(site)} is used in {REENTRANT}")
 
     def label_of(self, site: Site) -> str:
         """Return the names of a site's parameters."""
