@@ -262,7 +262,7 @@ FLOORS = (
     ),
     ("svag.diagnosis.monitoring.averages", "svag.diagnosis.monitoring.probes"),
     ("svag.diagnosis.monitoring.monitor",),
-    ("svag.integrations", "svag.integrations.figures"),
+    ("svag.integrations", "svag.integrations.figures", "svag.integrations.loaders"),
     ("svag.integrations.hf", "svag.integrations.lightning", "svag.integrations.timm"),
     ("svag.diagnosis.conclusion", "svag.diagnosis.race_training"),
     ("svag.diagnosis.findings",),

@@ -14,6 +14,7 @@ from svag.integrations.figures import (
     check_variance_options,
     destinations,
 )
+from svag.integrations.loaders import check_last_step, warn_of_unused
 from svag.variance.micro_batches import micro_batch_variance
 from svag.variance.per_example import within_batch_variance
 
@@ -38,17 +39,23 @@ class MonitorCallback(TrainerCallback):
     figures, are of clipped gradients then.
 
     Args:
-        trainer: the one that the callback is added to.
+        trainer: the one that the callback is added to; ``callbacks=`` of a trainer cannot have it.
         options: of :class:`svag.Monitor`; ``by_layer`` is False unless given.
 
     Raises:
         MissingPackage: (an ImportError) transformers is not installed.
         UnknownOption: (a TypeError) an option that the monitor has not.
+        InvalidOption: (a ValueError) there is no trainer.
     """
 
-    def __init__(self, trainer: Any, **options: Any) -> None:
+    def __init__(self, trainer: Any = None, **options: Any) -> None:
         if TrainerCallback is object:
             raise MissingPackage("this callback needs transformers; pip install 'svag[hf]'")
+        if not hasattr(trainer, "log"):
+            raise InvalidOption(
+                "this callback logs by its trainer: make the trainer without it, then "
+                "trainer.add_callback(MonitorCallback(trainer, ...))"
+            )
         check_options(options)
         self._trainer, self._options = trainer, options
         self._waiting = Waiting()
@@ -94,8 +101,8 @@ class VarianceMixin:
         variance_options: of :class:`svag.within_batch_variance`, such as ``{"examples": "x"}``.
 
     Raises:
-        InvalidOption: (a ValueError) at the first step: ``variance_from`` is none of the two, or
-            there is nothing to accumulate over.
+        InvalidOption: (a ValueError) the mixin stands behind the trainer; or, when training begins,
+            ``variance_from`` is none of the two, or a step has nothing to accumulate over.
         PerExampleError: (a RuntimeError) the model cannot be followed.
         TooFewSamples: (a RuntimeError) a step had one example, or one micro-batch.
     """
@@ -103,15 +110,42 @@ class VarianceMixin:
     variance_from: str = "examples"
     variance_options: Mapping[str, Any] = {}
     _micro_batches: micro_batch_variance | None = None
+    _is_used = False  # whether the optimizer has been looked at
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for kind in cls.__mro__[: cls.__mro__.index(VarianceMixin)]:
+            if "training_step" in vars(kind) and not issubclass(kind, VarianceMixin):
+                raise InvalidOption(
+                    f"{cls.__name__}: {kind.__name__} comes before VarianceMixin, so that its "
+                    f"training_step is the one that runs; write "
+                    f"class {cls.__name__}(VarianceMixin, {kind.__name__})"
+                )
+
+    def get_train_dataloader(self) -> Any:
+        """Return the trainer's own, and look whether every step will have a variance."""
+        loader = super().get_train_dataloader()  # type: ignore[misc]
+        args = self.args  # type: ignore[attr-defined]
+        if self.variance_from != "examples":
+            self._check_micro_batches()
+        check_last_step(
+            loader,
+            micro_batches=self.variance_from == "micro-batches",
+            accumulated=args.gradient_accumulation_steps,
+            steps=args.max_steps,
+        )
+        return loader
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Take one forward and backward pass, and estimate the variance."""
+        if not self._is_used:
+            warn_of_unused([self.optimizer])  # type: ignore[attr-defined]
+            self._is_used = True
         step = super().training_step  # type: ignore[misc]
         if self.variance_from == "examples":
             check_variance_options(self.variance_options)
             with within_batch_variance(model, **self.variance_options):
                 return step(model, inputs, *args, **kwargs)
-        self._check_micro_batches()
         micro_batches = self._micro_batches or micro_batch_variance(model.parameters())
         self._micro_batches = None  # unless this one ends well
         loss = step(model, inputs, *args, **kwargs)

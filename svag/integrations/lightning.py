@@ -1,5 +1,6 @@
 """Lightning: callbacks for the within-batch variance, and to monitor the gradient's noise."""
 
+import warnings
 from typing import Any, Literal
 
 from svag.diagnosis.monitoring.monitor import Monitor
@@ -10,6 +11,7 @@ from svag.integrations.figures import (
     check_variance_options,
     destinations,
 )
+from svag.integrations.loaders import check_last_step, warn_of_unused
 from svag.variance.micro_batches import micro_batch_variance
 from svag.variance.per_example import within_batch_variance
 
@@ -55,6 +57,13 @@ class MonitorCallback(Callback):
         """Begin to observe the trainer's optimizers."""
         if not trainer.is_global_zero:
             return
+        if not trainer.loggers and not self._options.get("to"):
+            warnings.warn(
+                "the trainer has no logger, so the monitor's figures go nowhere; give the callback "
+                "to=, such as a path, or the trainer a logger",
+                UserWarning,
+                stacklevel=2,
+            )
         for number, optimizer in enumerate(trainer.optimizers):
             waiting = Waiting(f"svag{number or ''}")
             options = destinations(self._options, waiting)
@@ -107,7 +116,8 @@ class VarianceCallback(Callback):
         MissingPackage: (an ImportError) lightning is not installed.
         UnknownOption: (a TypeError) an option that :class:`svag.within_batch_variance` has not.
         InvalidOption: (a ValueError) ``variance_from`` is none of the two, or has options it does
-            not take; or, when training begins, the module optimizes by hand or accumulates nothing.
+            not take; or, when training begins, the module optimizes by hand or a step accumulates
+            nothing.
         PerExampleError: (a RuntimeError) the model cannot be followed.
         TooFewSamples: (a RuntimeError) a step had one example, or one micro-batch.
     """
@@ -141,6 +151,14 @@ class VarianceCallback(Callback):
                 f"accumulate_grad_batches={trainer.accumulate_grad_batches}: a variance over "
                 "micro-batches takes two or more"
             )
+        warn_of_unused(trainer.optimizers)
+        check_last_step(
+            trainer.train_dataloader,
+            micro_batches=self._micro,
+            accumulated=trainer.accumulate_grad_batches,
+            steps=trainer.max_steps,
+            batches=trainer.num_training_batches,
+        )
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int

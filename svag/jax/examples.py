@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from svag.errors import InvalidOption, PerExampleError, TooFewSamples
+from svag.jax.pairs import remember
 
 Tree = Any
 
@@ -117,6 +118,7 @@ def value_grad_and_variance(
         grad_var = jax.tree.map(
             lambda s, g: _as_stored(s / (number * (number - 1)), g), moments.spread, grads
         )
+        remember(grads, grad_var)
         return ((value, aux) if has_aux else value), grads, grad_var
 
     return estimate
@@ -146,6 +148,7 @@ def check_independence(
 
     Raises:
         PerExampleError: (a RuntimeError) they differ.
+        InvalidOption: (a ValueError) it is called inside ``jax.jit``, where there are no numbers.
 
     Example:
         >>> def loss(params, x):
@@ -156,6 +159,11 @@ def check_independence(
         ...     print(str(error)[:79])
         the loss of the mini-batch is 1 and the mean over its examples is 0; the gradie
     """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs))):
+        raise InvalidOption(
+            "check_independence compares numbers, which a traced function has not: call it once, "
+            "outside jax.jit, with the arguments of a step"
+        )
     options: Any = {"has_aux": has_aux, "shared_argnums": shared_argnums}
     value, grads, grad_var = value_grad_and_variance(fun, argnums, **options)(*args, **kwargs)
     whole, expected = jax.value_and_grad(fun, argnums, has_aux)(*args, **kwargs)
@@ -195,10 +203,12 @@ def clip_by_global_norm(grads: Tree, grad_var: Tree, max_norm: Any) -> tuple[Tre
     """
     norm = optax.tree.norm(grads)
     factor = jnp.where(norm > max_norm, max_norm / norm, 1.0)
-    return (
+    clipped = (
         jax.tree.map(lambda g: (factor * g).astype(g.dtype), grads),
         jax.tree.map(lambda v: (factor * factor * v).astype(v.dtype), grad_var),
     )
+    remember(*clipped)
+    return clipped
 
 
 def _batch_of(args: Sequence[Any], fixed: set[int]) -> tuple[dict[int, Any], int]:

@@ -12,15 +12,18 @@ a schedule, ``state_dtype`` and ``seed`` are those of :func:`svag.jax.scale_by_a
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+import jax
 import optax
 
 from svag.anatomy import METHODS, Anatomy, Variance
-from svag.jax.options import check_not_negative, is_static
-from svag.jax.transformation import scale_by_anatomy
+from svag.jax.options import check_mask, check_not_negative, is_static, names_options
+from svag.jax.pairs import warn_of_changed
+from svag.jax.transformation import leaves_of_variance, scale_by_anatomy
 
 Transformation: TypeAlias = optax.GradientTransformationExtraArgs
 
 
+@names_options
 def dissected(
     learning_rate: optax.ScalarOrSchedule,
     anatomy: Anatomy,
@@ -65,6 +68,7 @@ def dissected(
     """
     check_not_negative("learning_rate", learning_rate)
     check_not_negative("weight_decay", weight_decay)
+    check_mask(mask)
     rule = scale_by_anatomy(
         anatomy,
         beta=beta,
@@ -79,9 +83,24 @@ def dissected(
     idle = is_static(weight_decay) and weight_decay == 0 and mask is None
     decay = optax.identity() if idle else optax.add_decayed_weights(weight_decay, mask)
     parts = (rule, decay) if decoupled_weight_decay else (decay, rule)
-    return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
+    chain = optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
+    return _watched(chain, anatomy) if anatomy.within_batch else chain
 
 
+def _watched(chain: Transformation, anatomy: Anatomy) -> Transformation:
+    """Return a transformation that also looks whether gradient and variance belong together."""
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, grad_var: Any = None, **others: Any
+    ) -> Any:
+        variances = leaves_of_variance(grad_var, updates, anatomy)
+        warn_of_changed(jax.tree.leaves(updates), variances)
+        return chain.update(updates, state, params, grad_var=grad_var, **others)
+
+    return Transformation(chain.init, update)
+
+
+@names_options
 def sgd(
     learning_rate: optax.ScalarOrSchedule = 0.1,
     *,
@@ -110,6 +129,7 @@ def sgd(
     )
 
 
+@names_options
 def m_sgd(
     learning_rate: optax.ScalarOrSchedule = 0.1,
     beta: Any = 0.9,
@@ -148,6 +168,7 @@ def m_sgd(
     )
 
 
+@names_options
 def ssd(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     *,
@@ -176,6 +197,7 @@ def ssd(
     )
 
 
+@names_options
 def m_ssd(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     beta: Any = 0.9,
@@ -211,6 +233,7 @@ def m_ssd(
     )
 
 
+@names_options
 def svag(
     learning_rate: optax.ScalarOrSchedule = 0.1,
     beta: Any = None,
@@ -249,6 +272,7 @@ def svag(
     )
 
 
+@names_options
 def m_svag(
     learning_rate: optax.ScalarOrSchedule = 0.1,
     beta: Any = 0.9,
@@ -296,6 +320,7 @@ def m_svag(
     )
 
 
+@names_options
 def adam(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: Any = 0.9,
@@ -347,6 +372,7 @@ def adam(
     )
 
 
+@names_options
 def adam_star(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     beta: Any = 0.9,

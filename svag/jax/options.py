@@ -1,12 +1,62 @@
 """Checks of the options of a transformation, before anything is traced."""
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from numbers import Real
-from typing import Any
+from typing import Any, Final, ParamSpec, TypeVar
 
 import jax.numpy as jnp
+import numpy as np
 
 from svag.anatomy import Anatomy
-from svag.errors import InvalidOption, UnknownOption
+from svag.errors import InvalidOption, UnknownOption, nearest
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# What options of optax and torch are called here, in the order of preference.
+_ELSEWHERE: Final = {
+    "b1": ("beta",),
+    "b2": ("beta",),
+    "betas": ("beta", "b1 and b2"),
+    "momentum": ("beta", "b1"),
+    "decay": ("beta", "b2"),
+    "lr": ("learning_rate",),
+}
+
+
+def names_options(function: Callable[P, T]) -> Callable[P, T]:
+    """Raise :class:`UnknownOption` instead of Python's TypeError, with the options there are."""
+    known = tuple(inspect.signature(function).parameters)
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        for key in kwargs:
+            if key not in known:
+                here = [n for n in _ELSEWHERE.get(key, ()) if set(n.split(" and ")) <= set(known)]
+                hint = f" {key} is {here[0]} here" if here else nearest(key, known)
+                raise UnknownOption(
+                    f"{function.__name__}() got an unexpected keyword argument {key!r}; it takes "
+                    f"{', '.join(known)}.{hint}"
+                )
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def check_mask(mask: Any) -> None:
+    """Refuse a mask that is one bool, which a function of parameters becomes as a schedule.
+
+    Raises:
+        InvalidOption: (a ValueError) as said.
+    """
+    if isinstance(mask, bool | np.bool_) or (hasattr(mask, "dtype") and np.ndim(mask) == 0):
+        raise InvalidOption(
+            f"mask={mask}: it is a tree of bools like the parameters, or a function that returns "
+            "one. optax.inject_hyperparams calls functions as schedules: name it there, "
+            'static_args=("mask",)'
+        )
 
 
 def is_static(value: Any) -> bool:

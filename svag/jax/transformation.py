@@ -142,7 +142,7 @@ def scale_by_anatomy(
         leaves, treedef = jax.tree.flatten(updates)
         kept = {name: treedef.flatten_up_to(getattr(state, name)) for name in names}
         if anatomy.within_batch:
-            kept["sample"] = _leaves_of_variance(grad_var, updates, anatomy)
+            kept["sample"] = leaves_of_variance(grad_var, updates, anatomy)
         step = optax.safe_increment(state.count) if names else jnp.ones([], jnp.int32)
         rows = [{name: column[i] for name, column in kept.items()} for i in range(len(leaves))]
         results = [
@@ -200,8 +200,13 @@ def _like(value: Any, stored: Any) -> Any:
     return jax.lax.complex(value[0], value[1]) if jnp.iscomplexobj(stored) else value
 
 
-def _leaves_of_variance(grad_var: Tree, updates: Tree, anatomy: Anatomy) -> list[Any]:
-    """Return the leaves of ``grad_var`` that belong to gradients that are not masked."""
+def leaves_of_variance(grad_var: Tree, updates: Tree, anatomy: Anatomy) -> list[Any]:
+    """Return the leaves of ``grad_var`` that belong to gradients that are not masked.
+
+    Raises:
+        MissingVariance: (a RuntimeError) there is none.
+        InvalidOption: (a ValueError) the structure or a shape is not the gradients'.
+    """
     if grad_var is None:
         raise MissingVariance(
             f"the update {anatomy} takes the gradient's variance within the mini-batch: call "

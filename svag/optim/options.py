@@ -63,6 +63,14 @@ _COMMON: Final[Options] = {
 }
 _EVERY: Final = ("lr", "beta", "betas", "eps", "amsgrad", "anatomy", *_COMMON)
 
+# What options of torch.optim are called in rows that have one beta.
+_WITH_ONE_BETA: Final = {
+    "momentum": " torch's momentum is beta here, of an average where torch has a sum: "
+    "lr becomes lr / (1 - momentum)",
+    "betas": " All averages share one decay: beta=0.9",
+    "eps": " No eps is needed: where m = v = 0 the parameter stays",
+}
+
 
 def defaults(
     name: str,
@@ -84,14 +92,16 @@ def defaults(
         if key not in _COMMON:
             raise UnknownOption(
                 f"{name}() got an unexpected keyword argument {key!r}; it takes "
-                f"{', '.join(_own(anatomy))}, {', '.join(_COMMON)}.{nearest(key, _COMMON)}"
+                f"{', '.join(_own(anatomy))}, {', '.join(_COMMON)}."
+                f"{_of_torch(key, anatomy) or nearest(key, _COMMON)}"
             )
     given = {"beta": beta, "betas": betas, "eps": eps, "amsgrad": amsgrad or None}
     for key, value in given.items():
         if value is not None and key not in _own(anatomy):
             raise UnknownOption(
                 f"{name}() got an unexpected keyword argument {key!r}: {key}={value!r} has no "
-                f"meaning for {anatomy}; it takes {', '.join(_own(anatomy))}"
+                f"meaning for {anatomy}; it takes {', '.join(_own(anatomy))}."
+                f"{_of_torch(key, anatomy)}"
             )
     own: dict[str, Any] = {"lr": lr, "anatomy": str(anatomy)}
     if "beta" in _own(anatomy):
@@ -107,6 +117,13 @@ def _own(anatomy: Anatomy) -> tuple[str, ...]:
     if anatomy.raw:
         return ("lr", "betas", "eps", "amsgrad")
     return ("lr", "beta") if anatomy.buffers else ("lr",)
+
+
+def _of_torch(key: str, anatomy: Anatomy) -> str:
+    """Say what an option of torch's optimizers is called here; empty if nothing is to be said."""
+    if "beta" in _own(anatomy):
+        return _WITH_ONE_BETA.get(key, "")
+    return " The rows that average have beta: svag.MSGD, svag.MSSD" if key == "momentum" else ""
 
 
 def check_names(group: Mapping[str, Any], known: Mapping[str, Any], name: str) -> None:

@@ -29,7 +29,8 @@ Parameters: TypeAlias = Tensor | Iterable[Tensor]
 
 _ESTIMATE = (
     "wrap the forward and backward pass in svag.within_batch_variance(model), or use "
-    "svag.micro_batch_variance"
+    "svag.micro_batch_variance; in transformers' Trainer svag.integrations.hf.VarianceMixin does "
+    "it, in Lightning svag.integrations.lightning.VarianceCallback"
 )
 
 
@@ -170,9 +171,18 @@ def rescale(param: Tensor, factor: float | Tensor) -> None:
 
 
 def listed(params: Parameters) -> list[Tensor]:
-    """Return one tensor or an iterable of tensors as a list without duplicates."""
+    """Return one tensor or an iterable of tensors as a list without duplicates.
+
+    Raises:
+        InvalidOption: (a ValueError) it is neither, such as a model.
+    """
     if isinstance(params, Tensor):
         return [params]
+    if not isinstance(params, Iterable):
+        raise InvalidOption(
+            f"{type(params).__name__} is no tensor and no iterable of tensors; give "
+            "model.parameters()"
+        )
     return list({id(param): param for param in params}.values())
 
 

@@ -359,6 +359,37 @@ def test_a_skipped_batch_leaves_no_context_open(tmp_path: Path) -> None:
         assert again is not None
 
 
+def test_lightning_refuses_a_step_of_one_micro_batch_before_training(tmp_path: Path) -> None:
+    task = Task(within=True, accumulate=3)  # of eight mini-batches
+    trainer, module = lightning_trainer(task, tmp_path, limit_train_batches=7)
+    from svag.integrations.lightning import VarianceCallback
+
+    trainer.callbacks = [VarianceCallback("micro-batches")]
+    with pytest.raises(svag.errors.InvalidOption, match="7 mini-batches and a step accumulates 3"):
+        trainer.fit(module, _loader())
+    assert trainer.global_step == 0
+
+
+def test_lightning_clips_by_value_in_the_hook_of_the_page(tmp_path: Path) -> None:
+    """The recipe of docs/trainers.md: entries keep their variance."""
+    trainer, module = lightning_trainer(Task(within=True), tmp_path)
+    module.configure_gradient_clipping = lambda *a, **k: svag.clip_grad_value_(
+        module.parameters(), 0.1
+    )
+    trainer.fit(module, _loader())
+    model = Network()
+    optimizer = Task(within=True).optimizer(model.parameters())
+    for number in range(6):
+        x, y = batch(number)
+        optimizer.zero_grad()
+        with svag.within_batch_variance(model):
+            loss_of(model(x), y).backward()
+        assert any(bool((p.grad.abs() > 0.1).any()) for p in model.parameters())
+        svag.clip_grad_value_(model.parameters(), 0.1)
+        optimizer.step()
+    assert torch.equal(vector(module), vector(model))
+
+
 # ----------------------------------------------------------------------------------- timm
 
 

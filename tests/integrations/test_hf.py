@@ -1,5 +1,6 @@
 """The callback in the Trainer of transformers."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,95 @@ def test_a_last_batch_of_one_example_names_the_remedy(tmp_path: Path) -> None:
     data = plain.train_dataset[:11]
     with pytest.raises(TooFewSamples, match=r"1 example.*drop_last=True"):
         Own(plain.model, plain.args, train_dataset=data, optimizers=optimizers).train()
+
+
+def mixed(folder: Path, make: Any, examples: int = 80, **arguments: Any) -> Any:
+    """Return a trainer with the mixin, on mini-batches of five."""
+    from svag.integrations.hf import VarianceMixin
+
+    own = arguments.pop("variance_from", "examples")
+    kind = type("Own", (VarianceMixin, transformers.Trainer), {"variance_from": own})
+    plain = trainer_of(folder, make, **arguments)
+    data, optimizers = plain.train_dataset[:examples], (plain.optimizer, None)
+    return kind(plain.model, plain.args, train_dataset=data, optimizers=optimizers)
+
+
+def within(params: Any) -> torch.optim.Optimizer:
+    return svag.MSVAG(params, lr=0.1, variance="within-batch")
+
+
+def test_the_mixin_behind_the_trainer_is_refused() -> None:
+    from svag.errors import InvalidOption
+    from svag.integrations.hf import VarianceMixin
+
+    with pytest.raises(InvalidOption, match=r"Trainer comes before.*Own\(VarianceMixin, Trainer\)"):
+        type("Own", (transformers.Trainer, VarianceMixin), {})
+    first = type("Own", (VarianceMixin, transformers.Trainer), {})
+    assert type("Further", (first,), {"training_step": lambda self, *a: None})
+
+
+@pytest.mark.filterwarnings("error::UserWarning:svag")
+def test_a_step_of_one_micro_batch_is_refused_before_training(tmp_path: Path) -> None:
+    from svag.errors import InvalidOption
+
+    two = {"gradient_accumulation_steps": 2, "variance_from": "micro-batches"}
+    trainer = mixed(tmp_path, within, 15, **two)
+    with pytest.raises(InvalidOption, match="3 mini-batches and a step accumulates 2"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    mixed(tmp_path, within, 20, **two).train()
+
+
+def test_a_last_batch_of_one_example_is_warned_of_before_training(tmp_path: Path) -> None:
+    trainer = mixed(tmp_path, within, 11)
+    with pytest.warns(UserWarning, match="last mini-batch.*1 example.*dataloader_drop_last=True"):
+        trainer.get_train_dataloader()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mixed(tmp_path, within, 11, dataloader_drop_last=True).get_train_dataloader()
+        mixed(tmp_path, within, 12).get_train_dataloader()
+        mixed(tmp_path, within, 46).get_train_dataloader()  # max_steps=8 ends before
+
+
+def test_a_variance_that_no_optimizer_uses_is_warned_of_once(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="MSVAG does not use it") as caught:
+        mixed(tmp_path, lambda p: svag.MSVAG(p, lr=0.1)).train()
+    assert len([one for one in caught if "does not use it" in str(one.message)]) == 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*does not use it")
+        mixed(tmp_path, within).train()
+        mixed(tmp_path, lambda p: torch.optim.Adam(p)).train()
+
+
+def test_the_class_and_its_options_get_the_trainers_decay_groups(tmp_path: Path) -> None:
+    """The recipe of docs/trainers.md for weight decay."""
+    from svag.integrations.hf import VarianceMixin
+
+    class Own(VarianceMixin, transformers.Trainer):
+        pass
+
+    plain = trainer_of(tmp_path, within, weight_decay=0.01)
+    options = {"lr": 0.1, "variance": "within-batch", "decoupled_weight_decay": True}
+    trainer = Own(
+        plain.model,
+        plain.args,
+        train_dataset=plain.train_dataset,
+        optimizer_cls_and_kwargs=(svag.MSVAG, options),
+    )
+    trainer.train()
+    groups = trainer.optimizer.param_groups
+    assert [(g["weight_decay"], g["initial_lr"]) for g in groups] == [(0.01, 0.1), (0.0, 0.1)]
+    assert all(g["decoupled_weight_decay"] for g in groups)
+    assert isinstance(trainer.optimizer.optimizer, svag.MSVAG)
+
+
+def test_a_monitor_without_a_trainer_names_the_remedy() -> None:
+    from svag.errors import InvalidOption
+    from svag.integrations.hf import MonitorCallback
+
+    for make in (MonitorCallback, lambda: MonitorCallback(every=4)):
+        with pytest.raises(InvalidOption, match=r"trainer\.add_callback\(MonitorCallback\(trainer"):
+            make()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The callback in Lightning's own trainer."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,18 @@ def test_several_optimizers_are_told_apart_and_layers_have_the_modules_names(
     assert {"svag/net.weight/gamma_mean", "svag1/net.bias/gamma_mean"} <= names
     assert callback.monitors == []
     assert not any(optimizer._optimizer_step_post_hooks for optimizer in module.optimizers(False))
+
+
+def test_a_monitor_whose_figures_go_nowhere_is_warned_of(tmp_path: Path) -> None:
+    from svag.integrations.lightning import MonitorCallback
+
+    def adam() -> Any:
+        return module_of(lambda m: torch.optim.Adam(m.parameters()))
+
+    with pytest.warns(UserWarning, match="no logger, so the monitor's figures go nowhere"):
+        trained(adam(), tmp_path, [MonitorCallback(every=3)])
+    path = tmp_path / "noise.jsonl"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*go nowhere")
+        trained(adam(), tmp_path, [MonitorCallback(every=3, to=path)])
+    assert path.read_text(encoding="utf-8").count('"gamma_mean"') >= 1

@@ -341,12 +341,30 @@ def test_a_scheduler_that_brings_the_saved_step_size_back_is_warned_of_once() ->
     scheduler.load_state_dict(of_scheduler)
     one_step(param, optimizer, scheduler)  # with the step size that was loaded
     param.grad = torch.ones(3)
-    with pytest.warns(UserWarning, match=r"has changed from 0\.\d+ to 0\.000\d+.*base_lrs = \["):
+    with pytest.warns(UserWarning, match=r"from 0\.\d+ to 0\.000\d+.*base_lrs = \[0\.3\]"):
         optimizer.step()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(3):
             one_step(param, optimizer, scheduler)
+
+
+def test_a_schedule_that_had_ended_at_zero_is_warned_of_when_it_goes_on() -> None:
+    """Trainer's linear schedule ends at 0; a longer run restores Adam's base_lrs."""
+    param = nn.Parameter(torch.zeros(3))
+    donor = torch.optim.Adam([param], lr=0.001)
+    ended = torch.optim.lr_scheduler.LambdaLR(donor, lambda n: max(0.0, 1 - n / 3))
+    for _ in range(3):
+        one_step(param, donor, ended)
+    assert donor.param_groups[0]["lr"] == 0
+    optimizer = svag.MSVAG([param], lr=0.3)
+    longer = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 - n / 9)
+    load(optimizer, donor.state_dict())
+    longer.load_state_dict(ended.state_dict())
+    one_step(param, optimizer, longer)
+    param.grad = torch.ones(3)
+    with pytest.warns(UserWarning, match=r"from 0\.0 to 0\.000\d+.*base_lrs = \[0\.3\]"):
+        optimizer.step()
 
 
 @pytest.mark.parametrize("after", [0.03, 0.5, 0.3])

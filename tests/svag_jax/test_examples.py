@@ -242,6 +242,8 @@ def test_what_is_refused():
 def test_a_loss_that_is_no_mean_over_examples_is_found():
     params, x, y = data()
     sj.check_independence(loss, params, x, y)
+    with pytest.raises(InvalidOption, match=r"call it once, outside jax\.jit"):
+        jax.jit(lambda p: sj.check_independence(loss, p, x, y))(params)
 
     def normalised(params: Any, x: Any, y: Any) -> Any:
         return loss(params, (x - x.mean(0)) / (x.std(0) + 1e-3), y)

@@ -169,6 +169,23 @@ def test_weight_decay_is_masked():
         sj.sgd(weight_decay=0.1).update(tree(1), sj.sgd(weight_decay=0.1).init(tree(0)))
 
 
+def test_a_mask_that_was_called_as_a_schedule_is_refused():
+    """inject_hyperparams calls functions with the step count, unless static_args names them."""
+    options = {"learning_rate": 0.1, "weight_decay": 0.1, "mask": _matrices}
+    with pytest.raises(InvalidOption, match=r'mask=False.*static_args=\("mask",\)'):
+        optax.inject_hyperparams(sj.m_svag)(**options).init(tree(0))
+    for mask in (True, np.bool_(False), jnp.asarray(True)):
+        with pytest.raises(InvalidOption, match="a tree of bools like the parameters"):
+            sj.sgd(weight_decay=0.1, mask=mask)
+    named = optax.inject_hyperparams(sj.m_svag, static_args=("mask",))(**options)
+    plain = sj.m_svag(0.1, weight_decay=0.1, mask=_matrices)
+    assert_close(*(walk(tx, tree(0), tree(1, STEPS))[0] for tx in (named, plain)))
+
+
+def _matrices(params: Any) -> Any:
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
+
 @pytest.mark.parametrize("masks_too", [False, True])
 def test_within_batch_rows_among_others_take_their_part_of_the_variances(masks_too: bool):
     """multi_transform and masked, whether they mask grad_var as well or not."""
@@ -286,6 +303,42 @@ def test_a_flax_nnx_optimizer_and_a_linen_train_state():
     assert loss(state.params) < 0.1 * first
 
 
+def test_within_batch_variance_in_an_nnx_optimizer_and_a_train_state():
+    """The recipes of docs/jax.md: the steps are those of the bare transformation."""
+    nnx = pytest.importorskip("flax.nnx", reason="needs flax")
+    train_state = pytest.importorskip("flax.training.train_state")
+    x, y = jnp.ones((6, 3)) * jnp.arange(6.0)[:, None], jnp.arange(6.0)[:, None]
+    model = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, WITHIN, wrt=nnx.Param)
+    start = {"w": model.kernel[...], "b": model.bias[...]}
+
+    @nnx.jit
+    def step(model: Any, optimizer: Any) -> None:
+        loss = lambda m, x, y: ((m(x) - y) ** 2).mean()  # noqa: E731
+        _, grads, grad_var = sj.value_grad_and_variance(loss)(model, x, y)
+        grads, grad_var = sj.clip_by_global_norm(grads, grad_var, 1.0)
+        grad_var = nnx.as_pure(nnx.state(grad_var, nnx.Param))
+        optimizer.update(model, grads, grad_var=grad_var)
+
+    def loss(params: Any, x: Any, y: Any) -> Any:
+        return ((x @ params["w"] + params["b"] - y) ** 2).mean()
+
+    @jax.jit
+    def step_of_state(state: Any) -> Any:
+        _, grads, grad_var = sj.value_grad_and_variance(loss)(state.params, x, y)
+        grads, grad_var = sj.clip_by_global_norm(grads, grad_var, 1.0)
+        updates, inner = state.tx.update(grads, state.opt_state, state.params, grad_var=grad_var)
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(step=state.step + 1, params=params, opt_state=inner)
+
+    state = train_state.TrainState.create(apply_fn=None, params=start, tx=WITHIN)
+    for _ in range(5):
+        step(model, optimizer)
+        state = step_of_state(state)
+    assert_close({"w": model.kernel[...], "b": model.bias[...]}, state.params)
+    assert float(jnp.abs(state.params["w"] - start["w"]).max()) > 0.1
+
+
 # ---------------------------------------------------------------------------------- errors
 
 
@@ -294,6 +347,15 @@ def test_what_is_refused():
         sj.dissected(0.1, Anatomy("momentum", False, "svag", "raw"), beta=0.9)
     with pytest.raises(UnknownOption, match=r"eps=1e-08 has no meaning for .*which takes beta"):
         sj.scale_by_anatomy(METHODS["m-svag"].anatomy, eps=1e-8)
+    for make, options, words in (
+        (sj.m_svag, {"b1": 0.9}, r"'b1'; it takes learning_rate, beta, .* b1 is beta here"),
+        (sj.adam, {"betas": (0.9, 0.99)}, "betas is b1 and b2 here"),
+        (sj.m_sgd, {"momentum": 0.9}, "momentum is beta here"),
+        (sj.sgd, {"lr": 0.1}, "lr is learning_rate here"),
+        (sj.ssd, {"wieght_decay": 0.1}, "Did you mean 'weight_decay'"),
+    ):
+        with pytest.raises(UnknownOption, match=words):
+            make(**options)
     with pytest.raises(UnknownOption, match="takes none of beta"):
         sj.svag(variance="within-batch", beta=0.9)
     for wrong in (1.0, -0.1, float("nan")):

@@ -10,6 +10,7 @@ from measured import assert_within
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from svag.errors import (
     InvalidOption,
@@ -18,7 +19,7 @@ from svag.errors import (
     SvagError,
     TooFewSamples,
 )
-from svag.variance import within_batch_variance
+from svag.variance import micro_batch_variance, within_batch_variance
 from variance.oracle import one_by_one, relative_error, variance_of_sum
 
 
@@ -240,12 +241,41 @@ def square(out: Tensor) -> Tensor:
     return out.square().mean()
 
 
+class Reentrant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return checkpoint(self.second, self.first(rows), use_reentrant=True)
+
+
 BATCH_NORM = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
 CASES: dict[str, tuple[Callable[[], object], type[SvagError], str]] = {
     "batch normalisation": (
         lambda: run(BATCH_NORM, x(5, 3), square),
         PerExampleError,
         r"batch normalisation '1' in training mode.*micro_batch_variance.*model\.eval\(\)",
+    ),
+    "reentrant checkpoint": (
+        lambda: run(Reentrant(), x(5, 3), square),
+        PerExampleError,
+        r"a reentrant checkpoint.*gradient_checkpointing_kwargs=\{'use_reentrant': False\}",
+    ),
+    "reentrant checkpoint, not verified": (
+        lambda: run(Reentrant(), x(5, 3), square, check=False),
+        PerExampleError,
+        r"'second.* is used in a reentrant checkpoint.*use_reentrant=False",
+    ),
+    "parameters for a model": (
+        lambda: within_batch_variance(nn.Linear(3, 4).parameters()),
+        InvalidOption,
+        "torch.nn.Module, not a generator; svag.micro_batch_variance takes parameters",
+    ),
+    "a model for parameters": (
+        lambda: micro_batch_variance(nn.Linear(3, 4)),
+        InvalidOption,
+        r"Linear is no tensor and no iterable of tensors; give model\.parameters\(\)",
     ),
     "frozen batch normalisation": (
         lambda: run(

@@ -125,6 +125,11 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
             raise InvalidOption(f"max_bytes={max_bytes}: give at least 1, or None for 256 MiB")
         if check_every < 1:
             raise InvalidOption(f"check_every={check_every}: give 1 or more, or check=False")
+        if not isinstance(model, nn.Module):
+            raise InvalidOption(
+                f"within_batch_variance follows a model, a torch.nn.Module, not a "
+                f"{type(model).__name__}; svag.micro_batch_variance takes parameters"
+            )
         _refuse_compiled(model)
         self._model, self._check, self._check_every = model, check, check_every
         self._inputs = Inputs(batch_dim, examples)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from svag.errors import PerExampleError
+from svag.errors import PerExampleError, SvagError
 from svag.variance.per_example.contributions.base import Contributions, Shared
 from svag.variance.per_example.owners.placement import Placed, Single, row_selector
 
@@ -79,6 +79,13 @@ def _incomplete(name: str, missing: float, size: float) -> str:
         "that did not come in by calling the model or a submodule; or a hook changes its gradient. "
         "Write it with torch operations, or use svag.micro_batch_variance, which needs none of this"
     )
+
+
+REENTRANT = (
+    "a reentrant checkpoint, whose backward pass runs inside another, so that one mini-batch would "
+    "count as several; give checkpoint(..., use_reentrant=False), in a Trainer of transformers "
+    "gradient_checkpointing_kwargs={'use_reentrant': False}"
+)
 
 
 class Grad(Protocol):
@@ -169,6 +176,10 @@ class Verification:
             if found:
                 kept = [self._only_one(g, where) for _, g, where in found]
                 self._go_back(autograd, [t for t, _, _ in found], kept, recorder.params)
+        except RuntimeError as error:  # of torch, which does not run reentrant checkpoints in grad
+            if isinstance(error, SvagError) or "use_reentrant" not in str(error):
+                raise
+            raise PerExampleError(f"the model has {REENTRANT}") from error
         finally:
             recorder.silent = False
 

@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from svag.errors import PerExampleError
 from svag.variance.grad_var import attach, is_current
-from svag.variance.per_example.checks.verification import Term, Verification, check_sum
+from svag.variance.per_example.checks.verification import REENTRANT, Term, Verification, check_sum
 from svag.variance.per_example.contributions.base import Contributions, Estimate, Joint
 from svag.variance.per_example.recording.sources import Source, source_of
 from svag.variance.per_example.recording.taps import Site, Use
@@ -130,11 +130,7 @@ class Recorder:
     def refuse_reentrant(self, site: Site) -> None:
         """Raise if an operation ran forward and backward inside another backward pass."""
         if site.task != -1 and not self.silent:
-            raise PerExampleError(
-                f"{self.label_of(site)} is used in a reentrant checkpoint, whose backward pass "
-                "runs inside another, so that one mini-batch would count as several; give "
-                "checkpoint(..., use_reentrant=False)"
-            )
+            raise PerExampleError(f"{self.label_of(site)} is used in {REENTRANT}")
 
     def label_of(self, site: Site) -> str:
         """Return the names of a site's parameters."""
