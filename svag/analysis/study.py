@@ -162,7 +162,7 @@ def of_records(
         key: method_result(key, replay(study, key, find), figures)
         for key in in_order(study.methods)
     }
-    if not any(result.many or result.in_vain for result in methods.values()):
+    if not any(result.many or result.all_diverged for result in methods.values()):
         raise NothingFinished(
             "no run has finished with a step size that was chosen; run `svag compare` to its end"
             + _first_error(methods)

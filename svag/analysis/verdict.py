@@ -58,7 +58,7 @@ def obstacles(analysis: Analysis) -> list[str]:
         )
     for result in analysis.methods.values():
         lrs = [trial.lr for trial in result.trials]
-        if lrs and not result.outcome.learnt and not result.in_vain:
+        if lrs and not result.outcome.learnt and not result.all_diverged:
             given = result.entrant.key in analysis.study.grids
             where = "of those given" if given else f"from {min(lrs):g} to {max(lrs):g}"
             sentences.append(
@@ -167,7 +167,7 @@ def _left_out(analysis: Analysis) -> list[str]:
     absent = []
     for result in analysis.methods.values():
         name = result.entrant.name
-        if result.in_vain:
+        if result.all_diverged:
             absent.append(f"{name}, for which no stable step size was found")
         elif result.outcome.error and not result.outcome.complete:
             absent.append(f"{name}, of which a run ended in an error")

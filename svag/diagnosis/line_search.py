@@ -26,7 +26,7 @@ _MOST_COARSE = 24
 _SHARE = 0.01
 
 
-class Line:
+class LineSearch:
     """Evaluates the objective at theta + alpha z, and puts theta back exactly.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from svag.diagnosis.directions import Directions, Track, block_length
-from svag.diagnosis.line_search import Decreases, Line, grid_about
+from svag.diagnosis.line_search import Decreases, LineSearch, grid_about
 from svag.diagnosis.noise_summary import NoiseSummary
 from svag.diagnosis.objective import Batch, Objective
 from svag.diagnosis.sampling import Sampling
@@ -80,7 +80,7 @@ class Measurement:
         self._objective, self._sampling, self._held = objective, sampling, list(held)
         self._entrants, self._states = list(entrants), states
         self._noise, self._visit = noise, visit
-        self._line = Line(objective)
+        self._line = LineSearch(objective)
         self._measured = Measured()
 
     def run(

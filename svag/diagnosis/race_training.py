@@ -25,7 +25,7 @@ _HELD = 16
 _CACHED = 2**29
 
 
-class FromHere:
+class ObjectiveTrainer:
     """Trains an objective from its current parameters, and puts them back each time.
 
     Args:

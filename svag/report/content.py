@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svag.analysis.course import FOLLOWED
+from svag.analysis.effects_over_training import FOLLOWED
 from svag.analysis.results import TRAIN_LOSS
 from svag.analysis.study import Analysis
 from svag.analysis.verdict import verdict

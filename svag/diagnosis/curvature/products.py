@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from svag.diagnosis.curvature.batch_graph import BatchGraph
+from svag.diagnosis.curvature.derivative_checks import refuse_asymmetric, refuse_unconfirmed
 from svag.diagnosis.curvature.double_backward import plain_kernels
 from svag.diagnosis.curvature.flat_vector import FlatVectors
 from svag.diagnosis.curvature.linear_operator import LinearOperator, length_of
-from svag.diagnosis.curvature.second_derivative import refuse_asymmetric, refuse_unconfirmed
 from svag.diagnosis.objective import Batch, Objective
 from svag.errors import DissectionError
 

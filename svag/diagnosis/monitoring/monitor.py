@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from svag.diagnosis.monitoring.allowance import Allowance, is_real
-from svag.diagnosis.monitoring.averages import Averages, NamedParameters, names_of
 from svag.diagnosis.monitoring.noise_figures import RunningNoiseScale, Sample, figures
+from svag.diagnosis.monitoring.optimizer_averages import Averages, NamedParameters, names_of
 from svag.diagnosis.monitoring.sinks import ALL, Destination, JsonLines, Record, sinks_of
 from svag.errors import InvalidOption
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from svag.report.charts import Chart, plain
-from svag.report.dissection.found import Found
+from svag.report.dissection.sorted_records import Found
 from svag.report.line_styles import Style
 
 GREY: Final = "#7b828c"

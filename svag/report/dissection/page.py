@@ -23,7 +23,7 @@ from svag.report.dissection import (
     tables,
     variant_charts,
 )
-from svag.report.dissection.found import ROTATED, Found, known
+from svag.report.dissection.sorted_records import ROTATED, Found, known
 from svag.report.effect_charts import NAMES
 from svag.report.templates import environment, write_page
 
