@@ -149,7 +149,14 @@ def dissect(
 def carry_out(
     objective: Objective, batches: Iterable[Any], plan: DissectionPlan, progress: Progress = _silent
 ) -> Dissection:
-    """Dissect an objective according to a plan; everything is restored afterwards."""
+    """Dissect an objective according to a plan; everything is restored afterwards.
+
+    Args:
+        objective: the model and its loss.
+        batches: training batches.
+        plan: what to measure, and within which time.
+        progress: called with the part and the share of it that is done.
+    """
     _check(plan)
     plan = plan.checked()
     with generators_kept(batches), objective.parameters_kept(), objective.dissected():
@@ -256,7 +263,8 @@ class _Work:
     def _hold(self) -> list[Any]:
         """Return held batches: two for every draw, or as many as fit.
 
-        Their order is drawn, lest the n-th draw meets the batch that its gradient is of.
+        Their order is random, so that no draw is systematically evaluated on the batch of its own
+        gradient.
         """
         first = self._sampling.held(1)
         fits = _HELD_BYTES // max(1, first[0].bytes)

@@ -55,7 +55,14 @@ class ObjectiveTrainer:
         return mean if math.isfinite(mean) else math.inf
 
     def train(self, one: Entrant, lr: float, steps: int, seed: int) -> tuple[float, int]:
-        """Train, and return the mean loss on the held batches and the steps taken."""
+        """Train, and return the mean loss on the held batches and the steps taken.
+
+        Args:
+            one: the method.
+            lr: step size.
+            steps: length.
+            seed: order of the batches.
+        """
         objective = self._objective
         params = [p.detach() for p in objective.params]
         torch._foreach_copy_(params, self._start)

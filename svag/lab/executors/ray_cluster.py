@@ -250,7 +250,7 @@ def _server_of(spec: str, data_dir: Path | None, source: str) -> Any:
 
 
 def _server(there: WorkPlace, source: str) -> Any:
-    """Return this worker's server, which loads problem and data once for all runs."""
+    """Return this process's worker, which loads problem and data once for all runs."""
     return _server_of(there.spec, there.data_dir, source)
 
 

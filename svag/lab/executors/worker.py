@@ -13,7 +13,7 @@ from svag.problems import Data, Problem
 
 
 class Worker:
-    """Trains runs of one problem; an error in loading the problem becomes the error of each run.
+    """Trains runs of one problem; if the problem cannot be loaded, each run ends in that error.
 
     Args:
         place: where problem and data are, and where to write records.
