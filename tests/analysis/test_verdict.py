@@ -42,7 +42,7 @@ def analysed(*tops, seeds=5, noise=0.001, loss=None, base=None, **settings):
         ((0.8, 0.9, 0.8, 0.9), "On made-up variance adaptation decides: variance adaptation "),
         (
             (0.8, 0.85, 0.85, 0.9),
-            "both halves of Adam count, and it is not decided which counts more",
+            "halves of Adam count, and it is not decided which counts more",
         ),
         ((0.9, 0.8, 0.8, 0.9), "what one half of Adam does depends on the other: the effect of"),
         ((0.8, 0.8, 0.8, 0.8), "neither half of Adam makes a difference that matters: the sign"),
