@@ -204,7 +204,7 @@ FLOORS = (
         "svag.report.templates",
     ),
     ("svag.report.panels", "svag.report.charts", "svag.report.overview_tables"),
-    ("svag.report.figures", "svag.report.effect_charts"),
+    ("svag.report.figure5_picture", "svag.report.effect_charts"),
     ("svag.report.content",),
     ("svag.report.page",),
     ("svag.report",),

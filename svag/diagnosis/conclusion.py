@@ -166,7 +166,7 @@ def _race_text(
     if effect is None or effect.interval is None:
         return (
             f"The race says nothing about {_NAMES[name]}: some method diverged in it, or had no "
-            "step size to begin or to end with."
+            "step size at its start or at its end."
         )
     subject = _NAMES[name].capitalize()
     sign = -1 if evidence.larger else 1

@@ -7,7 +7,7 @@ from svag.analysis.several_problems import Several
 from svag.analysis.study import Analysis
 from svag.errors import RecordError
 from svag.report.content import PagePlace
-from svag.report.figures import figure5
+from svag.report.figure5_picture import figure5
 from svag.report.page import page, page_of_several
 
 __all__ = ["figure5", "page", "page_of_several", "write", "write_several"]

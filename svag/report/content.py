@@ -13,7 +13,7 @@ from svag.analysis.verdict import verdict
 from svag.analysis.wording import difference, listed
 from svag.report import charts, details, effect_charts, line_styles, numbers, tables
 from svag.report.details import duration
-from svag.report.figures import caption, legend
+from svag.report.figure5_picture import caption, legend
 
 _DASHES = {"solid": "", "dash": "7 3", "dot": "2 2.5", "dashdot": "7 2.5 1.5 2.5"}
 

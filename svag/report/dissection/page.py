@@ -156,7 +156,7 @@ def _race(found: Found) -> dict[str, Any]:
 
 
 def _noise(found: Found) -> dict[str, Any]:
-    """Return the noise of all parameters together, as text, and what belongs to the layers."""
+    """Return the noise of all parameters together, as text, and the table of the layers."""
     row, noise = found.overall, {}
     if row is not None:
         noise = {
