@@ -162,7 +162,13 @@ class KeptDirections:
         self.drawn: dict[str, list[list[Tensor]]] = {}
 
     def visit(self, key: str, direction: list[Tensor], batches: Sequence[Batch]) -> None:
-        """Keep a direction, unless enough are kept."""
+        """Keep a direction, unless enough are kept.
+
+        Args:
+            key: the method.
+            direction: one tensor for each parameter.
+            batches: not used.
+        """
         kept = self.drawn.setdefault(key, [])
         if len(kept) < self._most:
             kept.append([part.clone() for part in direction])

@@ -46,7 +46,13 @@ def line(style: Style) -> Chart:
 
 
 def whiskers(values: Sequence[float], bounds: Sequence[Bounds], color: str) -> Chart:
-    """Return error bars; a value without interval has none."""
+    """Return error bars; a value without interval has none.
+
+    Args:
+        values: the values.
+        bounds: their intervals, or None.
+        color: of the bars.
+    """
     pairs = [(v, *(b or (v, v))) for v, b in zip(values, bounds, strict=True)]
     return {
         "type": "data",

@@ -90,7 +90,14 @@ def point(found: Found) -> str:
 
 
 def content(found: Found, charts: dict[str, Chart], path: Path, records: Path) -> dict[str, Any]:
-    """Return the values for the template, by name."""
+    """Return the values for the template, by name.
+
+    Args:
+        found: the records.
+        charts: the charts by name.
+        path: file of the page.
+        records: folder of the records.
+    """
     return {
         "found": found,
         "setting": found.setting,

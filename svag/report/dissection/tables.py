@@ -193,7 +193,13 @@ def matrix(name: str) -> str:
 
 
 def brackets(bounds: Sequence[float] | None, digits: int = 3, *, signed: bool = False) -> str:
-    """Write an interval; empty if there is none."""
+    """Write an interval; empty if there is none.
+
+    Args:
+        bounds: both ends; None for no interval.
+        digits: significant digits.
+        signed: whether positive ends get a plus sign.
+    """
     if bounds is None:
         return ""
     low, high = (significant(bound, digits, signed=signed) for bound in bounds)
