@@ -15,7 +15,7 @@ from typing import Final
 from svag.analysis.contrasts import ADAPTATION, INTERACTION, SIGN
 from svag.analysis.overview import overview
 from svag.analysis.published import PAPER, PUBLISHED, order, place
-from svag.analysis.several import Several, how_far, together, why_not_judged
+from svag.analysis.several_problems import Several, how_far, together, why_not_judged
 from svag.analysis.study import Analysis, NothingFinished, analyse, chosen_study
 from svag.analysis.wording import amount, amount_of, listed
 from svag.entrants import entrant

@@ -33,8 +33,8 @@ What the tables show:
   where the moving averages do at 0.3, and swings more at 1, which its search prefers; on P1
   after 1,000 steps the two variants of either method are within a point at 0.3.
 - In the layers next to the output the two factors agree, and more so at the smaller step size.
-- Further from the output they agree in some evaluations and not at all in others. Which of the two
-  is closer to the truth at such a step these tables do not say.
+- Further from the output they agree in some evaluations and not at all in others. These tables do
+  not say which of the two is closer to the truth at such a step.
 
 What each of the two is on average is known (`svag.theory.drift`,
 [theory.md](theory.md#drift-and-dependence)), and neither is the variance of m where gradients
@@ -50,7 +50,7 @@ change or depend on one another:
   along that of M-SGD; and where epochs are drawn without replacement, 2.2 times with 20
   mini-batches an epoch, 1.2 times with 100, 1.02 times with the 938 of P1. r_t too large by k
   makes the factor 1/(1 + k eta^2) instead of 1/(1 + eta^2): steps come out shorter, never longer.
-  And what drifts is not in r_t: m lags behind a gradient that changes, and nothing shortens the
+  And r_t does not include drift: m lags behind a gradient that changes, and nothing shortens the
   step for that.
 
 Written by `docs/make_within_batch.py` from `results/within-batch`; `results/README.md` has the

@@ -157,7 +157,7 @@ def test_settings_of_the_command_line_reach_the_runs(svag, tmp_path):
         "--steps", 7, "--seeds", 2, "--select", "validation", "--workers", 1,
     )  # fmt: skip
     assert code == 0
-    assert "takes four methods to tell" in out
+    assert "Four methods are needed to tell" in out
     records = load(tmp_path / "runs" / "task")
     runs = sorted((r.run["method"], r.run["lr"], r.run["seed"]) for r in records)
     assert runs == [("m-svag", 0.2, 1), ("m-svag", 0.2, 2), ("sgd", 0.5, 1), ("sgd", 0.5, 2)]
@@ -189,7 +189,7 @@ def test_a_step_size_that_diverges_at_once_is_a_result(svag, tmp_path):
     assert code == 0, err
     assert statuses(tmp_path / "out") == {"done": 6, "diverged": 2}
     assert len(re.findall(r"M-SGD +lr 1e\+39 +seed \d +diverged", err)) == 2
-    assert "takes four methods to tell" in out
+    assert "Four methods are needed to tell" in out
     assert "diverged" in (tmp_path / "out" / "report.html").read_text()
     assert (tmp_path / "out" / "figure5.png").is_file()
 
@@ -405,7 +405,7 @@ def test_one_method_that_fails_leaves_the_report_of_the_others(svag, tmp_path):
     (tmp_path / "raise").write_text("broken")
     code, out, err = svag(*command, "--methods", "m-sgd,adam", *LRS[:2], *LRS[-2:])
     assert code == 1
-    assert "takes four methods to tell" in out
+    assert "Four methods are needed to tell" in out
     assert "error in 1 of 2 runs: RuntimeError: broken" in err
     assert (tmp_path / "out" / "report.html").is_file()
 

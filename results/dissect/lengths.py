@@ -16,7 +16,7 @@ from run import HERE, PROBLEMS
 
 from svag import problems
 from svag.diagnosis.objective import Objective
-from svag.diagnosis.race_training import FromHere
+from svag.diagnosis.race_training import ObjectiveTrainer
 from svag.diagnosis.sampling import Sampling
 from svag.entrants import entrant
 from svag.lab.batches import Batches
@@ -53,7 +53,7 @@ def losses_of(name: str) -> Iterator[dict]:
     )
     with objective.dissected():
         sampling = Sampling(objective, batches)
-        trainer = FromHere(objective, sampling, sampling.held(16))
+        trainer = ObjectiveTrainer(objective, sampling, sampling.held(16))
         for key in ("m-sgd", "m-ssd", "m-svag", "adam"):
             for number in step_sizes(name, entrant(key).sign):
                 lr, losses = StepSizes()[number], {}

@@ -4,22 +4,22 @@ With S the effect of the sign, A that of variance adaptation, and I their intera
 M-SSD - M-SVAG is S - A and Adam - M-SGD is S + A. All five have simultaneous 95 % intervals. The
 finding is the first of these whose condition is met:
 
-=================  =================================================================
-finding            condition
-=================  =================================================================
-``unfinished``     runs of a method in the four cells have not finished
-``diverged``       a final run diverged although the choice had moved down twice
-``one seed``       a method has a single final run
-``sign decides``   S - A and S + A exclude 0 on the same side: then |S| > |A|
-``adaptation d.``  S - A and S + A exclude 0 on opposite sides: then |A| > |S|
-``both count``     S and A exclude 0
-``sign counts``    S excludes 0, A does not
-``adaptation c.``  A excludes 0, S does not
-``together``       I excludes 0, S and A do not
-``larger``         S - A or S + A excludes 0, S, A and I do not
-``equal``          none of the above; S and A are each equal within the margin
-``open``           none of the above
-=================  =================================================================
+======================  =============================================================
+finding                 condition
+======================  =============================================================
+``unfinished``          runs of a method in the four cells have not finished
+``diverged``            a final run diverged, even after two moves to smaller step sizes
+``one seed``            a method has a single final run
+``sign decides``        S - A and S + A exclude 0 on the same side: then |S| > |A|
+``adaptation decides``  S - A and S + A exclude 0 on opposite sides: then |A| > |S|
+``both count``          S and A exclude 0
+``sign counts``         S excludes 0, A does not
+``adaptation counts``   A excludes 0, S does not
+``together``            I excludes 0, S and A do not
+``larger``              S - A or S + A excludes 0, S, A and I do not
+``equal``               none of the above; S and A are each equal within the margin
+``open``                none of the above
+======================  =============================================================
 
 "Not decided" and "no effect" are different findings: the second needs two one-sided tests at 5 %
 against the smallest effect of interest, the margin. The user can set the margin; its default is the

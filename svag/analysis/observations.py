@@ -13,12 +13,13 @@ and A1 those of adaptation without and with the sign, all at the end of the runs
 3. *Adapted methods do at least as well* holds if neither pair is worse by the smallest effect of
    interest, in training loss and in the metric; it does not hold if any of the four is worse.
 4. *Adverse effects come from the sign* arises if the sign makes the training loss better and the
-   metric worse. Then it holds if adaptation makes the metric not worse by the smallest effect of
-   interest, and does not hold if adaptation makes the metric worse. It does not arise if the sign
-   makes the metric not worse by that much, or the training loss not better by that much.
+   metric worse. Then it holds if the interval excludes that adaptation makes the metric worse by
+   the smallest effect of interest, and does not hold if adaptation makes the metric worse. It does
+   not arise if the intervals exclude that the sign makes the metric worse by that much, or exclude
+   that it makes the training loss better by that much.
 
-If none of an observation's conditions is met, it is not decided. ``over_problems.py`` draws the
-conclusions over several problems.
+If none of an observation's conditions is met, it is not decided.
+``observations_over_problems.py`` draws the conclusions over several problems.
 """
 
 from collections.abc import Mapping, Sequence

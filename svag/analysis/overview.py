@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from svag.analysis.contrasts import ADAPTATION, SIGN
-from svag.analysis.several import Several
+from svag.analysis.several_problems import Several
 from svag.analysis.study import Analysis
 from svag.analysis.wording import amount, listed
 

@@ -129,7 +129,7 @@ class MethodResult:
         return len(self.outcome.final)
 
     @property
-    def in_vain(self) -> bool:
+    def all_diverged(self) -> bool:
         """Whether every step size that was tried diverged."""
         return self.outcome.complete and math.isnan(self.lr)
 

@@ -162,7 +162,7 @@ def of_records(
         key: method_result(key, replay(study, key, find), figures)
         for key in in_order(study.methods)
     }
-    if not any(result.many or result.in_vain for result in methods.values()):
+    if not any(result.many or result.all_diverged for result in methods.values()):
         raise NothingFinished(
             "no run has finished with a step size that was chosen; run `svag compare` to its end"
             + _first_error(methods)
@@ -234,7 +234,7 @@ def _cells(methods: Mapping[str, MethodResult]) -> dict[Cell, str]:
     groups: dict[tuple[object, ...], dict[Cell, str]] = {}
     for key in sorted(methods, key=lambda key: key not in PAPER_METHODS):
         one = methods[key].entrant
-        if one.anatomy is None or one.within_batch:  # a within-batch row only estimates otherwise
+        if one.anatomy is None or one.within_batch:  # differs in the estimate of the variance, too
             continue
         if methods[key].runs:
             decay = [one.options.get(name) for name in ("weight_decay", "decoupled_weight_decay")]
@@ -266,7 +266,7 @@ def _check_varies(study: Study, methods: Mapping[str, MethodResult]) -> None:
 def _apart(
     study: Study, methods: Mapping[str, MethodResult], records: Sequence[Record]
 ) -> tuple[list[Record], list[str]]:
-    """Return the study's records, and sentences on why how many others are not used."""
+    """Return the study's records, and sentences: how many others are not used, and why."""
     used = {
         identity(record)
         for result in methods.values()

@@ -37,9 +37,9 @@ class Sensitivity:
         smaller: by how much the metric is better (positive) or worse (negative) at the next smaller
             step size that was tried; NaN if there is none, or every run there diverged.
         larger: the same at the next larger step size.
-        low: the smallest step size in the row around the chosen one in which no run diverged and
-            the metric is not worse by the margin or more.
-        high: the largest step size in that row.
+        low: the smallest step size of the unbroken range around the chosen one in which no run
+            diverged and the metric is worse by less than the margin.
+        high: the largest step size of that range.
         margin: smallest effect of interest.
     """
 

@@ -24,15 +24,15 @@ _HALVES = {SIGN: "the sign", ADAPTATION: "variance adaptation"}
 _SAID: dict[Finding, str] = {
     "sign decides": "the sign decides",
     "adaptation decides": "variance adaptation decides",
-    "both count": "both halves of Adam count, and which of them more is not decided",
+    "both count": "both halves of Adam count, and it is not decided which counts more",
     "sign counts": "the sign counts",
     "adaptation counts": "variance adaptation counts",
     "together": "what one half of Adam does depends on the other",
-    "larger": "the methods differ, and which half of Adam does it is not decided",
+    "larger": "the methods differ, and it is not decided which half of Adam is the cause",
     "equal": "neither half of Adam makes a difference that matters",
     "open": "it is not decided whether either half of Adam makes a difference",
     "unfinished": "nothing is decided yet, because runs have not finished",
-    "one seed": "nothing is decided, because intervals take two seeds or more",
+    "one seed": "nothing is decided, because intervals need two seeds or more",
     "diverged": "nothing is decided, because the figures are of the runs that survived",
 }
 
@@ -58,7 +58,7 @@ def obstacles(analysis: Analysis) -> list[str]:
         )
     for result in analysis.methods.values():
         lrs = [trial.lr for trial in result.trials]
-        if lrs and not result.outcome.learnt and not result.in_vain:
+        if lrs and not result.outcome.learnt and not result.all_diverged:
             given = result.entrant.key in analysis.study.grids
             where = "of those given" if given else f"from {min(lrs):g} to {max(lrs):g}"
             sentences.append(
@@ -83,8 +83,8 @@ def _findings(analysis: Analysis) -> list[str]:
     if claims is None:
         return [
             f"On {problem} {_ranking(analysis)}.",
-            "Which half of Adam does it takes four methods to tell: with and without the sign, "
-            "each with and without variance adaptation, and all else alike.",
+            "Four methods are needed to tell which half of Adam made the difference: with and "
+            "without the sign, each with and without variance adaptation, and all else alike.",
         ]
     said = f"On {problem} {_SAID[claims.finding]}: {_numbers(analysis, claims)}."
     return [said, _equivalence(analysis, claims)]
@@ -138,7 +138,7 @@ def _equivalence(analysis: Analysis, claims: Claims) -> str:
     if undecided and claims.finding not in ("sign decides", "adaptation decides"):
         names = " and ".join(_HALVES[half] for half in undecided)
         power = (
-            f"had a half no effect at all, {100 * claims.power:.0f} % of studies with errors as "
+            f"if a half had no effect at all, {100 * claims.power:.0f} % of studies with errors as "
             f"large as here would show it (equal within {margin})"
         )
         known = f"whether {names} make{'s' * (len(undecided) == 1)} a difference is not decided; "
@@ -167,7 +167,7 @@ def _left_out(analysis: Analysis) -> list[str]:
     absent = []
     for result in analysis.methods.values():
         name = result.entrant.name
-        if result.in_vain:
+        if result.all_diverged:
             absent.append(f"{name}, for which no stable step size was found")
         elif result.outcome.error and not result.outcome.complete:
             absent.append(f"{name}, of which a run ended in an error")
@@ -184,8 +184,8 @@ def _left_out(analysis: Analysis) -> list[str]:
         sentences.append("The step sizes were given; others may give another answer.")
     if analysis.claims and analysis.study.protocol == "paper" and searched:
         sentences.append(
-            "One seed chose each step size, as in the paper, and the intervals leave out that "
-            "another might have chosen otherwise: such studies name winners among identical "
+            "One seed chose each step size, as in the paper, and the intervals do not include that "
+            "another seed might have chosen another one: such studies name winners among identical "
             "methods (svag bench verdict --protocol paper counts how often)."
         )
     return sentences

@@ -112,9 +112,9 @@ def choose(names: Sequence[str]) -> list[str]:
 def measure(layout: str, *, rounds: int, donated: bool) -> list[Timing]:
     """Time one step of every optimizer in turn, ``rounds`` times.
 
-    On a CPU, XLA does not fuse what writes the averages with what writes the parameters. Adam's
-    update reads the averages after the step, those of corrected rows before it, so XLA copies
-    donated averages of theirs.
+    On a CPU, XLA updates the averages and the parameters in separate loops. Adam's update of the
+    parameters reads the averages after the step, that of corrected rows those before it, so for
+    corrected rows XLA copies the averages even if they are donated.
 
     Args:
         layout: a key of :data:`svag.bench.contestants.LAYOUTS`.

@@ -7,10 +7,10 @@ import torch
 from svag.anatomy import METHODS
 from svag.entrants import entrant
 from svag.errors import InvalidOption
+from svag.lab.base_run import base_run
 from svag.lab.run import Run
 from svag.lab.session import Session
 from svag.lab.studies import Study
-from svag.lab.template import template
 from svag.problems import Data, Problem
 
 
@@ -63,7 +63,7 @@ def measure(problem: Problem, data: Data, *, key: str, lr: float, steps: int) ->
     if anatomy is None or not anatomy.buffers:
         keep = ", ".join(name for name, row in METHODS.items() if row.anatomy.buffers)
         raise InvalidOption(f"method {key!r} keeps no averages to round; those that do: {keep}")
-    run = Study(base=template(problem, data, steps=steps), methods=(key,), seeds=2).run(key)
+    run = Study(base=base_run(problem, data, steps=steps), methods=(key,), seeds=2).run(key)
     first, second = (replace(run, lr=lr, seed=seed) for seed in (1, 2))
     full, half = _losses(problem, data, first), _losses(problem, data, first, torch.bfloat16)
     other = _losses(problem, data, second)

@@ -9,9 +9,9 @@ import torch
 
 from svag import optim
 from svag.errors import InvalidOption
+from svag.lab.base_run import base_run
 from svag.lab.session import Session, captures
 from svag.lab.studies import Study
-from svag.lab.template import template
 from svag.problems import Data, Problem
 
 
@@ -58,7 +58,7 @@ def measure(
             f"{problem.name!r} carries state or takes steps of its own; time a problem that takes "
             "the usual step"
         )
-    base = template(problem, data, steps=10**9, device=device)
+    base = base_run(problem, data, steps=10**9, device=device)
     run = replace(Study(base=base, methods=("m-sgd",), seeds=1).run("m-sgd"), lr=1e-3)
     on_gpu = device == "cuda"
     session = Session(problem, data, run, captured=on_gpu and captures(problem, data, run))

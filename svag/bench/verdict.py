@@ -56,7 +56,7 @@ BASE = Run(
 
 
 @dataclass(frozen=True)
-class World:
+class Scenario:
     """A scenario: the properties of made-up methods, in the order M-SGD, M-SVAG, M-SSD, Adam.
 
     Attributes:
@@ -79,26 +79,28 @@ class World:
 
 
 _3SD = 3 * DEVIATION
-WORLDS: Mapping[str, World] = {
-    world.name: world
-    for world in (
-        World("no effect"),
-        World("no effect, heavy tails", tails="t3"),
-        World("no effect, one noisy method", deviations=(1.0, 0.1, 0.1, 0.1)),
-        World("best step sizes apart", alike=False),
-        World("sign, 3 sd", (0.0, 0.0, _3SD, _3SD)),
-        World("adaptation, 3 sd", (0.0, _3SD, 0.0, _3SD)),
-        World("equal halves, 3 sd each", (0.0, _3SD, _3SD, 2 * _3SD)),
-        World("interaction, 3 sd", (_3SD, 0.0, 0.0, _3SD)),
-        World("sign at the margin", (0.0, 0.0, DEVIATION, DEVIATION)),
-        World("sign methods diverge, 60 %", (0.0, 0.0, 6.0, 6.0), diverging=(0.0, 0.0, 0.6, 0.6)),
-        World(
+SCENARIOS: Mapping[str, Scenario] = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("no effect"),
+        Scenario("no effect, heavy tails", tails="t3"),
+        Scenario("no effect, one noisy method", deviations=(1.0, 0.1, 0.1, 0.1)),
+        Scenario("best step sizes apart", alike=False),
+        Scenario("sign, 3 sd", (0.0, 0.0, _3SD, _3SD)),
+        Scenario("adaptation, 3 sd", (0.0, _3SD, 0.0, _3SD)),
+        Scenario("equal halves, 3 sd each", (0.0, _3SD, _3SD, 2 * _3SD)),
+        Scenario("interaction, 3 sd", (_3SD, 0.0, 0.0, _3SD)),
+        Scenario("sign at the margin", (0.0, 0.0, DEVIATION, DEVIATION)),
+        Scenario(
+            "sign methods diverge, 60 %", (0.0, 0.0, 6.0, 6.0), diverging=(0.0, 0.0, 0.6, 0.6)
+        ),
+        Scenario(
             "sign, 3 sd, M-SSD unstable",
             (0.0, 0.0, _3SD, _3SD),
             diverging=(0.0, 0.0, 0.2, 0.0),
             unstable=True,
         ),
-        World("unstable above the best", diverging=(0.3,) * 4, unstable=True),
+        Scenario("unstable above the best", diverging=(0.3,) * 4, unstable=True),
     )
 }
 
@@ -134,7 +136,7 @@ class Tally:
 class ErrorRates:
     """The results of a scenario, as shares of studies, and the mean number of runs per method."""
 
-    world: str
+    scenario: str
     cost: float
     seeds: int
     studies: int
@@ -154,7 +156,7 @@ class ErrorRates:
             *(self.claims, self.sign_counts, self.sign_decides, self.adaptation_decides),
             *(self.sign_equal, self.joint, self.single, self.diverged),
         )
-        cells = [self.world, f"{self.cost:g}", str(self.seeds)]
+        cells = [self.scenario, f"{self.cost:g}", str(self.seeds)]
         cells += [f"{100 * share:.1f}" for share in shares]
         return f"| {' | '.join([*cells, f'{self.runs:.1f}'])} |"
 
@@ -164,7 +166,7 @@ def measure(
     studies: int,
     seeds: Sequence[int] = SEEDS,
     costs: Sequence[float] = COSTS,
-    worlds: Iterable[str] = WORLDS,
+    scenarios: Iterable[str] = SCENARIOS,
     protocol: Protocol = "tuned",
     workers: int = 1,
     observe: Callable[[ErrorRates], None] = lambda row: None,
@@ -175,7 +177,7 @@ def measure(
         studies: number of studies of each combination.
         seeds: numbers of final runs of a method, n.
         costs: percentage points lost at a step size half a decade off the best.
-        worlds: names of scenarios, keys of ``WORLDS``.
+        scenarios: names of scenarios, keys of ``SCENARIOS``.
         protocol: ``"tuned"`` or ``"paper"``.
         workers: number of processes.
         observe: called with each row when it is ready.
@@ -184,8 +186,8 @@ def measure(
         A row for each combination.
     """
     jobs = [
-        (WORLDS[name], cost, n, protocol, studies)
-        for name in worlds
+        (SCENARIOS[name], cost, n, protocol, studies)
+        for name in scenarios
         for cost in costs
         for n in seeds
     ]
@@ -202,13 +204,13 @@ def measure(
     return rows
 
 
-def _row(job: tuple[World, float, int, Protocol, int]) -> ErrorRates:
-    world, cost, seeds, protocol, studies = job
+def _row(job: tuple[Scenario, float, int, Protocol, int]) -> ErrorRates:
+    scenario, cost, seeds, protocol, studies = job
     tally = Tally()
     for number in range(studies):
-        tally.add(**_study(world, cost, seeds, protocol, number))
+        tally.add(**_study(scenario, cost, seeds, protocol, number))
     return ErrorRates(
-        world=world.name,
+        scenario=scenario.name,
         cost=cost,
         seeds=seeds,
         studies=studies,
@@ -223,15 +225,15 @@ def _row(job: tuple[World, float, int, Protocol, int]) -> ErrorRates:
 
 
 def _study(
-    world: World, cost: float, seeds: int, protocol: Protocol, number: int
+    scenario: Scenario, cost: float, seeds: int, protocol: Protocol, number: int
 ) -> dict[str, float]:
     """Simulate one study and compare its findings with the true effects."""
     rng = np.random.default_rng([number, seeds, round(100 * cost)])
-    shifts = np.full(4, rng.uniform(-0.25, 0.25)) if world.alike else rng.uniform(-0.25, 0.25, 4)
+    shifts = np.full(4, rng.uniform(-0.25, 0.25)) if scenario.alike else rng.uniform(-0.25, 0.25, 4)
     study = Study(base=BASE, methods=PAPER_METHODS, seeds=seeds, protocol=protocol)
     outcomes, runs = [], 0
     for place, key in enumerate(_CELLS):
-        made = _Method(world, cost, float(shifts[place]), place, rng)
+        made = _Method(scenario, cost, float(shifts[place]), place, rng)
         outcomes.append(made.carry_out(study, key))
         runs += made.runs
     diverged = any(outcome.diverged for outcome in outcomes)
@@ -239,10 +241,10 @@ def _study(
         return {"diverged": 1.0, "runs": runs / 4}
     samples = [sample(outcome, _FIGURE) for outcome in outcomes]
     found = claims(samples, ACCURACY, diverged=diverged)
-    best = np.array([_best_mean(world, cost, shift, k) for k, shift in enumerate(shifts)])
+    best = np.array([_best_mean(scenario, cost, shift, k) for k, shift in enumerate(shifts)])
     at_choice = np.array(
         [
-            _mean(world, cost, s, k, o.lr)
+            _mean(scenario, cost, s, k, o.lr)
             for k, (s, o) in enumerate(zip(shifts, outcomes, strict=True))
         ]
     )
@@ -288,9 +290,9 @@ class _Method:
     """A made-up method, whose runs are drawn at random when they are requested."""
 
     def __init__(
-        self, world: World, cost: float, shift: float, place: int, rng: np.random.Generator
+        self, scenario: Scenario, cost: float, shift: float, place: int, rng: np.random.Generator
     ) -> None:
-        self._world, self._cost, self._shift, self._place = world, cost, shift, place
+        self._world, self._cost, self._shift, self._place = scenario, cost, shift, place
         self._rng = rng
         self._known: dict[tuple[float, int], Record] = {}
         self.runs = 0
@@ -315,14 +317,14 @@ class _Method:
         return known
 
     def _drawn(self, run: Run) -> Record:
-        world = self._world
+        scenario = self._world
         noise = (
             self._rng.standard_normal()
-            if world.tails == "normal"
+            if scenario.tails == "normal"
             else (self._rng.standard_t(3) / math.sqrt(3))
         )
-        accuracy = _mean(world, self._cost, self._shift, self._place, run.lr)
-        accuracy += world.deviations[self._place] / 100 * noise
+        accuracy = _mean(scenario, self._cost, self._shift, self._place, run.lr)
+        accuracy += scenario.deviations[self._place] / 100 * noise
         lost = self._rng.random() < self._share_diverging(run.lr)
         line: dict[str, Any] = {
             "select": run.select,
@@ -343,13 +345,13 @@ class _Method:
         return min(1.0, share * max(0.0, 1 + 2 * (math.log10(lr) - self._shift)))
 
 
-def _mean(world: World, cost: float, shift: float, place: int, lr: float) -> float:
+def _mean(scenario: Scenario, cost: float, shift: float, place: int, lr: float) -> float:
     """Return a method's expected accuracy at a step size, as a fraction."""
-    points = _TOP + world.effects[place] - 4 * cost * (math.log10(lr) - shift) ** 2
+    points = _TOP + scenario.effects[place] - 4 * cost * (math.log10(lr) - shift) ** 2
     return max(points, _CHANCE) / 100
 
 
-def _best_mean(world: World, cost: float, shift: float, place: int) -> float:
+def _best_mean(scenario: Scenario, cost: float, shift: float, place: int) -> float:
     """Return the expected accuracy at the best step size of the grid that can be chosen."""
     grid = [StepSizes()[index] for index in range(_GRID_FROM, _GRID_TO)]
-    return max(_mean(world, cost, shift, place, lr) for lr in grid)
+    return max(_mean(scenario, cost, shift, place, lr) for lr in grid)

@@ -231,15 +231,15 @@ def bench_verdict(
     from svag.bench import verdict
 
     for name in scenario or ():
-        if name not in verdict.WORLDS:
-            raise InvalidOption(f"--scenario {name!r}; known: {'; '.join(verdict.WORLDS)}")
+        if name not in verdict.SCENARIOS:
+            raise InvalidOption(f"--scenario {name!r}; known: {'; '.join(verdict.SCENARIOS)}")
     print("| " + " | ".join(verdict.COLUMNS) + " |")
     print("|" + " --- |" * len(verdict.COLUMNS))
     verdict.measure(
         studies=studies,
         seeds=seeds or verdict.SEEDS,
         costs=cost or verdict.COSTS,
-        worlds=scenario or verdict.WORLDS,
+        scenarios=scenario or verdict.SCENARIOS,
         protocol=protocol,
         workers=workers,
         observe=lambda row: print(row, flush=True),

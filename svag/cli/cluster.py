@@ -14,7 +14,7 @@ from svag.errors import InvalidOption, RecordError
 if TYPE_CHECKING:
     from svag.lab.executors.cluster import Cluster
     from svag.lab.executors.contract import Executor, WorkPlace
-    from svag.lab.executors.threads import Division
+    from svag.lab.executors.thread_count import Division
     from svag.lab.studies import Study
     from svag.problems import Data, Problem
 
@@ -127,22 +127,22 @@ def _executor(
     from svag.lab.executors.cluster import RayCluster, SlurmCluster
 
     if isinstance(cluster, RayCluster):
+        from svag.lab.executors.code_to_copy import pack
         from svag.lab.executors.ray_cluster import Ray
-        from svag.lab.executors.travelling import pack
 
-        luggage = pack(task, study.methods, place.spec, scratch)
-        return Ray(cluster, place, luggage.folder, luggage.spec)
+        copy = pack(task, study.methods, place.spec, scratch)
+        return Ray(cluster, place, copy.folder, copy.spec)
     if isinstance(cluster, SlurmCluster):
         from svag.lab.executors.slurm_cluster import Slurm
 
         return Slurm(cluster, place)
-    from svag.lab.executors.local import Here, Pool
+    from svag.lab.executors.local import InProcess, Pool
 
     if layout.workers == 1:
         import torch
 
         torch.set_num_threads(layout.threads)
-        return Here(task, data, place)
+        return InProcess(task, data, place)
     return Pool(place, layout.workers, layout.threads)
 
 
@@ -166,20 +166,20 @@ def detach(cluster: "Cluster", task: "Problem", study: "Study", place: "WorkPlac
         ClusterError: the cluster cannot be reached or does not accept the driver.
         RecordError: a driver already works in the folder, or the folder cannot be written.
     """
-    from svag.lab import claims, studies
+    from svag.lab import folder_lock, studies
     from svag.lab.executors import detached
     from svag.lab.executors.cluster import RayCluster
-    from svag.lab.executors.travelling import Luggage, pack
+    from svag.lab.executors.code_to_copy import CodeCopy, pack
 
-    with claims.claim(place.directory):
+    with folder_lock.claim(place.directory):
         studies.keep(place.directory, study)
     command = [word for word in sys.argv[1:] if word != "--detach"]
     with tempfile.TemporaryDirectory(prefix="svag-") as scratch:
-        luggage = Luggage(None, place.spec)
+        copy = CodeCopy(None, place.spec)
         if isinstance(cluster, RayCluster):
-            luggage = pack(task, study.methods, place.spec, Path(scratch))
-            command = [luggage.spec if word == place.spec else word for word in command]
-        driver = detached.launch(place.directory, cluster, command, study.id, luggage.folder)
+            copy = pack(task, study.methods, place.spec, Path(scratch))
+            command = [copy.spec if word == place.spec else word for word in command]
+        driver = detached.launch(place.directory, cluster, command, study.id, copy.folder)
     return (
         f"detached: {driver.kind} {driver.id} carries out the study; `svag status "
         f"{place.directory}` shows its progress, the same command attaches"

@@ -21,7 +21,7 @@ from svag.errors import ProblemError, RecordError, in_one_line
 if TYPE_CHECKING:
     from svag.lab.executors.cluster import Cluster
     from svag.lab.executors.contract import WorkPlace
-    from svag.lab.executors.threads import Division
+    from svag.lab.executors.thread_count import Division
     from svag.lab.records import Record
     from svag.lab.studies import Study
     from svag.problems import Data
@@ -208,15 +208,15 @@ class _Settings:
 
 def _study(task: "Task", data: "Data", wanted: _Settings) -> "Study":
     from svag.entrants import entrant
-    from svag.lab import scale
+    from svag.lab import search_starts
+    from svag.lab.base_run import base_run
     from svag.lab.optimizers import check, code_version
     from svag.lab.studies import Study
-    from svag.lab.template import template
 
     for one in (entrant(key) for key in wanted.methods):
         if one.outside:
             check(one, task.model().parameters())
-    base = template(
+    base = base_run(
         task,
         data,
         steps=wanted.steps,
@@ -240,7 +240,7 @@ def _study(task: "Task", data: "Data", wanted: _Settings) -> "Study":
         selection_seeds=wanted.selection_seeds,
         lrs=lrs,
         grids={key: tuple(sorted(points)) for key, points in grids.items()},
-        starts=scale.starts(task, data, base, searched),
+        starts=search_starts.starts(task, data, base, searched),
         code={key: version for key, version in code.items() if version},
         smallest_effect=wanted.smallest_effect,
         source=task.source,
@@ -249,7 +249,7 @@ def _study(task: "Task", data: "Data", wanted: _Settings) -> "Study":
 
 def _from_suggested(job: "_Job", console: Console) -> "Study":
     """Return a study whose searches begin where a dissection suggests, unless it has begun."""
-    from svag.diagnosis.of_problem import suggested_starts
+    from svag.diagnosis.problem_dissection import suggested_starts
     from svag.lab import studies
 
     study = job.study
@@ -286,7 +286,7 @@ class _Job:
             ProblemError: in a trial, a step of the problem raises. Otherwise the runs will record
                 the error.
         """
-        from svag.lab.executors import threads
+        from svag.lab.executors import thread_count
         from svag.lab.timing import seconds_a_run
 
         def seconds(count: int) -> float:
@@ -296,14 +296,14 @@ class _Job:
         workers = cluster.workers if cluster.kind == "local" else None
         try:
             if cluster.threads is not None:
-                count = workers or max(1, threads.cores() // cluster.threads)
-                return threads.Division(count, cluster.threads, seconds(cluster.threads))
-            return threads.chosen(seconds, workers)
+                count = workers or max(1, thread_count.cores() // cluster.threads)
+                return thread_count.Division(count, cluster.threads, seconds(cluster.threads))
+            return thread_count.chosen(seconds, workers)
         except Exception as error:
             if trial:
                 what = f"the first steps of {self.task.name!r} failed"
                 raise ProblemError(f"{what}: {in_one_line(error)}") from error
-            return threads.plain(workers)
+            return thread_count.plain(workers)
 
     def announce(self, console: Console, layout: "Division") -> None:
         """Print what will be run, and about how long it takes."""
@@ -327,14 +327,14 @@ class _Job:
 
     def carry_out(self, console: Console) -> "list[Record]":
         """Carry the study out and return the records of its runs."""
-        from svag.lab import claims, protocol, studies
+        from svag.lab import folder_lock, protocol, studies
         from svag.lab.execution import carry_out
-        from svag.lab.executors import threads
+        from svag.lab.executors import thread_count
         from svag.progress import RunProgress
 
-        with claims.claim(self.directory):
+        with folder_lock.claim(self.directory):
             self.study = study = studies.keep(self.directory, self.study)
-            layout = threads.kept(
+            layout = thread_count.kept(
                 self.directory / "layout.json", self.layout, getattr(self._cluster, "workers", None)
             )
             self.announce(console, layout)

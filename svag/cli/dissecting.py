@@ -99,12 +99,12 @@ def dissect(
     from svag import problems
     from svag.diagnosis.budget import seconds_of
     from svag.diagnosis.findings import refuse_folder
-    from svag.diagnosis.of_problem import Point, dissect_problem
-    from svag.diagnosis.plan import Plan
+    from svag.diagnosis.plan import DissectionPlan
+    from svag.diagnosis.problem_dissection import Point, dissect_problem
     from svag.entrants import entrant, split
     from svag.errors import InvalidOption
+    from svag.lab.base_run import base_run
     from svag.lab.devices import device_named
-    from svag.lab.template import template
     from svag.report import dissection
 
     if not after and (lr is not None or _given(context, "trained_by")):
@@ -113,7 +113,7 @@ def dissect(
     directory = out or Path("runs") / f"{task.name}-dissected"
     refuse_folder(directory)
     planned = steps or task.steps
-    plan = Plan(
+    plan = DissectionPlan(
         methods=tuple(entrant(text) for text in dict.fromkeys(split(methods))),
         budget=None if budget is None else seconds_of(budget),
         draws=draws,
@@ -124,7 +124,7 @@ def dissect(
         seed=seed,
     )
     data = problems.load(task, data_dir)
-    base = template(
+    base = base_run(
         task, data, steps=task.steps, device=device_named(device), autocast=task.autocast
     )
     console = Console(stderr=True, quiet=quiet)

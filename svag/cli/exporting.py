@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from svag.cli import reporting, several
+from svag.cli import reporting, several_folders
 from svag.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -169,9 +169,9 @@ def _json(directories: list[Path], study: str | None) -> str:
     if len(directories) == 1:
         content = reporting.as_data(_analyses(directories, study)[0])
     else:
-        read = several.read(directories)
+        read = several_folders.read(directories)
         problems = [reporting.as_data(analysis) for analysis in read.several.analyses]
-        content = {"problems": problems, **several.as_data(read.several)}
+        content = {"problems": problems, **several_folders.as_data(read.several)}
     runs: list[Folder] = folders.read_all(directories)
     return json_text.as_text({**content, "runs": json_text.recorded_runs(runs)})
 

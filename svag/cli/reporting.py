@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from svag.cli import several
+from svag.cli import several_folders
 from svag.cli.options import Json
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def report(
     from svag.analysis.study import analyse
 
     if len(directories) > 1:
-        several.check_options(study, target)
+        several_folders.check_options(study, target)
         _report_several(directories, out, as_json=as_json)
         return
     directory = directories[0]
@@ -87,14 +87,14 @@ def status(directory: Folder, study: WhichStudy = None) -> None:
 
 def _driver(directory: Path) -> str:
     """Return a line about the process that works in a folder: a detached driver or another."""
-    from svag.lab import claims
-    from svag.lab.executors import detached, driving
+    from svag.lab import folder_lock
+    from svag.lab.executors import detached, driver_process
 
     driver = detached.found(directory)
     if driver is not None:
         said = detached.state(directory, driver).said
-        return f"{said}; it prints to {directory / driving.LOG}\n"
-    holder = claims.holder(directory)
+        return f"{said}; it prints to {directory / driver_process.LOG}\n"
+    holder = folder_lock.holder(directory)
     return f"{holder} is at work\n" if holder else ""
 
 
@@ -152,14 +152,14 @@ def _report_several(directories: list[Path], out: Path | None, *, as_json: bool)
     from svag import report as reports
     from svag.analysis.overview import overview
 
-    read = several.read(directories)
+    read = several_folders.read(directories)
     page = reports.write_several(
-        read.several, out or several.common_folder(read.folders), read.folders
+        read.several, out or several_folders.common_folder(read.folders), read.folders
     )
     console = Console(stderr=True)
     if as_json:
         problems = [as_data(analysis) for analysis in read.several.analyses]
-        print(json.dumps({"problems": problems, **several.as_data(read.several)}, indent=1))
+        print(json.dumps({"problems": problems, **several_folders.as_data(read.several)}, indent=1))
     else:
         for sentence in overview(read.several):
             print(sentence)

@@ -24,7 +24,7 @@ def seconds_of(text: str | float) -> float:
     """Read a time: seconds as a number, or a text such as ``90``, ``90s``, ``5m`` or ``1.5h``.
 
     Raises:
-        InvalidOption: it is none, or below a second.
+        InvalidOption: the text is not a time, or the time is below a second.
 
     Example:
         >>> seconds_of("5m"), seconds_of("90"), seconds_of(20)
@@ -38,7 +38,7 @@ def seconds_of(text: str | float) -> float:
 
 
 def default_seconds(parameters: int) -> float:
-    """Return the time of a dissection that none is given for: less for a small model.
+    """Return the default time of a dissection: less for a small model.
 
     Args:
         parameters: number of trained parameters.

@@ -1,10 +1,12 @@
-"""What was measured, in sentences: does the sign help here, does variance adaptation, and so what.
+"""The conclusion of a dissection in sentences: whether the sign and variance adaptation help.
+
+It also names the best method, and a step size for each.
 
 An effect *matters* if it changes the worth of one step by more than 5 %, or the final loss of the
 race by more than 5 % of that loss or of what training gained, whichever is less. Each statement
 carries its interval, at 95 % for sign, adaptation and interaction together, and the evidence that
-it rests on. Where a race was run, it decides: one step is the start of training, and a race is some
-of it.
+it rests on. If there was a race, it decides: one step is only the start of training, and a race
+covers more of it.
 """
 
 import math
@@ -35,7 +37,7 @@ class Evidence:
         complete: whether there is a method in each cell of the 2x2 table.
         steps: whether single steps were measured.
         metric: what the race is judged by.
-        larger: whether a larger metric is better; the race then has it with its sign turned.
+        larger: whether a larger metric is better; the race then minimises its negative.
     """
 
     complete: bool = True
@@ -70,8 +72,9 @@ class Suggestion:
     Attributes:
         method: key of the method.
         lr: step size.
-        basis: ``"race"``, or ``"one step"``, which is 2 to 20 times too small for training.
-        raced: the step size that won the race, which was shorter; None without a race.
+        basis: ``"race"`` or ``"one step"``; a step size from one step is 2 to 20 times too small
+            for training.
+        raced: the step size that won the race, which is shorter than training; None without one.
         line: what to paste.
     """
 
@@ -116,7 +119,7 @@ def of_race(effect: RaceEffect | None, scale: float) -> Verdict:
 
     Args:
         effect: on the final loss.
-        scale: the mean final loss of the four methods, or what it gained if that is less.
+        scale: the mean final loss of the four methods, or its decrease since the start if less.
     """
     if effect is None or effect.interval is None or not scale > 0:
         return "cannot tell"
@@ -134,7 +137,16 @@ def statement(
     scale: float,
     evidence: Evidence = Evidence(),
 ) -> Statement:
-    """Combine what one step and the race say of an effect."""
+    """Combine what one step and the race say of an effect.
+
+    Args:
+        name: ``"sign"`` or ``"adaptation"``.
+        one_step: the effect on one step; None if it was not measured.
+        race: the effect on the final loss of the race; None if it was not measured.
+        result: the race; None if there was none.
+        scale: as for :func:`of_race`.
+        evidence: what else there is.
+    """
     first, second = of_one_step(one_step), of_race(race, scale)
     verdict = second if race is not None and race.interval is not None else first
     parts = []
@@ -154,7 +166,7 @@ def _race_text(
     if effect is None or effect.interval is None:
         return (
             f"The race says nothing about {_NAMES[name]}: some method diverged in it, or had no "
-            "step size to begin or to end with."
+            "step size at its start or at its end."
         )
     subject = _NAMES[name].capitalize()
     sign = -1 if evidence.larger else 1
@@ -271,7 +283,7 @@ def batch_note(plain: Factorial | None, larger: Mapping[int, Factorial]) -> str:
 
 
 def tie_note(result: RaceResult | None) -> str:
-    """Say which methods cannot be told from the best one; empty if that is none."""
+    """Say which methods cannot be told from the best one; empty if there is none."""
     tied = result.tied() if result is not None else ()
     if result is None or not tied:
         return ""

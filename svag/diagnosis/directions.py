@@ -6,12 +6,13 @@ mini-batches, while the parameters stay where they are. What a step changes is t
     z = -gamma * d                      theta + alpha z is the step with step size alpha
 
 with gamma and d as they are in training, at any row of the table. Averages of consecutive gradients
-are correlated: draws of m with beta = 0.9 at consecutive steps cover the mean in 38 % instead of
-95 % of the cases. So a draw is taken once in a *block* of gradients, so long that the weight of
-older gradients is at most 4 %, and the block is the unit of all uncertainty.
+are correlated: 95 % intervals from draws of m at consecutive steps (beta = 0.9) contain the mean in
+38 % of the cases. So a draw is taken once in a *block* of gradients, so long that the weight of
+older gradients is at most 4 %, and intervals treat blocks as independent.
 
-A *track* is what is done to the gradients before: nothing, averages of several gradients (a larger
-batch), or a rotation: z = R^T f(R g) is what a method does that does not know the axes.
+A *track* is what is done to the gradients before the methods see them: nothing, averages of several
+gradients (a larger batch), or a random rotation R. With z = R^T f(R g) a method f works along axes
+that have nothing to do with the parameters.
 """
 
 import math
@@ -50,7 +51,7 @@ def block_length(entrants: Sequence[Entrant]) -> int:
 
 
 def _beta(one: Entrant) -> float:
-    """Return the decay of the average that a direction or its factor is made of."""
+    """Return the first decay of a method's averages; 0 if it keeps none."""
     if one.anatomy is None:
         return METHODS["m-sgd"].betas[0]
     return float(one.betas[0]) if one.betas and one.anatomy.buffers else 0.0
@@ -138,7 +139,8 @@ class Directions:
     def draw(self, grads: list[Tensor]) -> Iterator[tuple[str, list[Tensor]]]:
         """Let every method take a gradient in, and yield its key and direction.
 
-        A direction may be changed when the next one is asked for. All must be asked for.
+        The tensors of a direction may be overwritten when the next one is requested. Iterate to the
+        end.
         """
         for shadow, grad, param in zip(self._shadows, grads, self._params, strict=True):
             shadow.grad = grad
@@ -181,7 +183,7 @@ class _Outside:
         self._optimizer = build(one, self._copies, lr=self._lr)
 
     def observe(self, grads: list[Tensor]) -> list[Tensor]:
-        """Step with a gradient, take the step back, and return it over the step size."""
+        """Take a step, undo it, and return the change divided by the step size."""
         for copy, grad in zip(self._copies, grads, strict=True):
             copy.grad = grad.double()
         try:

@@ -24,15 +24,15 @@ from svag.diagnosis.line_search import Decreases
 from svag.diagnosis.measurement import HELD_A_DRAW, LEAST_DRAWS, MOST_DRAWS, Measurement
 from svag.diagnosis.noise_summary import NoiseSummary
 from svag.diagnosis.objective import BatchLoss, Loss, Objective
-from svag.diagnosis.of_optimizer import decays_of, states_of
-from svag.diagnosis.plan import Plan
+from svag.diagnosis.plan import DissectionPlan
 from svag.diagnosis.race import Race
 from svag.diagnosis.race_result import race_effects
-from svag.diagnosis.race_training import FromHere
+from svag.diagnosis.race_training import ObjectiveTrainer
 from svag.diagnosis.refusals import refuse_arguments
 from svag.diagnosis.rotation import Rotation
 from svag.diagnosis.sampling import Sampling, generators_kept
 from svag.diagnosis.track_record import of_step_sizes
+from svag.diagnosis.trained_optimizer import decays_of, states_of
 from svag.entrants import entrant
 from svag.errors import DissectionError, InvalidOption
 from svag.problems.seeding import seed_everything
@@ -123,7 +123,7 @@ def dissect(
         refuse_folder(Path(out))
     refuse_arguments(methods, optimizer, progress)
     entrants = tuple(entrant(text) for text in dict.fromkeys(methods))
-    plan = Plan(
+    plan = DissectionPlan(
         methods=entrants,
         budget=None if budget is None else seconds_of(budget),
         draws=draws,
@@ -147,9 +147,16 @@ def dissect(
 
 
 def carry_out(
-    objective: Objective, batches: Iterable[Any], plan: Plan, progress: Progress = _silent
+    objective: Objective, batches: Iterable[Any], plan: DissectionPlan, progress: Progress = _silent
 ) -> Dissection:
-    """Dissect an objective according to a plan; everything is restored afterwards."""
+    """Dissect an objective according to a plan; everything is restored afterwards.
+
+    Args:
+        objective: the model and its loss.
+        batches: training batches.
+        plan: what to measure, and within which time.
+        progress: called with the part and the share of it that is done.
+    """
     _check(plan)
     plan = plan.checked()
     with generators_kept(batches), objective.parameters_kept(), objective.dissected():
@@ -157,7 +164,7 @@ def carry_out(
         return _Work(objective, batches, plan, progress).findings()
 
 
-def _check(plan: Plan) -> None:
+def _check(plan: DissectionPlan) -> None:
     if not plan.methods:
         raise InvalidOption("methods=() leaves nothing to dissect; name one or more")
     for one in plan.methods:
@@ -222,7 +229,7 @@ class _Work:
     """A dissection in progress."""
 
     def __init__(
-        self, objective: Objective, batches: Iterable[Any], plan: Plan, progress: Progress
+        self, objective: Objective, batches: Iterable[Any], plan: DissectionPlan, progress: Progress
     ) -> None:
         self._objective, self._plan, self._progress = objective, plan, progress
         self._budget = Budget(plan.budget or default_seconds(objective.size), plan.spent)
@@ -256,7 +263,8 @@ class _Work:
     def _hold(self) -> list[Any]:
         """Return held batches: two for every draw, or as many as fit.
 
-        Their order is drawn, lest the n-th draw meets the batch that its gradient is of.
+        Their order is random, so that no draw is systematically evaluated on the batch of its own
+        gradient.
         """
         first = self._sampling.held(1)
         fits = _HELD_BYTES // max(1, first[0].bytes)
@@ -316,7 +324,7 @@ class _Work:
         }
         if not plan.race or not starts:
             return
-        trainer = FromHere(self._objective, self._sampling, self._held, plan.states)
+        trainer = ObjectiveTrainer(self._objective, self._sampling, self._held, plan.states)
         found.race = Race(trainer, plan.most_raced).run(
             plan.methods,
             starts,

@@ -35,17 +35,17 @@ class Setting:
         batch_size: examples in a batch, if they are all of one size.
         methods: keys of the methods.
         cells: keys of the methods in the cells of the 2x2 table, if all are there.
-        device: where.
+        device: where the model is.
         budget: seconds that were given.
         seconds: seconds that it took.
-        loss: loss of a batch at the point, before anything.
+        loss: loss of a batch at the dissected parameters.
         gradients: gradients taken for the directions.
         evaluations: losses evaluated along them.
-        command: what makes it again on the command line; empty if it was made otherwise.
+        command: command line that repeats it; empty if it was not made on the command line.
         steps_measured: whether single steps were measured, not a race alone.
         metric: what the race is judged by: the loss, or the metric of a problem with its own step.
-        larger_is_better: whether that is better when larger; ``loss`` and the race's losses have it
-            with its sign turned then.
+        larger_is_better: whether larger values of the metric are better; ``loss`` and the race's
+            losses are then its negative.
     """
 
     problem: str
@@ -170,7 +170,8 @@ def refuse_folder(directory: Path) -> None:
     """Refuse a folder that records cannot be written to, before anything is measured.
 
     Raises:
-        RecordError: it, or the folder that it would be made in, is none or cannot be written to.
+        RecordError: the path is not a folder, or the folder (if it does not exist, its parent)
+            cannot be written to.
     """
     there = next((one for one in (directory, *directory.parents) if one.exists()), Path())
     if not there.is_dir() or not os.access(there, os.W_OK):

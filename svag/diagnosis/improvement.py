@@ -34,7 +34,7 @@ EFFECTS = (SIGN, ADAPTATION, INTERACTION)
 """The family of effects: a statement about any of them is wrong in at most 5 % of the cases."""
 
 _POINTS = 241
-_KEPT = 6  # every so many points of the curve are recorded
+_KEPT = 6  # one in this many points of the fitted curve is recorded
 _LEAST_DRAWS = 3
 _LEAST_STEP_SIZES = 3
 
@@ -241,7 +241,10 @@ class _Fit:
 def _summary(
     decreases: Decreases, reported: Array, at_best: Array, logs: Array, edge: str
 ) -> Improvement:
-    """Make an estimate of decreases at the best step size; ``logs`` ends with the one of all."""
+    """Summarise decreases at the best step size.
+
+    ``logs`` are best log step sizes with one draw left out each, and last the one from all draws.
+    """
     draws = len(reported)
     quantile = float(stdtrit(draws - 1, 1 - LEVEL / 2))
     value = float(reported.mean())

@@ -33,7 +33,7 @@ class KeptState:
             for name, param in module._parameters.items()
         ]
         distinct = {id(tensor): tensor for _, _, tensor in self._places if tensor is not None}
-        # An expanded tensor cannot be written to, so its place is enough.
+        # An expanded tensor cannot be written to, so a reference to it is enough.
         self._tensors = [t for t in distinct.values() if not is_expanded(t)]
         self._values = [tensor.detach().clone() for tensor in self._tensors]
 
@@ -49,13 +49,13 @@ class KeptState:
         for tensor, value in zip(self._tensors, self._values, strict=True):
             if tensor.shape != value.shape:
                 tensor.resize_(value.shape)
-        # BatchNorm writes without counting versions up, so nothing tells what has changed.
+        # BatchNorm writes without a bump of version counters, so all values are copied back.
         if self._tensors:
             torch._foreach_copy_(self._tensors, self._values)
 
     @contextlib.contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Keep frozen parameters, too, if what is done meanwhile changes them."""
+        """Keep frozen parameters, too, if the code inside the context changes them."""
         frozen = [p for p in model.parameters() if not p.requires_grad]
         before = [(p.detach().clone(), p._version) for p in frozen]
         try:
@@ -69,7 +69,7 @@ class KeptState:
 
     @contextlib.contextmanager
     def parameters_kept(self, model: nn.Module) -> Iterator[None]:
-        """Restore at the end which parameters there are, and the values of the frozen ones."""
+        """Restore at the end the parameter objects, and the values of frozen parameters."""
         kept = [(p.detach(), p.detach().clone()) for p in model.parameters() if not p.requires_grad]
         try:
             yield
@@ -81,7 +81,7 @@ class KeptState:
                     frozen.copy_(value)
 
     def replaced(self) -> str | None:
-        """Return the name of a parameter that is no longer the one that it was."""
+        """Return the name of a parameter that another object has replaced; None without one."""
         for module, name, param in self._parameters:
             if module._parameters.get(name) is not param:
                 return name
@@ -98,7 +98,7 @@ def is_expanded(tensor: Tensor) -> bool:
 
 @contextlib.contextmanager
 def gradients_kept(params: Sequence[Tensor]) -> Iterator[None]:
-    """Restore gradients, and the variances that they have, at the end."""
+    """Restore ``grad`` and ``grad_var`` of parameters at the end."""
     kept = [(param.grad, vars(param).get("grad_var")) for param in params]
     try:
         yield

@@ -3,9 +3,10 @@
 A single training chooses a step size by luck where its noise is as large as the gap between
 neighbours on the grid, and methods that chose differently then differ for that reason alone. So the
 winner of the rounds before is tried again with both neighbours, all with the same orders of the
-batches, and the best by the mean goes on until it lies between two that are worse. Of
-simulated races of four equal methods, 2 to 5 % then said an effect, at any ratio of noise and gap,
-and 6 to 25 % with the winner alone (``races_of_equal_methods`` in tests/diagnosis/test_race.py).
+batches. Further neighbours are added until the best by the mean lies between two worse ones. Of
+simulated races of four equal methods, 2 to 5 % then reported an effect, at any ratio of noise and
+gap, and 6 to 25 % with the winner alone (``races_of_equal_methods`` in
+tests/diagnosis/test_race.py).
 """
 
 import math
@@ -84,7 +85,7 @@ class LastRound:
                     losses.append(self._loss(index, seed))
                 if not math.isfinite(losses[seed]):
                     self._diverged.add(index)
-                    self._worse.clear()  # they may have been worse than this one alone
+                    self._worse.clear()  # they may have lost only to this one, which diverged
                     self._complete(orders)
                     return
             if seed == 0:

@@ -1,8 +1,8 @@
 """Losses of held batches along update directions, at many step sizes.
 
-Every direction z is tried on batches of its own that took no part in it, at all step sizes of its
-method: forward passes alone, with common random numbers. ``improvement.py`` makes expected
-decreases of them.
+Each direction z is evaluated on held batches of its own, from which z was not computed, at all step
+sizes of its method: forward passes alone, with common random numbers. ``improvement.py`` estimates
+expected decreases from the losses.
 """
 
 import math
@@ -26,7 +26,7 @@ _MOST_COARSE = 24
 _SHARE = 0.01
 
 
-class Line:
+class LineSearch:
     """Evaluates the objective at theta + alpha z, and puts theta back exactly.
 
     Args:
@@ -45,6 +45,11 @@ class Line:
         """Return L_B(theta) - L_B(theta + alpha z), of shape (step sizes, batches).
 
         A loss that is not finite is a decrease of -inf.
+
+        Args:
+            direction: z, one tensor for each parameter.
+            lrs: step sizes alpha.
+            batches: batches to evaluate on.
         """
         objective = self._objective
         params = [p.detach() for p in objective.params]
@@ -94,7 +99,7 @@ class Line:
         return best if value > 0 else 0.0
 
     def small_step(self, direction: Sequence[Tensor]) -> float:
-        """Return the step size that changes theta by a hundredth of its norm; 0 for no direction.
+        """Return the step size that changes theta by a hundredth of its norm; 0 if z is 0.
 
         At theta = 0 it is a change of norm 0.01.
         """

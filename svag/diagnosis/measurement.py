@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from svag.diagnosis.directions import Directions, Track, block_length
-from svag.diagnosis.line_search import Decreases, Line, grid_about
+from svag.diagnosis.line_search import Decreases, LineSearch, grid_about
 from svag.diagnosis.noise_summary import NoiseSummary
 from svag.diagnosis.objective import Batch, Objective
 from svag.diagnosis.sampling import Sampling
@@ -39,7 +39,7 @@ class Measured:
         decreases: one for each track and method.
         gradients: number of gradients taken.
         evaluations: number of losses evaluated.
-        still: tracks and methods without a direction, and what it is: 0, or not finite.
+        still: tracks and methods whose direction is 0 or not finite, and which of the two.
     """
 
     decreases: list[Decreases] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Measurement:
         held: batches to evaluate losses on.
         entrants: the methods.
         states: states of optimizers to start from, by method and parameter, on the plain track;
-            averages of other gradients would not fit what another track's methods see.
+            averages of plain gradients do not fit the gradients of other tracks.
         noise: also sees every gradient.
         visit: sees every direction of the first track.
     """
@@ -80,7 +80,7 @@ class Measurement:
         self._objective, self._sampling, self._held = objective, sampling, list(held)
         self._entrants, self._states = list(entrants), states
         self._noise, self._visit = noise, visit
-        self._line = Line(objective)
+        self._line = LineSearch(objective)
         self._measured = Measured()
 
     def run(
@@ -114,7 +114,7 @@ class Measurement:
             progress(min(1.0, max(share if least < most else 0.0, made / most)))
             if made >= most or (share >= 1 and courses[0].draws >= least):
                 break
-            del grads  # lest two gradients are kept while the next one is computed
+            del grads  # so that only one gradient is in memory
         for course in courses:
             self._measured.decreases += course.found
         self._measured.evaluations = self._line.evaluations
@@ -139,7 +139,7 @@ class Measurement:
 
 
 class _Course:
-    """One track's methods on their way through the gradients."""
+    """The methods of one track, with their step sizes and the decreases measured so far."""
 
     def __init__(self, measurement: Measurement, track: Track, number: int) -> None:
         self._all, self._track, self._number = measurement, track, number
@@ -179,8 +179,8 @@ class _Course:
     def _try(self, directions: Iterable[tuple[str, list[Tensor]]]) -> None:
         """Find roughly the best step size of each method, on a draw that does not count.
 
-        Where a single draw lowers the loss at no step size, the next one is tried; in the end the
-        step sizes about a small change of the parameters are measured.
+        If a draw lowers the loss at no step size, the next draw is tried. If none does, the grid is
+        laid about the step size that changes the parameters a little.
         """
         line, pool = self._all._line, self._all._held[:_PILOTS]
         for key, direction in directions:
@@ -223,7 +223,7 @@ def _refuse_not_finite(loss: float, names: Sequence[str], grads: list[Tensor]) -
         what = f"the gradient of {names[int(largest.isfinite().logical_not().nonzero()[0])]!r} is "
         what += "not finite on a batch"
     raise DissectionError(
-        f"{what}, at the current parameters; every average of gradients would be. Look for bad "
+        f"{what}, at the current parameters, so no average of gradients is finite. Look for bad "
         "examples, or for a root or logarithm at 0"
     )
 

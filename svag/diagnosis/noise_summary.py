@@ -225,7 +225,7 @@ def _histogram(eta: Array, share: Array, counted: Flags) -> EtaHistogram:
 
 
 def _success(history: Array) -> Array:
-    """Count how often a gradient has the sign of the other half's mean; halves change places."""
+    """Count how often a gradient has the sign of the other half's mean, for both halves."""
     halves = history[0::2], history[1::2]
     counts = []
     for one, other in (halves, halves[::-1]):

@@ -34,7 +34,7 @@ Loss: TypeAlias = Callable[[Any, Any], Tensor]
 BatchLoss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 
 _AGREES = 1e-4
-"""Relative difference of two evaluations that is rounding (kernels of a GPU are not exact)."""
+"""Relative difference of two evaluations up to which it counts as rounding, as on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,9 @@ class Objective:
 
         Args:
             batch: what to evaluate on.
-            apart: return the outputs as a list of the real tensors in them, each a view of its own
-                from which the loss is computed; so no one is computed from another, as logits are
-                from a hidden layer that the model returns, too.
+            apart: whether to return the outputs as a list of their real tensors, each a separate
+                view from which the loss is computed. Then no returned tensor depends on another, as
+                logits do on a hidden layer that the model also returns.
 
         Raises:
             DissectionError: the loss is no tensor of one element.
@@ -201,7 +201,7 @@ class Objective:
         frozen by ``eval()``.
 
         Restored are parameters, ``requires_grad``, gradients, buffers, modes, carried state and the
-        generators of Python, NumPy and torch. Within itself it does nothing.
+        generators of Python, NumPy and torch. A nested call does nothing.
         """
         if self._theta:
             yield
@@ -274,7 +274,7 @@ class Objective:
         return first
 
     def _first_loss(self, batch: Batch) -> float:
-        """Return a loss, with its graph from now on if it has derivatives in it."""
+        """Return a loss; if it contains derivatives, later losses are computed with their graph."""
         try:
             return self.loss(batch)
         except RuntimeError:  # torch.autograd.grad has no graph, as of a gradient penalty
@@ -290,8 +290,8 @@ class Objective:
         """
         if name := self._state.replaced():
             raise DissectionError(
-                f"the forward pass replaces the parameter {name!r} by another; a dissection sets "
-                "the values of parameters that stay, so let the model keep them"
+                f"the forward pass replaces the parameter {name!r} by another object; a dissection "
+                "sets the values of the model's parameters, so keep the same objects"
             )
         _agree(before, self.loss(batch))
 

@@ -16,9 +16,9 @@ from svag.problems.nested import Nested
 def separated(outputs: Nested) -> tuple[Nested, list[Tensor]]:
     """Return outputs in which every tensor is a view of its own, and these views.
 
-    Where one output is computed from another, their views are not, so a loss of the views has a
-    partial derivative by each. Complex tensors count as pairs of real ones. Tensors without a graph
-    and containers of unknown types stay as they are.
+    If one output is computed from another, their views still do not depend on each other, so a loss
+    of the views has a partial derivative with respect to each. Complex tensors count as pairs of
+    real ones. Tensors without a graph and containers of unknown types stay as they are.
 
     Example:
         >>> weight = torch.ones(2, requires_grad=True)

@@ -3,7 +3,7 @@
 import operator
 from dataclasses import dataclass, replace
 
-from svag.diagnosis.of_optimizer import States
+from svag.diagnosis.trained_optimizer import States
 from svag.entrants import Entrant
 from svag.errors import InvalidOption
 
@@ -14,7 +14,7 @@ _SEED = "give an integer from -2^63 to 2^64 - 1"
 
 
 @dataclass(frozen=True)
-class Plan:
+class DissectionPlan:
     """What is dissected, beside the objective and its batches.
 
     Attributes:
@@ -45,7 +45,7 @@ class Plan:
     step: int | None = None
     seed: int = 0
 
-    def checked(self) -> "Plan":
+    def checked(self) -> "DissectionPlan":
         """Return the plan with Python's integers for NumPy's.
 
         Raises:

@@ -6,10 +6,10 @@ is the best so far. The winner of this round begins another, as much longer as t
 the current point again, where its neighbours on the grid are tried in the same way. In the last
 round the winner and its neighbours run with several orders of the batches, the same for all
 methods, six or more as time allows. What is compared is the loss on held batches at the end. The
-step size stays constant. Rounds do not become longer once every method has lost 95 % of the loss,
-since methods that are all near 0 have nothing to tell them apart.
+step size stays constant. Rounds do not become longer once every method has reduced the loss by
+95 %, since methods cannot be told apart when all losses are near 0.
 
-Who trains is a :class:`Trainer`: this file only decides what is run.
+A :class:`Trainer` trains; this file only decides what is run.
 """
 
 import math

@@ -25,7 +25,7 @@ _HELD = 16
 _CACHED = 2**29
 
 
-class FromHere:
+class ObjectiveTrainer:
     """Trains an objective from its current parameters, and puts them back each time.
 
     Args:
@@ -55,7 +55,14 @@ class FromHere:
         return mean if math.isfinite(mean) else math.inf
 
     def train(self, one: Entrant, lr: float, steps: int, seed: int) -> tuple[float, int]:
-        """Train, and return the mean loss on the held batches and the steps taken."""
+        """Train, and return the mean loss on the held batches and the steps taken.
+
+        Args:
+            one: the method.
+            lr: step size.
+            steps: length.
+            seed: order of the batches.
+        """
         objective = self._objective
         params = [p.detach() for p in objective.params]
         torch._foreach_copy_(params, self._start)

@@ -1,4 +1,4 @@
-"""What a model must be like to be dissected; each refusal says how to get there."""
+"""Refuses models and arguments that cannot be dissected; each message names the remedy."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +12,12 @@ from svag.errors import InvalidOption
 
 
 def refuse_arguments(methods: Iterable[object], optimizer: object, progress: object) -> None:
-    """Refuse methods that are no names, and an optimizer or a callback that is none.
+    """Refuse arguments of a wrong type.
+
+    Args:
+        methods: must be names.
+        optimizer: must be a ``torch.optim.Optimizer`` or None.
+        progress: must be callable.
 
     Raises:
         InvalidOption: as said.
@@ -36,7 +41,12 @@ def refuse_arguments(methods: Iterable[object], optimizer: object, progress: obj
 
 
 def refuse_functions(loss_fn: object, batch_loss: object, precision: object) -> None:
-    """Refuse what cannot be called to get a loss, or the context of a forward pass.
+    """Refuse functions that cannot be called to get a loss, or the context of a forward pass.
+
+    Args:
+        loss_fn: must be callable, or None with ``batch_loss``.
+        batch_loss: must be callable, or None with ``loss_fn``.
+        precision: must be callable.
 
     Raises:
         InvalidOption: as said.
@@ -62,7 +72,7 @@ def refuse_functions(loss_fn: object, batch_loss: object, precision: object) -> 
 
 
 def refuse_unready(model: nn.Module) -> None:
-    """Refuse a model that is none or not initialised, and inference mode.
+    """Refuse what is no module, a module without values for its parameters, and inference mode.
 
     Raises:
         InvalidOption: as said.
@@ -119,8 +129,8 @@ def refuse_others(losses: Sequence[Tensor], own: Iterable[Tensor]) -> None:
     """Refuse a loss that depends on trainable tensors beside the model's.
 
     Args:
-        losses: of two evaluations of one batch; leaves that only one has, such as inputs whose
-            gradient the loss contains, are made anew in every pass.
+        losses: of two evaluations of one batch; leaf tensors that only one of them has, such as
+            inputs whose gradient the loss contains, are made anew in every pass and are allowed.
         own: parameters of the model.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A random orthogonal map of every tensor, to see what a method owes to the axes.
+"""A random orthogonal map of every tensor, to see how much a method depends on the axes.
 
 R permutes the entries of a tensor, flips signs at random, and applies Hadamard matrices to blocks
 of 2^k entries: R = H S P, with H orthogonal and symmetric. It costs n log n, and mixes up to

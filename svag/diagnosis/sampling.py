@@ -25,9 +25,9 @@ class Sampling:
     Args:
         objective: the model and its loss.
         batches: an iterable of batches. A ``DataLoader`` or list is started again when it ends.
-        reorder: whether a list has another order each time that it is started again, as a
-            ``DataLoader`` that shuffles; never where state is carried. The orders of a race would
-            be one order, begun at different places, otherwise.
+        reorder: whether to shuffle a list each time it is started again, as a ``DataLoader`` with
+            ``shuffle`` does; never where state is carried. Without it, the orders of a race would
+            all be one order with different starting points.
 
     Attributes:
         batch_size: examples in a batch; None if batches have no tensors or sizes differ.
@@ -129,7 +129,7 @@ class Sampling:
         )
 
     def _refuse_refilled(self, content: Any) -> None:
-        """Refuse a batch in the tensors of the one before, as that one is overwritten then."""
+        """Refuse a loader that writes each batch into the tensors of the one before."""
         for tensor, version in self._last.values():
             if tensor._version != version:
                 raise DissectionError(

@@ -42,7 +42,7 @@ def value_grad_and_variance(
 
         grad_var = 1/(N (N - 1)) sum_k (g_k - grad)^2
 
-    It stands where ``jax.value_and_grad(fun)`` stood, for a loss that is the mean over the examples
+    It replaces ``jax.value_and_grad(fun)`` for a loss that is the mean over the examples
     along axis 0: ``fun`` is called, under ``jax.vmap``, with mini-batches of one example each. A
     loss that is no such mean (batch normalisation, a sum, a mean over tokens that are not padding)
     has no per-example gradients of this kind: :func:`check_independence` says so.
@@ -313,9 +313,9 @@ def _merged(a: _Moments, b: _Moments) -> _Moments:
 
 
 def _varying(param: Any, axis_name: str) -> Any:
-    """Return a parameter that varies along the axis.
+    """Mark a parameter as varying along the axis.
 
-    ``jax.shard_map`` sums the gradients by a parameter that does not over all devices.
+    ``jax.shard_map`` sums gradients over all devices if the parameter does not vary along the axis.
     """
     return param + (0 * jax.lax.axis_index(axis_name)).astype(jnp.result_type(param))
 

@@ -69,6 +69,14 @@ def averaging(
 ) -> tuple[Any, Any, Any]:
     """Return beta of the first and of the second moment, and eps, with defaults filled in.
 
+    Args:
+        anatomy: the row.
+        beta: decay of all averages; None for the default. The other options likewise.
+        b1: decay of the first moment of a raw row.
+        b2: decay of its second moment.
+        eps: added to its sqrt(v).
+        amsgrad: whether it uses the largest v so far.
+
     Raises:
         UnknownOption: (a TypeError) the row has no such option.
         InvalidOption: (a ValueError) a plain number is outside its range.
@@ -146,8 +154,8 @@ def dtype_of_averages(state_dtype: Any, dtype: Any) -> Any:
     """Return the dtype of the averages of a parameter.
 
     Raises:
-        InvalidOption: (a ValueError) ``state_dtype`` with a parameter that has no other, or a
-            parameter that is not of floating-point numbers.
+        InvalidOption: (a ValueError) ``state_dtype`` is given for a parameter whose averages can
+            have no other dtype, or the parameter is not of floating-point numbers.
     """
     if not jnp.issubdtype(dtype, jnp.inexact):
         raise InvalidOption(

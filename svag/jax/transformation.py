@@ -182,7 +182,7 @@ def _leaf(row: _Row, place: int, grad: Any, kept: dict[str, Any], step: Any) -> 
 
 
 def _element(row: _Row, dtype: Any, wide: dict[str, Any], step: Any) -> tuple[Any, ...]:
-    """Call the rule with a parameter of 0; what the row has not is None."""
+    """Call the rule with a parameter of 0; averages that the row does not have are None."""
     ops = on_arrays(dtype)
     settings = [x if isinstance(x, float) else jnp.asarray(x, dtype) for x in row.settings[:-1]]
     numbers = numbers_of(row.switches, ops)(*settings, step.astype(dtype))

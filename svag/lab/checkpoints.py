@@ -18,9 +18,9 @@ import torch
 
 from svag import __version__
 from svag.errors import in_one_line
-from svag.lab.held import NotResumable, State
 from svag.lab.records import environment
 from svag.lab.run import Run
+from svag.lab.step_state import NotResumable, State
 
 EVERY = 60.0
 """Default seconds between two checkpoints."""

@@ -1,4 +1,4 @@
-"""Devices by name: ``cpu``, ``cuda``, or whichever of them is there."""
+"""Devices by name: ``cpu``, ``cuda``, or ``auto`` for the one that is available."""
 
 import torch
 
@@ -28,6 +28,6 @@ def device_of(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InvalidOption(
-            f"device {name!r} is not to be had on this machine; choose cpu, or auto"
+            f"device {name!r} is not available on this machine; choose cpu, or auto"
         ) from None
     return device

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from svag.lab.held import (
+from svag.lab.step_state import (
     GENERATORS,
     NotResumable,
     State,

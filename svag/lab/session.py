@@ -14,13 +14,13 @@ from svag.entrants import entrant
 from svag.errors import ProblemError
 from svag.lab.agreement import Agreement
 from svag.lab.batches import Batches
-from svag.lab.capture import WARM_UP, Captured, Finite
+from svag.lab.cuda_graph import WARM_UP, Captured, Finite
 from svag.lab.devices import device_of
 from svag.lab.evaluation import Evaluation, Figures, splits_of, subset
-from svag.lab.held import NotResumable, State
 from svag.lab.optimizers import build
 from svag.lab.resuming import Resumable, generators, set_generators
 from svag.lab.run import Run
+from svag.lab.step_state import NotResumable, State
 from svag.optim import Dissected
 from svag.problems import Data, Problem, Split, supervised
 from svag.problems.nested import mapped, tensors

@@ -213,7 +213,7 @@ def _check_images(images: Tensor) -> None:
     """Raise if this is no batch of images."""
     if images.ndim != 4 or not images.numel():
         raise InvalidOption(
-            f"images of shape {tuple(images.shape)}: give a batch (n, c, h, w) without a zero"
+            f"images of shape {tuple(images.shape)}: give a batch (n, c, h, w), no dimension 0"
         )
 
 

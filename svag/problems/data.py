@@ -122,7 +122,7 @@ def locate(data_set: DataSet, data_dir: Path | None = None) -> dict[str, Path]:
     else:
         names = ", ".join(file.name for file in data_set.files)
         raise DataError(
-            f"{data_set.title} is not to be downloaded: get {names} {data_set.origin} and name "
+            f"{data_set.title} cannot be downloaded: get {names} {data_set.origin} and name "
             "its folder as data directory or $SVAG_DATA"
         )
     for file in data_set.files:

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from svag.errors import ProblemError, is_installed
 from svag.problems import locating
-from svag.problems.sources import SourceFile, parse
+from svag.problems.python_source import SourceFile, parse
 from svag.problems.user_code import PREFIX
 
 _seen: dict[str, tuple[ModuleSpec, str]] = {}  # hashes of files when they were first hashed

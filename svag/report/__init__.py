@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from svag.analysis.several import Several
+from svag.analysis.several_problems import Several
 from svag.analysis.study import Analysis
 from svag.errors import RecordError
 from svag.report.content import PagePlace
-from svag.report.figures import figure5
+from svag.report.figure5_picture import figure5
 from svag.report.page import page, page_of_several
 
 __all__ = ["figure5", "page", "page_of_several", "write", "write_several"]
@@ -59,7 +59,7 @@ def write_several(several: Several, directory: Path, records: Sequence[Path]) ->
 
     Example:
         >>> import tempfile
-        >>> from svag.analysis.several import together
+        >>> from svag.analysis.several_problems import together
         >>> from svag.analysis.study import analyse
         >>> names = "within-batch/digits", "paper-step-sizes/fmnist-2c2d"
         >>> folders = [Path("results", name) for name in names]

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svag.analysis.course import FOLLOWED
+from svag.analysis.effects_over_training import FOLLOWED
 from svag.analysis.results import TRAIN_LOSS
 from svag.analysis.study import Analysis
 from svag.analysis.verdict import verdict
 from svag.analysis.wording import difference, listed
 from svag.report import charts, details, effect_charts, line_styles, numbers, tables
 from svag.report.details import duration
-from svag.report.figures import caption, legend
+from svag.report.figure5_picture import caption, legend
 
 _DASHES = {"solid": "", "dash": "7 3", "dot": "2 2.5", "dashdot": "7 2.5 1.5 2.5"}
 

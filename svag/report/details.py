@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from svag.analysis.course import turn
+from svag.analysis.effects_over_training import turn
 from svag.analysis.results import TRAIN_LOSS, Figure, MethodResult
 from svag.analysis.study import Analysis
 from svag.analysis.targets import Reached, Target, target

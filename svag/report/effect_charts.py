@@ -15,7 +15,7 @@ from svag.analysis.contrasts import (
     WITHOUT_SIGN,
     Effect,
 )
-from svag.analysis.course import Course, courses
+from svag.analysis.effects_over_training import Course, courses
 from svag.analysis.forest import Forest
 from svag.analysis.results import TRAIN_LOSS, Figure
 from svag.analysis.study import Analysis

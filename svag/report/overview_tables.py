@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from svag.analysis.contrasts import ADAPTATION, SIGN
+from svag.analysis.method_ranks import Rank
 from svag.analysis.observations import Observation
 from svag.analysis.overview import EQUAL, HELPS, HURTS, OPEN, standing
 from svag.analysis.published import PAPER, SEEDS, OfThePaper
-from svag.analysis.ranks import Rank
-from svag.analysis.several import Several
+from svag.analysis.several_problems import Several
 from svag.analysis.study import CELLS, Analysis
 from svag.analysis.wording import listed
 from svag.entrants import entrant

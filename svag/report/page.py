@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from svag.analysis.overview import overview
 from svag.analysis.published import PAPER
-from svag.analysis.several import Several
+from svag.analysis.several_problems import Several
 from svag.analysis.study import Analysis
 from svag.report import effect_charts, line_styles, numbers, overview_tables, tables
 from svag.report.charts import Chart
@@ -53,7 +53,7 @@ def page_of_several(several: Several, directory: Path, records: Sequence[Path]) 
 
     Example:
         >>> import tempfile
-        >>> from svag.analysis.several import together
+        >>> from svag.analysis.several_problems import together
         >>> from svag.analysis.study import analyse
         >>> names = "within-batch/digits", "paper-step-sizes/fmnist-2c2d"
         >>> folders = [Path("results", name) for name in names]

@@ -129,7 +129,7 @@ def claims(analysis: Analysis) -> list[tuple[str, Margin]]:
     titles = {
         SIGN: f"The sign: {sign} and {both} against {neither} and {adapted}",
         ADAPTATION: f"Variance adaptation: {adapted} and {both} against {neither} and {sign}",
-        INTERACTION: "Interaction: half of what adaptation does more with the sign than without",
+        INTERACTION: "Interaction: half of adaptation's effect with the sign minus that without",
         SIGN_OR_ADAPTATION: f"The one half or the other: {sign} against {adapted}",
         BOTH_OR_NEITHER: f"Both or neither: {both} against {neither}",
     }

@@ -38,7 +38,7 @@ def adam_split(m: ArrayLike, v: ArrayLike, eps: float = 0.0) -> tuple[Array, Arr
         m/(sqrt(v) + eps) = sign(m) * gamma,   gamma = |m|/(sqrt(v) + eps)
 
     At eps = 0 gamma is (1 + eta^2)^(-1/2) with eta^2 = (v - m^2)/m^2
-    (:func:`adam_relative_variance`); it is written so because v - m^2 cancels. It can exceed 1.
+    (:func:`adam_relative_variance`); this form avoids the cancellation in v - m^2. It can exceed 1.
 
     Args:
         m: first moment, debiased.

@@ -1,4 +1,4 @@
-"""What the two estimates of the variance are where gradients drift or depend on one another.
+"""The two estimates of the variance for gradients that drift or depend on one another.
 
 Eqs. (19) to (25) assume that mean and variance stay the same and that gradients are independent
 (Assumption 1). Without that:

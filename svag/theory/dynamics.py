@@ -243,7 +243,7 @@ def follow(
     """Run methods on given noise, and yield where they are before each step and at the end.
 
     Args:
-        problem: whose Q, noise level and optimal step sizes count; its minimum does not.
+        problem: gives Q, noise level and optimal step sizes; its minimum is not used.
         contenders: K methods, by any name.
         start: theta_0 - x*, (S, d), the same for all methods.
         noise: g - grad L of each step, (S, d), the same for all methods.

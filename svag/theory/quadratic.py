@@ -144,6 +144,11 @@ class StochasticQuadratic:
     def sample_gradients(self, theta: ArrayLike, n: int, rng: np.random.Generator) -> Array:
         """Draw n stochastic gradients Q (theta - x) at each theta, of shape (n, ..., d).
 
+        Args:
+            theta: of shape (d,) or (..., d).
+            n: number of draws at each theta.
+            rng: draws the noise.
+
         Raises:
             InvalidOption: they leave the range of float64.
         """

@@ -196,7 +196,7 @@ def iterates(problem: LeastSquares, rule: Rule, steps: int, lr: float) -> Iterat
 
     Args:
         problem: what to minimise.
-        rule: gives gamma * d; it is used up.
+        rule: gives gamma * d; its averages are changed.
         steps: how many.
         lr: step size > 0.
 

@@ -67,7 +67,7 @@ class WeightsAndBiases:
         self._write()
 
     def _settings(self) -> Any:
-        """Return wandb's settings without data on this machine, which need not have trained."""
+        """Return settings without system data: another machine may have trained the run."""
         return self._wandb.Settings(
             silent=True,
             console="off",

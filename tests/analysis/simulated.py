@@ -11,7 +11,7 @@ import numpy as np
 
 from svag.analysis.contrasts import Sample
 from svag.analysis.observations import family_of, observations
-from svag.analysis.over_problems import Check, checks
+from svag.analysis.observations_over_problems import Check, checks
 from svag.analysis.results import judged
 from svag.quantity import Quantity
 

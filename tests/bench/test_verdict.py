@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from svag.bench.verdict import COLUMNS, DEVIATION, WORLDS, measure
+from svag.bench.verdict import COLUMNS, DEVIATION, SCENARIOS, measure
 
 STUDIES = 100
 
 
-def simulated(world, seeds, cost, **settings):
-    (row,) = measure(studies=STUDIES, seeds=[seeds], costs=[cost], worlds=[world], **settings)
+def simulated(scenario, seeds, cost, **settings):
+    (row,) = measure(studies=STUDIES, seeds=[seeds], costs=[cost], scenarios=[scenario], **settings)
     return row
 
 
@@ -50,7 +50,7 @@ def test_survivors_decide_nothing():
 
 
 def test_the_same_studies_every_time_and_on_any_number_of_workers():
-    jobs = {"studies": 5, "seeds": [3], "costs": [0.5], "worlds": ["no effect", "sign, 3 sd"]}
+    jobs = {"studies": 5, "seeds": [3], "costs": [0.5], "scenarios": ["no effect", "sign, 3 sd"]}
     assert measure(**jobs) == measure(**jobs) == measure(**jobs, workers=2)
 
 
@@ -61,5 +61,5 @@ def test_rows_are_those_of_a_table():
 
 
 def test_worlds_are_as_they_are_named():
-    assert WORLDS["sign, 3 sd"].effects == (0, 0, 3 * DEVIATION, 3 * DEVIATION)
-    assert WORLDS["adaptation, 3 sd"].effects == (0, 3 * DEVIATION, 0, 3 * DEVIATION)
+    assert SCENARIOS["sign, 3 sd"].effects == (0, 0, 3 * DEVIATION, 3 * DEVIATION)
+    assert SCENARIOS["adaptation, 3 sd"].effects == (0, 3 * DEVIATION, 0, 3 * DEVIATION)

@@ -11,7 +11,7 @@ from scipy.stats import norm
 from diagnosis.quadratics import sampled
 from svag.anatomy import METHODS
 from svag.diagnosis.directions import Directions, Track, block_length
-from svag.diagnosis.line_search import Line
+from svag.diagnosis.line_search import LineSearch
 from svag.diagnosis.rotation import Rotation
 from svag.entrants import entrant
 from svag.errors import DissectionError
@@ -181,7 +181,7 @@ def test_the_line_search_restores_and_measures_exactly():
     problem = StochasticQuadratic(np.diag([1.0, 3.0]), np.array([1.0, 1.0]), 0.0)
     objective, sampling = sampled(problem, seed=0, theta=[0.0, 4.0])
     with objective.dissected():
-        check_line(problem, objective, Line(objective), sampling.held(2))
+        check_line(problem, objective, LineSearch(objective), sampling.held(2))
 
 
 def check_line(problem, objective, line, held):
@@ -222,6 +222,6 @@ def test_on_rotated_axes_the_sign_is_what_the_rotated_sign_was():
             subject.gradient(held[0])
             seen = track.take([p.grad for p in subject.params])
             z = drawn_from(Directions(subject.params, [entrant("ssd")]), seen[0])["ssd"]
-            found[name] = Line(subject).decreases(track.back(z), lrs, held)[:, 0]
+            found[name] = LineSearch(subject).decreases(track.back(z), lrs, held)[:, 0]
     np.testing.assert_allclose(found["diagonal, rotated sign"], found["rotated, plain sign"])
     assert not np.allclose(found["diagonal, plain sign"], found["rotated, plain sign"])

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import svag
 from diagnosis.quadratics import Quadratic, drawn, mean
 from svag.analysis.dissection_records import of_kind, read
-from svag.diagnosis.of_optimizer import decays_of
+from svag.diagnosis.trained_optimizer import decays_of
 from svag.errors import DissectionError, InvalidOption, SparseGradient
 from svag.theory import StochasticQuadratic
 
@@ -136,7 +136,7 @@ def test_interrupting_the_race_restores_everything(monkeypatch):
     from svag.diagnosis import race_training
 
     net, calls = model(), []
-    train = race_training.FromHere.train
+    train = race_training.ObjectiveTrainer.train
 
     def interrupted(self, *args):
         calls.append(args)
@@ -146,7 +146,7 @@ def test_interrupting_the_race_restores_everything(monkeypatch):
             raise KeyboardInterrupt
         return train(self, *args)
 
-    monkeypatch.setattr(race_training.FromHere, "train", interrupted)
+    monkeypatch.setattr(race_training.ObjectiveTrainer, "train", interrupted)
     before = state(net)
     with pytest.raises(KeyboardInterrupt):
         svag.dissect(net, functional.cross_entropy, loader(), **QUICK)

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import svag
 from svag.diagnosis.objective import Batch, Objective
-from svag.diagnosis.of_optimizer import decays_of
-from svag.diagnosis.of_problem import Point
+from svag.diagnosis.problem_dissection import Point
+from svag.diagnosis.trained_optimizer import decays_of
 from svag.errors import DissectionError, InvalidOption
 
 QUICK = {"budget": "1s", "draws": 3, "longest": 10}
@@ -226,7 +226,7 @@ def test_an_optimizer_that_maximizes_is_refused():
 
 
 def test_two_points_at_once_are_refused(tmp_path):
-    from diagnosis.test_of_problem import dissected
+    from diagnosis.test_problem_dissection import dissected
 
     with pytest.raises(InvalidOption, match="give one of them"):
         dissected("digits", Point(after=3, at=tmp_path / "saved.pt"))

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import svag
-from svag.diagnosis.of_optimizer import states_of
+from svag.diagnosis.trained_optimizer import states_of
 from svag.entrants import entrant
 from svag.errors import DissectionError, InvalidOption
 

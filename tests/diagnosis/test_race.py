@@ -15,7 +15,7 @@ from svag.diagnosis.last_round import LEAST_ORDERS, MOST_ORDERS, LastRound
 from svag.diagnosis.objective import Objective
 from svag.diagnosis.race import Race
 from svag.diagnosis.race_result import Heat, RaceResult, race_effects
-from svag.diagnosis.race_training import FromHere
+from svag.diagnosis.race_training import ObjectiveTrainer
 from svag.diagnosis.sampling import Sampling
 from svag.entrants import entrant
 from svag.theory import StochasticQuadratic
@@ -248,7 +248,7 @@ def test_training_is_that_of_the_optimizer_and_is_undone(key):
     problem = StochasticQuadratic(np.diag([1.0, 2.0]), np.array([1.0, -1.0]), 0.5)
     objective, sampling = sampled(problem, seed=0)
     with objective.dissected():
-        trainer = FromHere(objective, sampling, sampling.held(4))
+        trainer = ObjectiveTrainer(objective, sampling, sampling.held(4))
         one = entrant(key)
         found = trainer.train(one, 0.05, 7, seed=0)
         again = trainer.train(one, 0.05, 7, seed=0)
@@ -270,7 +270,7 @@ def test_divergence_is_a_result():
     problem = StochasticQuadratic(np.diag([1.0, 2.0]), np.array([1.0, -1.0]), 0.5)
     objective, sampling = sampled(problem, seed=0)
     with objective.dissected():
-        trainer = FromHere(objective, sampling, sampling.held(2))
+        trainer = ObjectiveTrainer(objective, sampling, sampling.held(2))
         loss, steps = trainer.train(entrant("m-sgd"), 1e200, 50, seed=0)
     assert loss == math.inf
     assert steps < 50
@@ -283,7 +283,9 @@ def test_running_statistics_change_in_a_training_and_are_restored():
     objective = Objective(model, functional.mse_loss)
     with objective.dissected():
         sampling = Sampling(objective, data)
-        FromHere(objective, sampling, sampling.held(2)).train(entrant("adam"), 0.1, 12, seed=0)
+        ObjectiveTrainer(objective, sampling, sampling.held(2)).train(
+            entrant("adam"), 0.1, 12, seed=0
+        )
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
@@ -295,7 +297,7 @@ def test_within_batch_methods_race():
     objective = Objective(model, functional.mse_loss)
     with objective.dissected():
         sampling = Sampling(objective, data)
-        trainer = FromHere(objective, sampling, sampling.held(2))
+        trainer = ObjectiveTrainer(objective, sampling, sampling.held(2))
         loss, steps = trainer.train(entrant("m-svag@within-batch"), 0.1, 6, seed=0)
         assert math.isfinite(loss)
         assert loss < trainer.start_loss()

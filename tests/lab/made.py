@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from svag.lab.base_run import base_run
 from svag.lab.records import Record, find
 from svag.lab.run import Run
 from svag.lab.session import Session
 from svag.lab.studies import Study
-from svag.lab.template import template
 from svag.lab.train import train
 from svag.problems import Data, Problem, Split
 
@@ -36,7 +36,7 @@ def classification(model: Callable[[], nn.Module], data: Data, **changes: Any) -
 
 def run_of(problem: Problem, data: Data, method: str = "m-sgd", **changes: Any) -> Run:
     """A run of the problem as the protocol plans it, but for the changes."""
-    base = template(problem, data, steps=problem.steps)
+    base = base_run(problem, data, steps=problem.steps)
     run = Study(base=base, methods=(method,), seeds=1).run(method)
     return replace(run, **{"lr": 0.1, "seed": 1, **changes})
 

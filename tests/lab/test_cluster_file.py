@@ -15,7 +15,7 @@ from svag.lab.executors.cluster import (
     parse,
     read,
 )
-from svag.lab.executors.travelling import pack
+from svag.lab.executors.code_to_copy import pack
 
 
 def test_a_file_of_each_kind(tmp_path):
@@ -120,14 +120,14 @@ def test_what_travels(tmp_path, monkeypatch):
     (tmp_path / "mine" / "env" / "pyvenv.cfg").touch()
     (tmp_path / "mine" / "task.py").write_text(MINE)
     problem = problems.get("digits")
-    luggage = pack(problem, ("m-sgd", "else/other.py:X"), "mine/task.py:task", tmp_path / "a")
-    travelling = {p.relative_to(tmp_path / "a").as_posix() for p in luggage.folder.rglob("*.py")}
-    assert travelling == {"mine/task.py", "mine/helper.py", "else/other.py"}
-    assert luggage.spec == "mine/task.py:task"
+    copy = pack(problem, ("m-sgd", "else/other.py:X"), "mine/task.py:task", tmp_path / "a")
+    copied = {p.relative_to(tmp_path / "a").as_posix() for p in copy.folder.rglob("*.py")}
+    assert copied == {"mine/task.py", "mine/helper.py", "else/other.py"}
+    assert copy.spec == "mine/task.py:task"
     monkeypatch.chdir(tmp_path / "else")
-    luggage = pack(problem, (), f"{tmp_path}/mine/task.py:task", tmp_path / "b")
-    assert luggage.spec.startswith("outside/")
-    assert (luggage.folder / luggage.spec.partition(":")[0]).read_text() == MINE
+    copy = pack(problem, (), f"{tmp_path}/mine/task.py:task", tmp_path / "b")
+    assert copy.spec.startswith("outside/")
+    assert (copy.folder / copy.spec.partition(":")[0]).read_text() == MINE
     assert pack(problem, ("m-sgd",), "digits", tmp_path / "c") == (None, "digits")
 
 

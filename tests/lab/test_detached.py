@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from lab.made import wait_until, write_task
-from svag.lab import claims
+from svag.lab import folder_lock
 from svag.lab.executors import detached
 from svag.lab.records import load
 
@@ -61,7 +61,7 @@ def test_a_driver_that_is_killed_is_not_taken_for_one_that_is_done(folder, svag)
     driver = detached.found(folder / "out")
     os.killpg(int(driver.id), signal.SIGKILL)
     wait_until(lambda: not detached.state(folder / "out", driver).alive, "it is gone")
-    wait_until(lambda: claims.holder(folder / "out") is None, "what it started is gone, too")
+    wait_until(lambda: folder_lock.holder(folder / "out") is None, "what it started is gone, too")
     code, out, err = svag("status", "out")
     assert code == 0, err
     assert "ended without an exit code; the same command goes on" in out

@@ -6,14 +6,14 @@ from torch.nn import functional
 
 from lab.made import classification, points, write_task
 from svag import problems
-from svag.lab import scale
+from svag.lab import search_starts
+from svag.lab.base_run import base_run
 from svag.lab.execution import carry_out
 from svag.lab.executors.contract import WorkPlace
-from svag.lab.executors.local import Here, Pool
+from svag.lab.executors.local import InProcess, Pool
 from svag.lab.protocol import Outcome, plan
 from svag.lab.search import StepSizes
 from svag.lab.studies import Study
-from svag.lab.template import template
 
 
 def outcomes(study, executor, folder):
@@ -31,10 +31,10 @@ def test_any_number_of_workers_makes_the_same_choices(tmp_path):
     spec = write_task(tmp_path)
     problem = problems.get(spec)
     data = problems.load(problem)
-    base = template(problem, data, steps=10)
+    base = base_run(problem, data, steps=10)
     study = Study(base=base, methods=("m-sgd",), seeds=2, selection_seeds=2)
     alone = outcomes(
-        study, Here(problem, data, WorkPlace(spec, None, tmp_path / "1")), tmp_path / "1"
+        study, InProcess(problem, data, WorkPlace(spec, None, tmp_path / "1")), tmp_path / "1"
     )
     folder = tmp_path / "3"
     together = outcomes(study, Pool(WorkPlace(spec, None, folder), 3), folder)
@@ -57,17 +57,17 @@ def scaled(factor, shift=0.0):
 
 def searched(tmp_path, factor, shift=0.0):
     problem, data = scaled(factor, shift)
-    base = template(problem, data, steps=20)
+    base = base_run(problem, data, steps=20)
     methods = ("m-sgd", "m-ssd")
     study = Study(
         base=base,
         methods=methods,
         seeds=1,
         protocol="paper",
-        starts=scale.starts(problem, data, base, methods),
+        starts=search_starts.starts(problem, data, base, methods),
     )
     folder = tmp_path / f"{factor:g}{shift:g}"
-    found = outcomes(study, Here(problem, data, WorkPlace("", None, folder)), folder)
+    found = outcomes(study, InProcess(problem, data, WorkPlace("", None, folder)), folder)
     return {key: (one.lr, study.starts[key]) for key, one in found.items()}
 
 
@@ -94,7 +94,7 @@ def test_a_model_whose_parameters_are_zero_has_no_measured_start():
 
     data = points()
     problem = classification(zeros, data)
-    base = template(problem, data, steps=5)
-    assert scale.starts(problem, data, base, ("m-sgd", "m-ssd")) == {}
+    base = base_run(problem, data, steps=5)
+    assert search_starts.starts(problem, data, base, ("m-sgd", "m-ssd")) == {}
     broken = classification(lambda: nn.Linear(4, 3), data)
-    assert scale.starts(broken, data, base, ("m-sgd",)) == {}
+    assert search_starts.starts(broken, data, base, ("m-sgd",)) == {}

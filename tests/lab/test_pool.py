@@ -13,7 +13,7 @@ from lab.made import run_of, wait_until, write_task
 from svag import problems
 from svag.errors import RecordError
 from svag.lab.executors.contract import WorkPlace
-from svag.lab.executors.local import Here, Pool
+from svag.lab.executors.local import InProcess, Pool
 from svag.lab.records import Record, find, path_of
 from svag.lab.run import Run
 
@@ -56,8 +56,10 @@ class Task:
         self.pools.append(Pool(WorkPlace(self.spec, None, self.folder / "out"), workers))
         return self.pools[-1]
 
-    def here(self, directory: str = "out") -> Here:
-        return Here(self.problem, self.data, WorkPlace(self.spec, None, self.folder / directory))
+    def here(self, directory: str = "out") -> InProcess:
+        return InProcess(
+            self.problem, self.data, WorkPlace(self.spec, None, self.folder / directory)
+        )
 
     def record(self, run: Run, directory: str = "out") -> Record | None:
         return find(self.folder / directory, run)

@@ -15,10 +15,10 @@ from lab.made import run_of
 from lab.ray_nodes import Nodes
 from svag import problems
 from svag.lab.executors.cluster import ClusterError, RayCluster, reach
+from svag.lab.executors.code_to_copy import pack
 from svag.lab.executors.contract import WorkPlace
-from svag.lab.executors.local import Here
+from svag.lab.executors.local import InProcess
 from svag.lab.executors.ray_cluster import Ray
-from svag.lab.executors.travelling import pack
 from svag.lab.records import find, path_of
 
 SLOW = '''
@@ -96,13 +96,13 @@ def task(tmp_path, monkeypatch):
 
 
 def on_ray(nodes, spec, problem, folder, **cluster):
-    scratch = folder / "luggage"
+    scratch = folder / "copy"
     scratch.mkdir(parents=True)
-    luggage = pack(problem, ("m-sgd",), spec, scratch)
-    assert luggage.folder is not None
+    copy = pack(problem, ("m-sgd",), spec, scratch)
+    assert copy.folder is not None
     place = WorkPlace(spec, None, folder, checkpoint_every=0.1)
     settled = RayCluster(address=nodes.address, **cluster)
-    return Ray(settled, place, luggage.folder, luggage.spec)
+    return Ray(settled, place, copy.folder, copy.spec)
 
 
 def carry_out(executor, runs, watch=lambda event: None):
@@ -130,7 +130,7 @@ def test_one_of_two_nodes_is_killed_half_way(nodes, task, tmp_path):
     data = problems.load(problem)
     runs = [run_of(problem, data, seed=seed) for seed in range(1, 6)]
     here = tmp_path / "here"
-    for _ in carry_out(Here(problem, data, WorkPlace(task, None, here)), runs):
+    for _ in carry_out(InProcess(problem, data, WorkPlace(task, None, here)), runs):
         pass
     second = nodes.start(cpus=1)
     ended, killed, under_way = [], [], {}
@@ -196,9 +196,9 @@ def test_closing_interrupts_and_the_same_command_goes_on(nodes, task, tmp_path):
     assert record.evals[-1]["step"] >= 8
     (tmp_path / "hold").unlink()
     (tmp_path / "again").mkdir()
-    luggage = pack(problem, (), task, tmp_path / "again")
+    copy = pack(problem, (), task, tmp_path / "again")
     place = WorkPlace(task, None, tmp_path / "out")
-    again = Ray(RayCluster(address=nodes.address), place, luggage.folder, luggage.spec)
+    again = Ray(RayCluster(address=nodes.address), place, copy.folder, copy.spec)
     assert [e.run.id for e in carry_out(again, [run]) if e.ended] == [run.id]
     record = find(tmp_path / "out", run)
     assert record.status == "done"

@@ -18,7 +18,7 @@ from lab.made import classification, points, run_of
 from lab.synthetic import LOSS_RUN, RUN
 from svag.errors import RecordError
 from svag.lab import records
-from svag.lab.claims import claim
+from svag.lab.folder_lock import claim
 from svag.lab.records import RecordWriter, find, load, path_of, read
 from svag.lab.run import Run
 from svag.lab.train import train

@@ -424,7 +424,7 @@ def test_autocast_is_a_setting_of_the_run(tmp_path):
 
 @pytest.mark.parametrize("name", ["cuda:99", "tpu", "no such"])
 def test_a_device_that_is_not_there(name):
-    with pytest.raises(InvalidOption, match="is not to be had on this machine; choose cpu"):
+    with pytest.raises(InvalidOption, match="is not available on this machine; choose cpu"):
         device_of(name)
 
 

@@ -15,7 +15,7 @@ from svag import problems
 from svag.lab.executors import submission
 from svag.lab.executors.cluster import ClusterError, SlurmCluster, parse
 from svag.lab.executors.contract import WorkPlace
-from svag.lab.executors.local import Here
+from svag.lab.executors.local import InProcess
 from svag.lab.executors.slurm_cluster import Slurm
 from svag.lab.records import find, path_of
 
@@ -88,7 +88,7 @@ def without_time(record):
 
 def test_the_same_records_in_jobs_of_two_runs(task):
     runs = [*task.runs(1, 2, 3), replace(task.runs(4)[0], lr=1e39)]
-    here = Here(task.problem, task.data, replace(task.place, directory=task.folder / "here"))
+    here = InProcess(task.problem, task.data, replace(task.place, directory=task.folder / "here"))
     for run in runs:
         here.submit(run)
     list(here.events())

@@ -206,7 +206,7 @@ def test_war_and_peace_is_not_downloaded(no_data_dir, tmp_path):
         assert "war_and_peace.txt" in text
         assert "Project Gutenberg's EBook 2600" in text
         assert "warpeace_input.txt of char-rnn" in text
-    assert "is not to be downloaded" in message(TOLSTOY)
+    assert "cannot be downloaded" in message(TOLSTOY)
 
 
 def test_read_idx(labels):

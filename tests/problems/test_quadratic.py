@@ -13,13 +13,13 @@ from svag import within_batch_variance
 from svag.analysis.study import analyse
 from svag.anatomy import PAPER_METHODS
 from svag.errors import InvalidOption, ProblemError
+from svag.lab.base_run import base_run
 from svag.lab.evaluation import subset
 from svag.lab.protocol import Outcome, plan
 from svag.lab.records import find
 from svag.lab.run import Run
 from svag.lab.session import Session
 from svag.lab.studies import Study, keep
-from svag.lab.template import template
 from svag.lab.train import train
 from svag.optim import MSVAG, SSD, Adam
 from svag.problems.quadratic import BATCH, MAJORITY, quadratic, quadratic_problem, wilson
@@ -306,7 +306,7 @@ def test_a_score_of_nothing_is_wrong(data):
 def test_a_comparison_says_that_the_sign_decides(tmp_path, data):
     problem = wilson()
     lrs = {"m-sgd": 0.1, "m-svag": 0.1, "m-ssd": 1e-3, "adam": 3e-3}
-    made = Study(base=template(problem, data, steps=150), methods=PAPER_METHODS, seeds=2, lrs=lrs)
+    made = Study(base=base_run(problem, data, steps=150), methods=PAPER_METHODS, seeds=2, lrs=lrs)
     keep(tmp_path, made)
     for key in PAPER_METHODS:
         for run in next(plan(made, key, Outcome(key))).needed:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from svag.errors import DataError, InvalidOption
-from svag.lab.template import template
+from svag.lab.base_run import base_run
 from svag.problems import accuracy, get
 from svag.problems.text import CHARACTERS, MODULES, _encode, _text, _windows
 
@@ -155,7 +155,7 @@ def test_p4_carries_its_state_through_an_epoch(tolstoy):
 
 def test_p4_takes_batches_of_its_streams_alone(tolstoy):
     with pytest.raises(InvalidOption, match="laid out for batches of 50; leave --batch-size away"):
-        template(get("tolstoi-char-lstm"), tolstoy, steps=10, batch_size=25)
+        base_run(get("tolstoi-char-lstm"), tolstoy, steps=10, batch_size=25)
 
 
 def test_p4_decreases_its_step_size_as_p3_does():

@@ -10,7 +10,7 @@ from svag.report import write, write_several
 
 from .pages import Page, chromium, needs_chromium, opened, too_wide
 from .studies import LOSS, study
-from .test_several import several
+from .test_several_problems import several
 
 pytestmark = needs_chromium
 

@@ -45,10 +45,10 @@ class BatchGraph:
             return _pulled_back(self.gradient, self._params, vector, create_graph=False)
 
     def gauss_newton_product(self, vector: Sequence[Tensor]) -> Parts:
-        """J^T H_L J v, with the Jacobian J of the outputs and the loss' Hessian H_L by them.
+        """J^T H_L J v, with the Jacobian J of the outputs and the Hessian H_L of the loss in them.
 
-        J v is the derivative by u of (J^T u) . v, which is linear in u: two backward passes and no
-        forward-mode differentiation, which fewer operations have.
+        J v is computed as the derivative of (J^T u) . v with respect to u, by two backward passes:
+        fewer operations of torch support forward-mode differentiation.
         """
         if not self.has_outputs:
             raise DissectionError(
@@ -80,7 +80,7 @@ class BatchGraph:
 
     @cached_property
     def _output_gradient(self) -> Parts:
-        """The gradient of the loss by the outputs, with its graph."""
+        """The gradient of the loss with respect to the outputs, with its graph."""
         return _pulled_back([self._loss], self._outputs, [torch.ones_like(self._loss)])
 
 
@@ -91,7 +91,7 @@ def _pulled_back(
     *,
     create_graph: bool = True,
 ) -> Parts:
-    """Transposed Jacobian of ``values`` by ``inputs``, times a vector; None stands for 0."""
+    """Vector-Jacobian product of ``values`` with respect to ``inputs``; None stands for 0."""
     pairs = [
         (value, part)
         for value, part in zip(values, vector, strict=True)

@@ -1,9 +1,9 @@
-"""What torch needs to differentiate a loss twice, and refusals where it cannot or does it wrongly.
+"""Makes torch differentiate a loss twice, and refuses losses for which it cannot.
 
 Fused kernels have no second derivative: scaled dot-product attention other than its ``math``
-backend, the recurrent layers of cuDNN and oneDNN, and what ``torch.compile`` makes. That of weight
-norm is wrong (torch 2.13). The plain kernels compute the same function; only dropout inside
-attention may draw other masks.
+backend, the recurrent layers of cuDNN and oneDNN, and graphs of ``torch.compile``. The second
+derivative of weight norm is wrong (torch 2.13). The plain kernels, which are used instead, compute
+the same function; only dropout inside attention may draw other masks.
 """
 
 import contextlib
@@ -81,11 +81,12 @@ def hidden_constants(loss: Tensor) -> list[str]:
     """Names of the custom Functions in a loss' graph that may keep tensors they have computed.
 
     What the forward pass of an ``autograd.Function`` computes has no graph, so torch takes it for
-    constant when it differentiates the backward pass. Inputs that need no gradient look the same.
+    constant when it differentiates the backward pass. Saved inputs that need no gradient cannot be
+    told from such tensors.
 
     Raises:
         DissectionError: the backward pass of a Function is marked ``@once_differentiable``. torch
-            raises an error of its own only if it differentiates by everything, not by parameters.
+            itself raises only for gradients of all leaves, not for those of given parameters.
     """
     names = set()
     for node in _custom_nodes(loss):

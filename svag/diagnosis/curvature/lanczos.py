@@ -76,12 +76,13 @@ def extreme_eigenvalues(
 
         tolerance * max(|lambda|, tolerance * largest magnitude),
 
-    so that a small eigenvalue is not taken for 0 where it matters. The residual is that of all
-    rounding and asymmetry, from T's entries that would be 0 without them.
+    so that a small eigenvalue is resolved, too. The residual includes the effects of rounding and
+    of an asymmetric H: all entries of Q^T H Q enter it, also those that would be 0 without these.
 
     Args:
         operator: H.
-        start: not 0, of shape (d,); with parts along all eigenvectors, so random in part.
+        start: a vector of shape (d,), not 0 and partly random, so that it is orthogonal to no
+            eigenvector.
         which: the eigenvalues to find.
         steps: most products with H, each of which keeps a vector of shape (d,).
         tolerance: relative to the eigenvalue.
@@ -193,7 +194,7 @@ class _Basis:
         return True
 
     def ritz(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Eigenvalues and eigenvectors of T, and the residuals they have as those of H."""
+        """Eigenvalues and eigenvectors of T, and their residuals as eigenvalues of H."""
         projected = self._projected[: self.size, : self.size]
         beyond = self._projected[self.size, : self.size]
         values, vectors = np.linalg.eigh((projected + projected.T) / 2)

@@ -1,10 +1,10 @@
-"""The share of the diagonal in the mass of a matrix (Eq. 14), from a sample of its rows.
+"""The share of the diagonal in the sum of absolute entries (Eq. 14), from a sample of rows.
 
     p_diag = sum_i |h_ii| / sum_ij |h_ij|
 
 Rows are sampled in classes of rows of similar length within each tensor. The lengths come from
 products with a few random vectors v: the mean of (H v)_i^2 is the square of the length of row i.
-However rough they are, both sums are estimated without bias, since the rows of a class are drawn at
+Rough lengths do not bias the estimates of the two sums, since the rows of a class are drawn at
 random.
 """
 
@@ -21,14 +21,14 @@ from svag.diagnosis.curvature.row_classes import row_classes
 from svag.errors import InvalidOption
 
 _PROBES = 8
-"""Most random vectors: more improve the lengths less than as many rows improve the sums."""
+"""Most random vectors; beyond that, a product improves the result more as one more row."""
 
 _FLOOR = 0.1
 """Added to the lengths, in units of their mean, since the random vectors may miss a row."""
 
 
 _LEAST_OTHERS = 1e-3
-"""Least share of the other rows in the sum below, for a deviation from their ratio to exist."""
+"""If all rows but one make up less than this share of the denominator, the interval is [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class _Sums:
 
 @dataclass(frozen=True)
 class _Stratum:
-    """What the numerator and the denominator are in a sample from ``size`` rows."""
+    """Numerators and denominators of the rows sampled from the ``size`` rows of a class."""
 
     size: int
     numerator: NDArray[np.float64]
@@ -192,7 +192,7 @@ def _interval(
 ) -> tuple[float, float]:
     """Confidence interval of a ratio; all of [0, 1] if one row has nearly all the weight.
 
-    The deviation of each row is that from the ratio of the others, as in the jackknife.
+    Each row's deviation is from the ratio of the other rows, as in the jackknife.
     """
     variance, spread = 0.0, 0.0
     for stratum in strata:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from svag.diagnosis.curvature.batch_graph import BatchGraph
+from svag.diagnosis.curvature.derivative_checks import refuse_asymmetric, refuse_unconfirmed
 from svag.diagnosis.curvature.double_backward import plain_kernels
 from svag.diagnosis.curvature.flat_vector import FlatVectors
 from svag.diagnosis.curvature.linear_operator import LinearOperator, length_of
-from svag.diagnosis.curvature.second_derivative import refuse_asymmetric, refuse_unconfirmed
 from svag.diagnosis.objective import Batch, Objective
 from svag.errors import DissectionError
 
@@ -45,7 +45,7 @@ class Curvature:
 
         H = d^2 L / d theta^2,    G = mean over batches of J^T H_L J
 
-    with the Jacobian J of the model's outputs and the Hessian H_L of the loss by them; the L2 terms
+    with the Jacobian J of the model's outputs and the Hessian H_L of the loss in them; the L2 terms
     of the objective are in both. Within the context the model is in training mode, and fused
     kernels without a second derivative are off; at its end all is as before. The graph of one batch
     is kept in memory. A vector has one tensor for each parameter of the objective.
@@ -73,7 +73,7 @@ class Curvature:
 
     def __init__(self, objective: Objective, batches: Sequence[Batch]) -> None:
         if not batches:
-            raise DissectionError("the curvature is that of batches, and there is none; give some")
+            raise DissectionError("the curvature needs at least one batch; give some")
         self._objective, self._batches = objective, list(batches)
         self._vectors = FlatVectors(objective)
         self._held: tuple[int, BatchGraph] | None = None
@@ -192,7 +192,7 @@ class Curvature:
             self._vectors.add(total, product(self._vectors.parts(vector)))
 
     def _add_decays(self, totals: Tensor, vectors: Tensor) -> None:
-        """Add what the L2 terms contribute, a diagonal matrix."""
+        """Add the products with the Hessian of the L2 terms, a diagonal matrix."""
         pieces = zip(self._vectors.pieces(totals), self._vectors.pieces(vectors), strict=True)
         for decay, (total, vector) in zip(self._objective.decays, pieces, strict=True):
             if decay:

@@ -1,4 +1,4 @@
-"""Divides the rows of a matrix into classes of similar size, and a number of rows among these."""
+"""Groups the rows of a matrix into classes of similar length, and allots sampled rows to them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _PER_CLASS = 2
-"""Rows seen of a class: the least that shows a variance, since many small classes differ least."""
+"""Rows sampled of a class: the least that show a variance, since small classes vary least."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the curvature says, within a time: Eq. (12), extreme eigenvalues, p_diag and the spectrum.
+"""Curvature within a time limit: Eq. (12), extreme eigenvalues, p_diag and the spectrum.
 
 All of it is of the mean loss of a few held batches, not of the expected loss. Eq. (12) needs the
 curvature along the directions of the methods, of which a few draws are kept:
@@ -6,7 +6,7 @@ curvature along the directions of the methods, of which a few draws are kept:
     I = s^2/(2 c),  alpha_* = s/c,    s = -E[grad . z],  c = E[z^T H z]
 
 with the Hessian H, or with the Gauss-Newton matrix G in its place, which has no negative curvature.
-What it says differs from the line search where the loss is no parabola along the step.
+Eq. (12) and the line search differ where the loss along the step is not a parabola.
 """
 
 import time
@@ -30,12 +30,12 @@ KEPT_BYTES: Final = 2**29
 _MATRICES: Final[Mapping[str, Matrix]] = {"hessian": "hessian", "ggn": "gauss-newton"}
 _MOST_BATCHES = 8
 _PRODUCTS = 500
-"""Products for all of it; with time for more, they are of more batches."""
+"""Products with one batch; if there is time for more, more batches are used."""
 
 _LANCZOS, _LEAST_LANCZOS, _STARTS = 30, 8, 3
 _LEAST_ROWS, _MOST_ROWS = 8, 200
 _SHARE = 0.15
-"""Share of the products for directions; for each matrix, for eigenvalues and for the spectrum."""
+"""Share of the products for each: the directions, and of each matrix eigenvalues and spectrum."""
 
 
 def curvature_rows(
@@ -162,7 +162,13 @@ class KeptDirections:
         self.drawn: dict[str, list[list[Tensor]]] = {}
 
     def visit(self, key: str, direction: list[Tensor], batches: Sequence[Batch]) -> None:
-        """Keep a direction, unless enough are kept."""
+        """Keep a direction, unless enough are kept.
+
+        Args:
+            key: the method.
+            direction: one tensor for each parameter.
+            batches: not used.
+        """
         kept = self.drawn.setdefault(key, [])
         if len(kept) < self._most:
             kept.append([part.clone() for part in direction])

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from svag.diagnosis.monitoring.allowance import Allowance, is_real
-from svag.diagnosis.monitoring.averages import Averages, NamedParameters, names_of
 from svag.diagnosis.monitoring.noise_figures import RunningNoiseScale, Sample, figures
+from svag.diagnosis.monitoring.optimizer_averages import Averages, NamedParameters, names_of
 from svag.diagnosis.monitoring.sinks import ALL, Destination, JsonLines, Record, sinks_of
 from svag.errors import InvalidOption
 
@@ -30,31 +30,33 @@ class Monitor:
     - ``eta_sq_p10``, ``_p25``, ``_p50``, ``_p75``, ``_p90``: quantiles over coordinates of
       s/m^2, the relative variance of g, Eqs. (9) and (22).
     - ``gamma_mean``: mean factor of the last step; ``at_rest``: share of coordinates with
-      m = v = 0, or with a factor below 0.01. The former count for nothing else.
+      m = v = 0, or with a factor below 0.01. Those with m = v = 0 enter no other figure.
     - ``variance``: sum of s; ``grad_sq``: sum of m^2 - rho s, which estimates |grad L|^2.
     - ``noise_scale``: B ``variance``/``grad_sq``, in examples, each first averaged over about the
       last ten records; None where ``grad_sq`` is not positive. Only with ``batch_size``.
     - ``entries``, ``sampled``: numbers of coordinates; ``non_finite``: share of those left out
       because an average is NaN or infinite; ``overhead``: share of the wall time taken so far.
 
-    They rest on Assumption 1 of the paper: gradients in the averages' memory are independent and
-    of one distribution. A moving mean counts as noise (:mod:`svag.theory.drift`), and so does one
-    that swings to and fro, as at a large step size: then ``grad_sq`` comes out negative.
-    :func:`svag.diagnosis.monitoring.probes.within_batch_noise` sees neither. Averages of clipped
-    gradients, or with coupled weight decay in them, have figures of those.
+    The figures rest on Assumption 1 of the paper: gradients in the averages' memory are
+    independent and of one distribution. A moving mean counts as noise (:mod:`svag.theory.drift`),
+    and so does one that swings to and fro, as at a large step size: then ``grad_sq`` comes out
+    negative.
+    :func:`svag.diagnosis.monitoring.probes.within_batch_noise` counts neither as noise. If
+    gradients are clipped, or coupled weight decay is added to them, the figures are those of the
+    changed gradients.
 
     With independent Gaussian gradients of d coordinates alike, the ``noise_scale`` of one record
     has the relative standard error sqrt((0.1 + 0.2 eta^2 + 0.006 eta^4)/d) at beta = 0.9. Estimates
     of single coordinates scatter by about their own size, so quantiles spread a little; the median
     of eta^2 is within 10 % of the truth up to eta^2 = 10 and levels off at 42, where the sign of m
-    is chance (simulated). With Adam's two betas, eta^2 below 0.1 is uncertain, since v - m^2 does
-    not cancel in m.
+    is chance (simulated). With Adam's two betas, eta^2 below 0.1 is uncertain, since m and v
+    average over different steps and their errors do not cancel in v - m^2.
 
     Of a tensor with more than ``coordinates`` entries, a fixed random sample of that size is read,
     so that the cost does not grow with the model beyond the number of its tensors. DTensors are
     read as far as this process holds them; give destinations to one process only.
 
-    Under ``torch.compile`` the reading stays outside the graph, as the rest of a compiled
+    Under ``torch.compile`` the reading stays outside the graph, and the compiled
     ``optimizer.step`` is unchanged. Where ``fullgraph=True`` is asked of a function that steps, or
     a CUDA graph replays steps, hooks cannot run: use ``hook=False`` and :meth:`observe`.
 
@@ -64,7 +66,7 @@ class Monitor:
         every: least number of steps between two records.
         budget: most of the wall time that reading and writing records may take, as a share; None
             for no bound. After a reading that took c seconds, the next waits until c/budget
-            seconds have passed, so a dear reading lengthens its own interval. On an accelerator,
+            seconds have passed, so a slow reading is followed by a longer pause. On an accelerator,
             c includes the wait for the step's kernels.
         to: a path, to which JSON lines are appended; a ``SummaryWriter``; a function of a record;
             or a list of these. The last records are in ``monitor.last`` anyway. An error of a
@@ -76,7 +78,7 @@ class Monitor:
         by_layer: whether there is a record for each parameter beside that for all.
         coordinates: most coordinates to read of a tensor; None for all.
         seed: of the choice of coordinates.
-        probes: dearer figures: functions, by name, that return some, such as
+        probes: functions, by name, that compute more expensive figures, such as
             :func:`svag.diagnosis.monitoring.probes.within_batch_noise`. They are called in turn, at
             most one after a step, and share half of the budget. Their records say ``probe``.
         hook: whether to observe after each ``optimizer.step()`` by a hook.

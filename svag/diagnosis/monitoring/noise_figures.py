@@ -87,7 +87,7 @@ def figures(samples: Sequence[Sample]) -> dict[str, float]:
         whose estimates are NaN or infinite; all else is about the others. ``at_rest``: share with
         m = v = 0 or gamma < 0.01. ``gamma_mean``: over coordinates without m = v = 0.
         ``eta_sq_p10`` to ``eta_sq_p90``: quantiles over the same. ``grad_sq`` and ``variance``:
-        sums over all coordinates. NaN for what there is nothing to compute of.
+        sums over all coordinates. A figure without any coordinate is NaN.
     """
     weight = torch.cat([torch.full_like(s.moments.mean, _weight(s)) for s in samples])
     mean, variance, along, gamma, seen = map(torch.cat, zip(*map(_columns, samples), strict=True))

@@ -1,4 +1,4 @@
-"""Dearer figures for a monitor: functions that run passes of their own and restore everything."""
+"""Expensive figures for a monitor: functions with forward and backward passes of their own."""
 
 from collections.abc import Callable, Iterable
 from itertools import islice

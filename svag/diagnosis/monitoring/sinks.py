@@ -15,7 +15,7 @@ ALL: Final = "all"
 
 @runtime_checkable
 class ScalarWriter(Protocol):
-    """What :class:`torch.utils.tensorboard.SummaryWriter` is."""
+    """The method of :class:`torch.utils.tensorboard.SummaryWriter` that is used."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object:
         """Write a number."""
@@ -88,7 +88,7 @@ def sinks_of(to: Destination | Sequence[Destination]) -> list[Callable[[Record],
     """Return a function of a record for each destination.
 
     Raises:
-        InvalidOption: a destination is none of those that there are.
+        InvalidOption: a destination is none of the allowed kinds.
     """
     several = to if isinstance(to, Sequence) and not isinstance(to, str) else [to]
     return [_sink(one) for one in several]

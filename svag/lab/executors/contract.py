@@ -63,7 +63,7 @@ class WorkPlace:
     checkpoint_every: float | None = EVERY
 
 
-class Losses:
+class LostAttempts:
     """Counts the attempts of runs whose workers died, and writes the end of their records."""
 
     def __init__(self, place: WorkPlace) -> None:

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from svag.errors import RecordError
-from svag.lab import claims
+from svag.lab import folder_lock
 from svag.lab.executors import submission
 from svag.lab.executors.cluster import Cluster, ClusterError, RayCluster, SlurmCluster
-from svag.lab.executors.driving import DETACHED, END, LOG, drive, exit_code
-from svag.lab.executors.keeping import Keeper
+from svag.lab.executors.driver_process import DETACHED, END, LOG, drive, exit_code
+from svag.lab.executors.ray_driver import RayDriver
 
 _POLL = 1.0
 _PLACE = "driver.json"
@@ -94,9 +94,9 @@ def launch(
         for name in (END, LOG):
             (directory / name).unlink(missing_ok=True)
         if isinstance(cluster, RayCluster):
-            with Keeper(cluster, directory, folder) as keeper:
-                keeper.start(command)
-            driver = replace(driver, id=keeper.name, address=cluster.address)
+            with RayDriver(cluster, directory, folder) as actor:
+                actor.start(command)
+            driver = replace(driver, id=actor.name, address=cluster.address)
         elif isinstance(cluster, SlurmCluster):
             queue = submission.Queue(_alone(cluster), directory / "jobs")
             job = queue.submit(Drive(directory.absolute(), list(command), str(Path.cwd())))
@@ -187,7 +187,8 @@ def _alone(cluster: SlurmCluster) -> SlurmCluster:
 def _start_process(directory: Path, command: Sequence[str]) -> str:
     """Start the driver on this machine, in a new session, so that it outlives this terminal."""
     code = (
-        "import sys; from pathlib import Path; from svag.lab.executors.driving import drive; "
+        "import sys; from pathlib import Path; "
+        "from svag.lab.executors.driver_process import drive; "
         "drive(Path(sys.argv[1]), sys.argv[2:], '.')"
     )
     process = subprocess.Popen(
@@ -205,8 +206,8 @@ def _start_process(directory: Path, command: Sequence[str]) -> str:
 def _asking(directory: Path, driver: Driver) -> Iterator[Callable[[], tuple[bool, int | None]]]:
     """Yield a function that returns whether a driver is running, and its exit code."""
     if driver.kind == "ray":
-        with Keeper(RayCluster(address=driver.address), directory) as keeper:
-            yield keeper.fetch
+        with RayDriver(RayCluster(address=driver.address), directory) as actor:
+            yield actor.fetch
         return
     lives = _lives(directory, driver)
 
@@ -224,7 +225,7 @@ def _lives(directory: Path, driver: Driver) -> Callable[[], bool]:
         return lambda: queue.lives(driver.id)
     if driver.host == socket.gethostname():
         return lambda: submission.runs(int(driver.id))
-    return lambda: claims.holder(directory) is not None
+    return lambda: folder_lock.holder(directory) is not None
 
 
 def _described(driver: Driver, alive: bool, code: int | None) -> State:

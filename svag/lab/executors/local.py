@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 
 from svag.errors import RecordError
-from svag.lab.executors.contract import Event, Losses, WorkPlace
-from svag.lab.executors.serving import Server
-from svag.lab.executors.threads import cores, limited
+from svag.lab.executors.contract import Event, LostAttempts, WorkPlace
+from svag.lab.executors.thread_count import cores, limited
+from svag.lab.executors.worker import Worker
 from svag.lab.records import find
 from svag.lab.run import Run
 from svag.lab.train import train
@@ -30,7 +30,7 @@ class Failure(NamedTuple):
     message: str
 
 
-class Here:
+class InProcess:
     """Carries runs out in this process, one after the other."""
 
     def __init__(self, problem: Problem, data: Data, place: WorkPlace) -> None:
@@ -86,7 +86,7 @@ class Pool:
         self._waiting: deque[Run] = deque()
         self._busy: dict[Connection, tuple[BaseProcess, Run]] = {}
         self._idle: list[tuple[Connection, BaseProcess]] = []
-        self._losses = Losses(place)
+        self._lost_attempts = LostAttempts(place)
 
     @property
     def idle(self) -> int:
@@ -111,7 +111,7 @@ class Pool:
                 try:
                     event = connection.recv()
                 except (EOFError, OSError):
-                    event = self._bury(connection, process, run)
+                    event = self._worker_died(connection, process, run)
                 if isinstance(event, Failure):
                     raise RecordError(event.message)
                 if event.ended:
@@ -133,7 +133,7 @@ class Pool:
     def _dispatch(self) -> None:
         self._idle = [(c, p) for c, p in self._idle if p.is_alive()]
         while self._waiting and len(self._busy) + len(self._idle) < self._workers:
-            self._idle.append(self._hire())
+            self._idle.append(self._start_worker())
         while self._waiting and self._idle:
             connection, process = self._idle.pop()
             run = self._waiting.popleft()
@@ -141,17 +141,17 @@ class Pool:
                 connection.send(run)
             self._busy[connection] = (process, run)
 
-    def _hire(self) -> tuple[Connection, BaseProcess]:
+    def _start_worker(self) -> tuple[Connection, BaseProcess]:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=_work, args=(theirs, self._place, self._threads), daemon=True
         )
-        with _deaf_to_interrupts(), limited(self._threads):  # the new process inherits both
+        with _ignoring_interrupts(), limited(self._threads):  # the new process inherits both
             process.start()
         theirs.close()
         return ours, process
 
-    def _bury(self, connection: Connection, process: BaseProcess, run: Run) -> Event:
+    def _worker_died(self, connection: Connection, process: BaseProcess, run: Run) -> Event:
         """Record the lost attempt of a dead worker's run, and queue the run once more."""
         connection.close()
         process.join()
@@ -160,7 +160,9 @@ class Pool:
         if record is not None and record.finished:
             self._dispatch()
             return Event(run, run.steps, ended=True)
-        again = self._losses.note(run, f"the worker process died (exit code {process.exitcode})")
+        again = self._lost_attempts.note(
+            run, f"the worker process died (exit code {process.exitcode})"
+        )
         if again:
             self._waiting.appendleft(run)
         self._dispatch()
@@ -173,7 +175,7 @@ def _work(connection: Connection, place: WorkPlace, threads: int) -> None:
     threading.Thread(target=_watch_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
-        server = Server(place)
+        worker = Worker(place)
         while True:
             run: Run = connection.recv()
 
@@ -184,7 +186,7 @@ def _work(connection: Connection, place: WorkPlace, threads: int) -> None:
                     raise KeyboardInterrupt from None
 
             try:
-                server.serve(run, place, report)
+                worker.carry_out(run, place, report)
             except RecordError as error:
                 connection.send(Failure(str(error)))
                 return
@@ -194,7 +196,7 @@ def _work(connection: Connection, place: WorkPlace, threads: int) -> None:
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
+def _ignoring_interrupts() -> Iterator[None]:
     """Ignore SIGINT inside the context; without effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 from svag.lab.checkpoints import Checkpoints
 from svag.lab.executors.cluster import ClusterError, RayCluster, reach
-from svag.lab.executors.contract import TRIES, Event, Losses, WorkPlace
+from svag.lab.executors.contract import TRIES, Event, LostAttempts, WorkPlace
 from svag.lab.executors.streaming import Tail, Transcript
-from svag.lab.executors.threads import environment
+from svag.lab.executors.thread_count import environment
 from svag.lab.run import Run
 
 NODE_TRIES = 5
@@ -62,7 +62,7 @@ class Ray:
         self._cluster, self._place = cluster, place
         self._there = replace(place, spec=spec or place.spec)
         self._ray = connect(cluster, folder)
-        self._losses = Losses(place)
+        self._lost_attempts = LostAttempts(place)
         self._waiting: deque[Run] = deque()
         self._tasks: dict[Any, Transcript] = {}
         self._task = self._ray.remote(_attempt).options(
@@ -143,7 +143,7 @@ class Ray:
         if transcript.ended:
             Checkpoints(self._place.directory, run, None).remove()
             return Event(run, run.steps, ended=True)
-        again = self._losses.note(run, reason, tries=tries)
+        again = self._lost_attempts.note(run, reason, tries=tries)
         if again:
             self._waiting.appendleft(run)
         return Event(run, 0, ended=not again)
@@ -184,14 +184,14 @@ def connect(cluster: RayCluster, folder: Path | None = None) -> Any:
 
     threads = cluster.threads or max(1, int(cluster.num_cpus))
     code = cluster.working_dir or (None if folder is None else str(folder))
-    travelling = {} if code is None else {"working_dir": code}
+    copied = {} if code is None else {"working_dir": code}
     try:
         ray.init(
             address=cluster.address,
             namespace=NAMESPACE,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": {**environment(threads), **_passed_on()}, **travelling},
+            runtime_env={"env_vars": {**environment(threads), **_passed_on()}, **copied},
         )
     except Exception as error:  # ray raises many kinds of errors if there is no cluster
         reason = " ".join(str(error).split())[:300]
@@ -220,7 +220,7 @@ def _attempt(there: WorkPlace, source: str, run: Run, checkpoint: bytes | None) 
 
     def train() -> None:
         try:
-            _server(there, source).serve(run, there, lambda step: news.set())
+            _server(there, source).carry_out(run, there, lambda step: news.set())
         except BaseException as error:
             failures.append(error)
         finally:
@@ -244,13 +244,13 @@ def _attempt(there: WorkPlace, source: str, run: Run, checkpoint: bytes | None) 
 
 @lru_cache(maxsize=1)
 def _server_of(spec: str, data_dir: Path | None, source: str) -> Any:
-    from svag.lab.executors.serving import Server
+    from svag.lab.executors.worker import Worker
 
-    return Server(WorkPlace(spec, data_dir, Path()), source)
+    return Worker(WorkPlace(spec, data_dir, Path()), source)
 
 
 def _server(there: WorkPlace, source: str) -> Any:
-    """Return this worker's server, which loads problem and data once for all runs."""
+    """Return this process's worker, which loads problem and data once for all runs."""
     return _server_of(there.spec, there.data_dir, source)
 
 

@@ -18,10 +18,10 @@ from typing import Any
 from svag.errors import RecordError
 from svag.lab.executors import submission
 from svag.lab.executors.cluster import SlurmCluster
-from svag.lab.executors.contract import Event, Losses, WorkPlace
+from svag.lab.executors.contract import Event, LostAttempts, WorkPlace
 from svag.lab.executors.local import Pool
 from svag.lab.executors.streaming import Tail, progress_in
-from svag.lab.executors.threads import cores
+from svag.lab.executors.thread_count import cores
 from svag.lab.records import find, path_of
 from svag.lab.run import Run
 
@@ -84,7 +84,7 @@ class Slurm:
         self._cluster, self._place = cluster, place
         self._folder = place.directory / "jobs"
         self._queue = submission.Queue(cluster, self._folder)
-        self._losses = Losses(place)
+        self._lost_attempts = LostAttempts(place)
         self._waiting: deque[Run] = deque()
         self._jobs: dict[str, _Job] = {}
         self._adopted = dict(self._left_by_another_driver())
@@ -119,7 +119,7 @@ class Slurm:
             for job_id, job in list(self._jobs.items()):
                 yield from self._progress(job)
                 if job_id in dead:
-                    yield from self._buried(job_id, job, dead[job_id])
+                    yield from self._job_died(job_id, job, dead[job_id])
 
     def close(self) -> None:
         """Cancel the jobs; their workers close the records."""
@@ -165,7 +165,7 @@ class Slurm:
             elif last is not None:
                 yield Event(run, last, ended=False)
 
-    def _buried(self, job_id: str, job: _Job, state: str) -> Iterator[Event]:
+    def _job_died(self, job_id: str, job: _Job, state: str) -> Iterator[Event]:
         """Record the lost attempts of a dead job's unfinished runs, and queue them once more."""
         yield from self._progress(job)  # lines written since the last look
         self._drop(job_id)
@@ -174,7 +174,7 @@ class Slurm:
                 yield Event(run, run.steps, ended=True)
                 continue
             message = f"job {job_id} ended as {state} ({self._queue.log(job.handle)})"
-            again = self._losses.note(run, message)
+            again = self._lost_attempts.note(run, message)
             if again:
                 self._waiting.append(run)
             yield Event(run, 0, ended=not again)

@@ -5,8 +5,8 @@ from typing import Final
 
 from svag.analysis.dissection_records import read
 from svag.errors import RecordError
-from svag.report.dissection.found import Found
 from svag.report.dissection.page import page
+from svag.report.dissection.sorted_records import Found
 
 __all__ = ["PAGE", "write"]
 

@@ -4,7 +4,7 @@ import math
 from typing import Final
 
 from svag.report.charts import Chart, plain
-from svag.report.dissection.found import Found
+from svag.report.dissection.sorted_records import Found
 from svag.report.line_styles import Style
 
 MATRICES: Final = {

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from svag.report.charts import Chart, plain
-from svag.report.dissection.found import Found
+from svag.report.dissection.sorted_records import Found
 from svag.report.line_styles import Style
 
 GREY: Final = "#7b828c"
-"""What belongs to no method, on light and dark pages."""
+"""Colour of marks that belong to no method, on light and dark pages."""
 
 ROW: Final = 46
 """Height in pixels of a row of a chart with rows."""
@@ -24,7 +24,7 @@ Bounds = tuple[float, float] | None
 
 
 def named(found: Found, key: str) -> Chart:
-    """Return what makes a trace a method's: its name, and the key that the legend hides it by."""
+    """Return a trace's name and the method's key, by which the legend shows and hides it."""
     return {"name": text(found.name(key)), "meta": key, "showlegend": False}
 
 
@@ -46,7 +46,13 @@ def line(style: Style) -> Chart:
 
 
 def whiskers(values: Sequence[float], bounds: Sequence[Bounds], color: str) -> Chart:
-    """Return error bars; a value without interval has none."""
+    """Return error bars; a value without interval has none.
+
+    Args:
+        values: the values.
+        bounds: their intervals, or None.
+        color: of the bars.
+    """
     pairs = [(v, *(b or (v, v))) for v, b in zip(values, bounds, strict=True)]
     return {
         "type": "data",

@@ -8,7 +8,7 @@ import numpy as np
 from svag.analysis.dissection_records import Row
 from svag.report.charts import Chart, plain, translucent
 from svag.report.dissection.drawing import GREY, shortened, text
-from svag.report.dissection.found import Found, known
+from svag.report.dissection.sorted_records import Found, known
 from svag.report.line_styles import STYLES, Style
 from svag.report.numbers import NONE, significant
 from svag.theory.factors import gamma_erf, gamma_sqrt, gamma_svag

@@ -23,7 +23,7 @@ from svag.report.dissection import (
     tables,
     variant_charts,
 )
-from svag.report.dissection.found import ROTATED, Found, known
+from svag.report.dissection.sorted_records import ROTATED, Found, known
 from svag.report.effect_charts import NAMES
 from svag.report.templates import environment, write_page
 
@@ -90,7 +90,14 @@ def point(found: Found) -> str:
 
 
 def content(found: Found, charts: dict[str, Chart], path: Path, records: Path) -> dict[str, Any]:
-    """Return the values for the template, by name."""
+    """Return the values for the template, by name.
+
+    Args:
+        found: the records.
+        charts: the charts by name.
+        path: file of the page.
+        records: folder of the records.
+    """
     return {
         "found": found,
         "setting": found.setting,
@@ -156,7 +163,7 @@ def _race(found: Found) -> dict[str, Any]:
 
 
 def _noise(found: Found) -> dict[str, Any]:
-    """Return the noise of all parameters together, as text, and what belongs to the layers."""
+    """Return the noise of all parameters together, as text, and the table of the layers."""
     row, noise = found.overall, {}
     if row is not None:
         noise = {

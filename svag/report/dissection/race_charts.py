@@ -6,7 +6,7 @@ from typing import Final
 from svag.analysis.dissection_records import Row
 from svag.report.charts import Chart, plain
 from svag.report.dissection.drawing import GREY, line, linear, logarithmic, named, text
-from svag.report.dissection.found import Found, known
+from svag.report.dissection.sorted_records import Found, known
 
 _CALLS_FOR_LOG: Final = 8.0
 _ROOM: Final = 0.07

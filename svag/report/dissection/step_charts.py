@@ -8,7 +8,7 @@ import numpy as np
 from svag.analysis.dissection_records import Row
 from svag.report.charts import Chart, plain
 from svag.report.dissection.drawing import line, linear, logarithmic, named, whiskers
-from svag.report.dissection.found import Found, interval_of, known
+from svag.report.dissection.sorted_records import Found, interval_of, known
 
 _BELOW = 0.3  # the axis reaches below 0 by this share of what it reaches above
 _ABOVE = 1.08

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from svag.analysis.contrasts import ADAPTATION, INTERACTION, SIGN, WITH_SIGN, WITHOUT_SIGN
 from svag.analysis.dissection_records import Row
-from svag.report.dissection.found import PLAIN, WHOLE, Found, interval_of, known
 from svag.report.dissection.noise_charts import eta
+from svag.report.dissection.sorted_records import PLAIN, WHOLE, Found, interval_of, known
 from svag.report.numbers import MINUS, NONE, number, significant, step_size
 
 _DIGITS_OF_LOSS = 4
@@ -193,7 +193,13 @@ def matrix(name: str) -> str:
 
 
 def brackets(bounds: Sequence[float] | None, digits: int = 3, *, signed: bool = False) -> str:
-    """Write an interval; empty if there is none."""
+    """Write an interval; empty if there is none.
+
+    Args:
+        bounds: both ends; None for no interval.
+        digits: significant digits.
+        signed: whether positive ends get a plus sign.
+    """
     if bounds is None:
         return ""
     low, high = (significant(bound, digits, signed=signed) for bound in bounds)

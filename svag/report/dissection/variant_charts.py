@@ -18,7 +18,7 @@ from svag.report.dissection.drawing import (
     shortened,
     whiskers,
 )
-from svag.report.dissection.found import ROTATED, Found, interval_of, known
+from svag.report.dissection.sorted_records import ROTATED, Found, interval_of, known
 from svag.report.dissection.tables import factor
 from svag.report.effect_charts import NAMES
 from svag.report.line_styles import EFFECTS

@@ -27,7 +27,7 @@ _DPI = 160
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Decorate what draws and saves with this: the caller's own settings have no effect there."""
+    """Context or decorator that replaces the caller's Matplotlib settings by svag's."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rc("svg", hashsalt="svag")
@@ -57,7 +57,7 @@ def titled(width: float, height: float, title: str, *lines: str) -> Figure:
 
 
 def tidy(axes: Axes, *, grid: str = "y") -> None:
-    """Take away what carries no information."""
+    """Draw a light grid and muted labels, without ticks and without all spines but the lowest."""
     if grid:
         axes.grid(axis=grid, color=GRID, linewidth=0.7)  # type: ignore[arg-type]
     axes.set_axisbelow(True)
@@ -94,7 +94,7 @@ def save(figure: Figure, directory: Path, stem: str) -> list[Path]:
 
 
 def number(value: float) -> str:
-    """Write a number as tables do, its power of ten raised."""
+    """Write a number as tables do, with the power of ten as a superscript."""
     mantissa, e, power = tables.text(value).partition("e")
     return rf"${mantissa}\times10^{{{power}}}$" if e else mantissa
 

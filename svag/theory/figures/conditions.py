@@ -1,4 +1,4 @@
-"""Conditions that statements of the paper need but it does not name, measured with and without.
+"""Measures statements of the paper with and without a condition that the paper leaves out.
 
 Each function returns the numbers and tables of one section of ``docs/theory.md``.
 """
@@ -145,7 +145,7 @@ def _epochs() -> tables.Table:
 
 
 def margins() -> Section:
-    """Where gradient descent goes, what M-SVAG's factor does without noise, and an exact hit."""
+    """The limits of gradient descent and M-SVAG, compared with the max-margin solution."""
     rng = np.random.default_rng(0)
     angles = []
     for _ in range(_PROBLEMS):

@@ -132,7 +132,7 @@ def _powers(rotation: Array, powers: Sequence[float]) -> list[Array]:
 
 
 def _clean(matrix: Array) -> Array:
-    """Take round-off away: of asymmetry, and beside the diagonal of a diagonal matrix."""
+    """Remove round-off: asymmetry, and off-diagonal entries of a diagonal matrix."""
     symmetric = (matrix + matrix.T) / 2
     return np.where(np.abs(symmetric) > 1e-12 * np.abs(symmetric).max(), symmetric, 0.0)
 

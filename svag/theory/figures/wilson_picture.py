@@ -1,4 +1,4 @@
-"""Wilson et al.'s example: what each method makes of fresh data (§5)."""
+"""Wilson et al.'s example: test errors of the methods, and their paths (§5)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -186,12 +186,12 @@ def _errors(axes: Axes, found: Sequence[FreshError]) -> None:
         shift = 1.09 ** (k - 1.5 if k < 4 else 2 * (k - 4.5))
         for steps in sorted({row.steps for row in found}):
             first = steps == 1
-            if first and method != "gd":  # the sign methods' is the same, M-SVAG's is this one
+            if first and method != "gd":  # sign methods: as after all steps; M-SVAG: as gd
                 continue
             rows = [row for row in found if row.method == method and row.steps == steps]
             mean = np.array([row.mean for row in rows])
             ends = np.array([[row.low, row.high] for row in rows]).T * (1 - MAJORITY)
-            spread = np.abs(ends - mean) * (k > 3)  # Lemmas 2 and 3 leave the others no choice
+            spread = np.abs(ends - mean) * (k > 3)  # by Lemmas 2 and 3 the others do not vary
             axes.errorbar(
                 [row.n * shift for row in rows],
                 mean,

@@ -11,7 +11,7 @@ EVAL_EXAMPLES = 1000
 """Default number of examples of each split to evaluate during a run."""
 
 
-def template(
+def base_run(
     problem: Problem,
     data: Data,
     *,

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from svag.analysis.forest import Forest, on_the_loss, on_the_metric
+from svag.analysis.method_ranks import Ranks, ranks
 from svag.analysis.observations import Family, family, observations
-from svag.analysis.over_problems import Check, checks
+from svag.analysis.observations_over_problems import Check, checks
 from svag.analysis.published import PAPER
-from svag.analysis.ranks import Ranks, ranks
 from svag.analysis.study import CELLS, Analysis
 from svag.errors import RecordError
 from svag.lab.protocol import expected_runs

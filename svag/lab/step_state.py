@@ -92,7 +92,7 @@ def give_back(value: Any, state: State) -> Any:
     """Restore the state of a value, and return the value to use in its place.
 
     Raises:
-        NotResumable: the state is of an object that the step does not have at its start.
+        NotResumable: the state belongs to an object that the step creates only during the run.
     """
     (kind, its), parts = next(iter(state.items())), None
     if kind == "value":

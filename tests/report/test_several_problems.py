@@ -14,7 +14,7 @@ from PIL import Image
 from svag.analysis.forest import on_the_loss, on_the_metric
 from svag.analysis.overview import overview
 from svag.analysis.published import PAPER
-from svag.analysis.several import Several, how_far, together, why_not_judged
+from svag.analysis.several_problems import Several, how_far, together, why_not_judged
 from svag.analysis.study import Analysis, analyse
 from svag.analysis.wording import listed
 from svag.anatomy import METHODS, PAPER_METHODS

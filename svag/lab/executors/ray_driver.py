@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 
 from svag.errors import RecordError
 from svag.lab.executors.cluster import ClusterError, RayCluster
-from svag.lab.executors.driving import END, LOG, drive, exit_code
+from svag.lab.executors.driver_process import END, LOG, drive, exit_code
 from svag.lab.executors.ray_cluster import NAMESPACE, connect
 
 _WAIT = 60.0
@@ -34,7 +34,7 @@ class News(NamedTuple):
     code: int | None
 
 
-class Keeper:
+class RayDriver:
     """A connection to the actor that carries out the study of a folder; a context manager.
 
     Args:
@@ -67,7 +67,7 @@ class Keeper:
         """
         with suppress(ValueError):  # removes the actor of an earlier study, if there is one
             self._ray.kill(self._ray.get_actor(self.name, namespace=NAMESPACE))
-        made = self._ray.remote(_Driving).options(
+        made = self._ray.remote(_DriverActor).options(
             name=self.name, lifetime="detached", num_cpus=0, max_restarts=0
         )
         try:
@@ -103,7 +103,7 @@ class Keeper:
         return news.code is None, news.code
 
 
-class _Driving:
+class _DriverActor:
     """The actor, on a node of the cluster: runs the command in its own folder."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from lab.synthetic import LOSS_RUN, RUN, all_records, record, study_of
 
 from analysis.test_study import MERITS, made
-from svag.analysis.course import Turn, courses, turn
+from svag.analysis.effects_over_training import Turn, courses, turn
 from svag.analysis.results import TRAIN_LOSS
 from svag.analysis.study import of_records
 from svag.analysis.targets import target

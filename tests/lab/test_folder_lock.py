@@ -13,8 +13,8 @@ import pytest
 
 from lab.made import wait_until
 from svag.errors import RecordError
-from svag.lab import claims
-from svag.lab.claims import claim, holder
+from svag.lab import folder_lock
+from svag.lab.folder_lock import claim, holder
 
 
 def held_elsewhere(folder, age=0.0):
@@ -55,7 +55,7 @@ def test_a_claim_without_heartbeat_is_void(tmp_path):
 
 def test_a_killed_holder_of_this_machine_is_succeeded_at_once(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from svag.lab.claims import claim\n"
+        "import sys, time; from pathlib import Path; from svag.lab.folder_lock import claim\n"
         "with claim(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -90,7 +90,7 @@ def test_a_folder_without_locks_has_the_heartbeat(tmp_path, monkeypatch):
 
 
 def test_the_heart_beats_and_a_lost_claim_interrupts(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "BEAT", 0.05)
+    monkeypatch.setattr(folder_lock, "BEAT", 0.05)
 
     def lose_it():
         with claim(tmp_path):

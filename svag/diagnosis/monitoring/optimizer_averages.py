@@ -1,4 +1,4 @@
-"""What an optimizer's averages know, at a fixed sample of the coordinates of each tensor."""
+"""Reads an optimizer's moving averages at a fixed sample of each tensor's coordinates."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
@@ -128,7 +128,7 @@ def names_of(model: nn.Module | None, named: NamedParameters | None) -> NamedPar
     """Return names of parameters, from a model or as given.
 
     Raises:
-        InvalidOption: both are given, or one is not what it should be.
+        InvalidOption: both are given, or one has the wrong type.
     """
     if model is not None and not isinstance(model, nn.Module):
         raise InvalidOption(f"model={model!r:.60} is no torch.nn.Module; give the module itself")

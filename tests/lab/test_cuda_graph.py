@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from lab.made import classification, equal, points, run_of
-from svag.lab.capture import Captured, Finite, NotCapturable
+from svag.lab.cuda_graph import Captured, Finite, NotCapturable
 from svag.lab.records import find
 from svag.lab.session import Session, captures
 from svag.lab.train import train

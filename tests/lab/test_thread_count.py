@@ -4,13 +4,13 @@ import os
 
 import pytest
 
-from svag.lab.executors import threads
-from svag.lab.executors.threads import Division, chosen, kept, limited, plain
+from svag.lab.executors import thread_count
+from svag.lab.executors.thread_count import Division, chosen, kept, limited, plain
 
 
 @pytest.fixture(autouse=True)
 def eight_cores(monkeypatch):
-    monkeypatch.setattr(threads, "cores", lambda: 8)
+    monkeypatch.setattr(thread_count, "cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
@@ -40,7 +40,7 @@ def test_a_choice_is_kept_on_its_machine(tmp_path, monkeypatch):
     assert kept(file, lambda: first) == first
     assert kept(file, lambda: second) == first
     assert kept(file, lambda: second, workers=8) == second
-    monkeypatch.setattr(threads, "cores", lambda: 16)
+    monkeypatch.setattr(thread_count, "cores", lambda: 16)
     assert kept(file, lambda: first, workers=8) == first
     file.write_text("{")
     assert kept(file, lambda: second) == second
@@ -49,6 +49,6 @@ def test_a_choice_is_kept_on_its_machine(tmp_path, monkeypatch):
 def test_new_processes_have_the_limit_and_this_one_does_not(monkeypatch):
     monkeypatch.setenv("MKL_NUM_THREADS", "5")
     with limited(3):
-        assert {os.environ[name] for name in threads.VARIABLES} == {"3"}
+        assert {os.environ[name] for name in thread_count.VARIABLES} == {"3"}
     assert os.environ["MKL_NUM_THREADS"] == "5"
     assert "OMP_NUM_THREADS" not in os.environ

@@ -16,7 +16,7 @@ _ASYMMETRY = 0.02
 """Relative asymmetry that may be rounding: under bfloat16 it is up to 0.007."""
 
 _NOISE = 1e-3
-"""What rounding may leave of a product that is 0, relative to a product that is not."""
+"""Largest relative size of a product that counts as 0 with rounding errors."""
 
 _DISAGREEMENT = 0.1
 _RELATIVE_STEPS = (1e-2, 1e-3, 1e-4)
@@ -25,8 +25,8 @@ _RELATIVE_STEPS = (1e-2, 1e-3, 1e-4)
 def refuse_asymmetric(graph: BatchGraph, vectors: FlatVectors) -> None:
     """Raise DissectionError if H is not symmetric, by two products.
 
-    With a random unit vector v, and u along what of H v is orthogonal to v, a symmetric H has
-    v . H u = u . H v.
+    With a random unit vector v, and u along the component of H v that is orthogonal to v, a
+    symmetric H has v . H u = u . H v.
     """
     vector = _direction(vectors)
     first = _product(graph, vectors, vector)
@@ -49,8 +49,7 @@ def refuse_unconfirmed(
 ) -> None:
     """Raise DissectionError if H v differs from [g(theta + h v) - g(theta - h v)] / 2h at every h.
 
-    The gradient g jumps at kinks, such as those of ReLU, so differences may deny a right product,
-    too.
+    The gradient g jumps at kinks, such as those of ReLU, so a correct product may be refused, too.
 
     Args:
         function: name of the custom Function that may keep tensors that torch takes for constant.

@@ -20,14 +20,14 @@ _MOST_FILES, _MOST_BYTES = 2000, 100 * 2**20
 _OUTSIDE = "outside"
 
 
-class Luggage(NamedTuple):
+class CodeCopy(NamedTuple):
     """A folder to copy to the nodes, and the text that names the problem in it."""
 
     folder: Path | None
     spec: str
 
 
-def pack(problem: Problem, methods: Iterable[str], spec: str, scratch: Path) -> Luggage:
+def pack(problem: Problem, methods: Iterable[str], spec: str, scratch: Path) -> CodeCopy:
     """Copy the user's code into a folder, without built-in and installed code.
 
     Args:
@@ -42,7 +42,7 @@ def pack(problem: Problem, methods: Iterable[str], spec: str, scratch: Path) -> 
     place = _file_of(spec)
     own = [path for key in methods if (path := _file_of(entrant(key).optimizer)) is not None]
     if place is None and not own:
-        return Luggage(None, spec)
+        return CodeCopy(None, spec)
     bytes_left, count = _MOST_BYTES, 0
     files = dict.fromkeys(file for path in (place, *own) if path for file in _beside(path))
     if place is not None:
@@ -54,12 +54,12 @@ def pack(problem: Problem, methods: Iterable[str], spec: str, scratch: Path) -> 
                 f"the files beside {place or own[0]} are more than {_MOST_FILES} or "
                 f"{_MOST_BYTES >> 20} MB; move the problem to a folder of its own"
             )
-        target = scratch / _travelling_name(file)
+        target = scratch / _name_in_copy(file)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
     if place is None or not spec.rpartition(":")[0].endswith(".py"):
-        return Luggage(scratch, spec)
-    return Luggage(scratch, f"{_travelling_name(place)}:{spec.rpartition(':')[2]}")
+        return CodeCopy(scratch, spec)
+    return CodeCopy(scratch, f"{_name_in_copy(place)}:{spec.rpartition(':')[2]}")
 
 
 def _file_of(spec: str) -> Path | None:
@@ -101,7 +101,7 @@ def _declared(folder: Path, problem: Problem) -> Iterator[Path]:
         yield from (path for path in sorted(place.rglob("*")) if path.is_file())
 
 
-def _travelling_name(path: Path) -> str:
+def _name_in_copy(path: Path) -> str:
     """Return a file's path in the copy: relative to the current folder, else in its own folder."""
     cwd = Path.cwd()
     if path.is_relative_to(cwd):

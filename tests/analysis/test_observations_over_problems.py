@@ -4,7 +4,7 @@ import pytest
 
 from analysis.simulated import NOTHING, adaptation, said, sign
 from svag.analysis.observations import Observation
-from svag.analysis.over_problems import checks
+from svag.analysis.observations_over_problems import checks
 
 STUDIES = 80
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from svag import problems
-from svag.diagnosis.of_problem import Point, dissect_problem, suggested_starts
-from svag.diagnosis.plan import Plan
+from svag.diagnosis.plan import DissectionPlan
+from svag.diagnosis.problem_dissection import Point, dissect_problem, suggested_starts
 from svag.entrants import entrant
 from svag.errors import DissectionError
+from svag.lab.base_run import base_run
 from svag.lab.search import StepSizes
-from svag.lab.template import template
 
 FOUR = ("m-sgd", "m-svag", "m-ssd", "adam")
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -21,8 +21,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def dissected(name, point=None, **options):
     problem = problems.get(name)
     data = problems.load(problem)
-    base = template(problem, data, steps=problem.quick_steps)
-    plan = Plan(
+    base = base_run(problem, data, steps=problem.quick_steps)
+    plan = DissectionPlan(
         methods=tuple(entrant(key) for key in FOUR),
         **{"budget": 1.0, "draws": 6, "longest": 10, "steps": 100, "variants": False, **options},
     )
@@ -66,8 +66,10 @@ def test_weight_decay_belongs_to_the_loss():
     plain = dissected("digits", race=False)
     problem = problems.get("digits")
     data = problems.load(problem)
-    base = template(problem, data, steps=10, weight_decay=0.5)
-    plan = Plan(methods=(entrant("m-sgd"),), budget=1.0, draws=6, race=False, variants=False)
+    base = base_run(problem, data, steps=10, weight_decay=0.5)
+    plan = DissectionPlan(
+        methods=(entrant("m-sgd"),), budget=1.0, draws=6, race=False, variants=False
+    )
     found = dissect_problem(problem, data, base, plan, Point(), lambda part, share: None)
     assert found.setting.loss > plain.setting.loss
 
@@ -81,7 +83,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path):
 def test_starts_are_numbers_of_the_grid_near_what_is_suggested():
     problem = problems.get("quadratic")
     data = problems.load(problem)
-    base = template(problem, data, steps=60)
+    base = base_run(problem, data, steps=60)
     found = suggested_starts(problem, data, base, ["m-sgd", "m-ssd"], seconds=3.0)
     grid = StepSizes()
     assert set(found) == {"m-sgd", "m-ssd"}

@@ -12,8 +12,8 @@ from svag.lab.train import train
 from svag.problems import Data, Problem
 
 
-class Server:
-    """Trains runs of one problem; an error in loading the problem becomes the error of each run.
+class Worker:
+    """Trains runs of one problem; if the problem cannot be loaded, each run ends in that error.
 
     Args:
         place: where problem and data are, and where to write records.
@@ -30,7 +30,7 @@ class Server:
         except Exception as error:
             self._failure = in_one_line(error)
 
-    def serve(self, run: Run, place: WorkPlace, report: Callable[[int], None]) -> None:
+    def carry_out(self, run: Run, place: WorkPlace, report: Callable[[int], None]) -> None:
         """Train a run and write its record.
 
         Args:

@@ -19,7 +19,7 @@ from svag.diagnosis.budget import Budget, default_seconds
 from svag.diagnosis.dissect import Progress, carry_out, conclude
 from svag.diagnosis.findings import Dissection, Setting
 from svag.diagnosis.objective import Objective
-from svag.diagnosis.plan import Plan
+from svag.diagnosis.plan import DissectionPlan
 from svag.diagnosis.race import Race
 from svag.diagnosis.race_result import race_effects
 from svag.entrants import Entrant, entrant, with_options
@@ -55,7 +55,7 @@ def dissect_problem(
     problem: Problem,
     data: Data,
     base: Run,
-    plan: Plan,
+    plan: DissectionPlan,
     point: Point,
     progress: Progress,
 ) -> Dissection:
@@ -122,7 +122,7 @@ def suggested_starts(
         keys: the methods; those without a suggestion are left out.
         seconds: time for the dissection.
     """
-    plan = Plan(
+    plan = DissectionPlan(
         methods=tuple(entrant(key) for key in keys),
         budget=seconds,
         steps=base.steps,
@@ -183,7 +183,7 @@ def _forget(problem: Problem, model: nn.Module) -> None:
         setattr(model, "carried_state", None)  # noqa: B010
 
 
-class _Sessions:
+class _SessionTrainer:
     """Trains a problem from its initialisation by its own step, and judges it by its metric."""
 
     def __init__(self, problem: Problem, data: Data, base: Run) -> None:
@@ -209,7 +209,7 @@ class _Sessions:
 
 
 def _race_alone(
-    problem: Problem, data: Data, base: Run, plan: Plan, point: Point, progress: Progress
+    problem: Problem, data: Data, base: Run, plan: DissectionPlan, point: Point, progress: Progress
 ) -> Dissection:
     if point.after or point.at:
         raise DissectionError(
@@ -219,7 +219,7 @@ def _race_alone(
     session = Session(problem, data, replace(base, method="sgd"))
     parameters = sum(p.numel() for p in session.model.parameters() if p.requires_grad)
     clock = Budget(plan.budget or default_seconds(parameters), plan.spent)
-    trainer = _Sessions(problem, data, base)
+    trainer = _SessionTrainer(problem, data, base)
     starts = {one.key: one.lr for one in plan.methods}
     race = Race(trainer, plan.most_raced).run(
         plan.methods,

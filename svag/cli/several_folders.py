@@ -10,7 +10,7 @@ from svag.errors import InvalidOption, RecordError
 
 if TYPE_CHECKING:
     from svag.analysis.contrasts import Effect
-    from svag.analysis.several import Several
+    from svag.analysis.several_problems import Several
     from svag.analysis.study import Analysis
 
 
@@ -34,7 +34,7 @@ def read(directories: Sequence[Path]) -> Read:
     """
     from svag.analysis.dissection_records import FILE
     from svag.analysis.published import place
-    from svag.analysis.several import how_far, together
+    from svag.analysis.several_problems import how_far, together
     from svag.analysis.study import NothingFinished, analyse, chosen_study
     from svag.lab import records
 

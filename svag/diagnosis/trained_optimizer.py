@@ -1,4 +1,4 @@
-"""What the optimizer that has trained a model says: averages to start from, and weight decay."""
+"""Reads the optimizer that has trained a model: averages to start from, and weight decay."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -13,7 +13,7 @@ States: TypeAlias = Mapping[str, Mapping[Tensor, dict[str, Any]]]
 
 _FLAGS = ("decoupled_weight_decay", "decoupled")
 _DECOUPLED = ("AdamW", "Adafactor", "Muon")
-"""Optimizers of torch whose weight decay is not added to the gradient, and that have no flag."""
+"""Optimizers of torch with decoupled weight decay, and without an option that says so."""
 
 
 def states_of(optimizer: Optimizer, entrants: Sequence[Entrant]) -> States:
@@ -47,8 +47,8 @@ def decays_of(model: nn.Module, optimizer: Optimizer) -> dict[str, float]:
     """Return the weight decay that an optimizer adds to gradients, by the parameter's name.
 
     Raises:
-        InvalidOption: it has none of the model's parameters, maximizes, or is not known to add its
-            weight decay or not to.
+        InvalidOption: it has none of the model's parameters, maximizes, or svag does not know
+            whether it adds its weight decay to the gradient.
     """
     names = {param: name for name, param in model.named_parameters()}
     if not any(param in names for group in optimizer.param_groups for param in group["params"]):
