@@ -104,6 +104,7 @@ FLOORS = (
     ("svag.variance.per_example",),
     ("svag.variance",),
     ("svag.optim.rule", "svag.optim.dtensor"),
+    ("svag.jax.pairs",),
     ("svag.jax.arithmetic", "svag.jax.rounding", "svag.jax.options", "svag.jax.examples"),
     ("svag.jax.transformation",),
     ("svag.jax.methods",),
