@@ -118,7 +118,7 @@ class Dissected(Adaptive):
                 "svag.METHODS[key].anatomy"
             )
         self.anatomy = anatomy
-        self._plans: list[Plan] = []  # at most one; torch 2.9 compiles no assignment here
+        self._plan: Plan | None = None
         self._saved_lrs: StepSizeChange | None = None
         defaults = options.defaults(
             type(self).__name__,
@@ -148,7 +148,7 @@ class Dissected(Adaptive):
         super().__setstate__(state)
         if self.anatomy.within_batch:
             follow_torch()
-        self._plans = []
+        self._plan = None
         self._saved_lrs = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -229,7 +229,7 @@ class Dissected(Adaptive):
             self._check_variances()
         with torch.set_grad_enabled(bool(self.defaults["differentiable"])):
             if torch.compiler.is_compiling() or not any(map(may_be_fused, self.param_groups)):
-                self._plans.clear()
+                self._plan = None
                 self._step_eagerly(self._entries())
                 return loss
             every = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
@@ -278,20 +278,15 @@ class Dissected(Adaptive):
                 place += 1
         return entries
 
-    @property
-    def _plan(self) -> Plan | None:
-        """The plan of the last fused step, if it may still be valid."""
-        return self._plans[0] if self._plans else None
-
     def _step_by_plan(self) -> None:
         of_plan = self.anatomy, self.param_groups, self.state
-        plan, self._plans = self._plan, []  # none is left where a step is refused or interrupted
+        plan, self._plan = self._plan, None  # none is left where a step is refused or interrupted
         if plan is None or not plan.holds(*of_plan):
             plan = Plan(*of_plan, self._entries(idle=True))
         self._step_fused(plan)
         if plan.rest:
             self._step_eagerly(self._entries(plan.rest))
-        self._plans.append(plan)
+        self._plan = plan
 
     def _step_fused(self, plan: Plan) -> None:
         if plan.settings is None:

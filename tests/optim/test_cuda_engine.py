@@ -671,7 +671,7 @@ def test_replays_equal_steps_to_the_bit(name: str) -> None:
 def test_a_graph_outlives_its_optimizer_s_tables() -> None:
     twins = Twins("m-svag")
     twins.capture()
-    twins.optimizers[0]._plans.clear()
+    twins.optimizers[0]._plan = None
     junk = [torch.full((4096,), 7, dtype=torch.int64, device="cuda") for _ in range(64)]
     pinned = [torch.full((4096,), 7, dtype=torch.int64, pin_memory=True) for _ in range(64)]
     for _ in range(3):
