@@ -23,7 +23,7 @@ test-jax:
 
 # The oldest torch that is claimed, one between and the newest: gigabytes each, and half an hour.
 # `make test-versions PYTHON=python3.13` tries another Python.
-VERSIONS ?= 2.9.1 2.11.0 2.14.1
+VERSIONS ?= 2.9.1 2.11.0 2.15.0
 test-versions: $(VERSIONS:%=test-torch-%)
 
 test-torch-%:

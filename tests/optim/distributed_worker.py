@@ -309,6 +309,7 @@ def plain_gradients(n: int) -> list[Tensor]:
 
 def main(rank: int, folder: Path) -> None:
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # checkpoints of torch 2.9
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), WORLD)
     dist.init_process_group(
