@@ -228,8 +228,10 @@ class Dissected(Adaptive):
         if self.anatomy.within_batch:
             self._check_variances()
         with torch.set_grad_enabled(bool(self.defaults["differentiable"])):
-            if torch.compiler.is_compiling() or not any(map(may_be_fused, self.param_groups)):
-                self._plan = None
+            compiling = torch.compiler.is_compiling()
+            if compiling or not any(map(may_be_fused, self.param_groups)):
+                if not compiling:  # Dynamo of torch 2.9 cannot trace the assignment
+                    self._plan = None
                 self._step_eagerly(self._entries())
                 return loss
             every = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
