@@ -190,7 +190,8 @@ def test_what_is_exploratory_is_said_and_never_bold(tmp_path: Path) -> None:
 
 def test_the_papers_protocol_says_what_its_intervals_leave_out(tmp_path: Path) -> None:
     text = report(study(tmp_path, protocol="paper"), tmp_path).text
-    assert "One seed chose each step size, as in the paper, and the intervals leave out" in text
+    assert "One seed chose each step size, as in the paper, and the intervals do not" in text
+
     given = study(tmp_path / "given", protocol="paper", searched=False)
     assert "One seed chose each step size" not in report(given, tmp_path / "given").text
 
