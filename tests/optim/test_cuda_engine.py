@@ -31,6 +31,7 @@ from svag.variance.grad_var import attach
 
 from .cases import CASES, EVERY_KIND, FEW, WITHIN_BATCH, Case, by_name, descend, flat, named
 from .data import conformance_gradients
+from .stepping import assert_all_equal, step
 
 pytest.importorskip("triton", reason="Triton is not installed (Linux only, extra dev)")
 
@@ -131,8 +132,8 @@ def test_the_start_is_debiased_to_rounding(engine, case, beta):
     options = {"lr": case.lr, **case.decay(beta, beta)}
     history = follow(case, gradients, np.zeros(8), torch.float64, fused=True, **options)
     reference = case.reference(gradients, np.zeros(8), **options)
-    for theta, step in zip(history, reference, strict=True):
-        np.testing.assert_allclose(theta, step.theta, rtol=16 * np.finfo(np.float64).eps)
+    for theta, expected in zip(history, reference, strict=True):
+        np.testing.assert_allclose(theta, expected.theta, rtol=16 * np.finfo(np.float64).eps)
 
 
 # The square of 1e-4 is a variance beside a gradient of float16, and nothing in float16.
@@ -205,18 +206,14 @@ def test_nothing_beside_a_tensor_is_touched(engine, several_blocks, dtype, shift
     for start, size in zip(starts, sizes, strict=True):
         params.append(nn.Parameter(memory[start : start + size]))
         inside[start : start + size] = True
-    for param in params:
-        param.grad = torch.full_like(param, 0.5)
-    svag.MSGD(params, lr=1.0, fused=True).step()
+    step(svag.MSGD(params, lr=1.0, fused=True), 0.5)
     assert torch.equal(memory, torch.where(inside, 6.5, 7.0).to(dtype))
 
 
 def test_an_empty_tensor_does_not_keep_others_from_being_read_four_at_a_time(engine):
     params = [nn.Parameter(torch.zeros(64)), nn.Parameter(torch.zeros(0))]
-    for param in params:
-        param.grad = torch.ones_like(param)
     optimizer = svag.MSVAG(params, fused=True)
-    optimizer.step()
+    step(optimizer, 1.0)
     assert optimizer._plan is not None
     assert optimizer._plan.fused[0]._table._aligned
     assert optimizer.state[params[1]]["step"] == 1
@@ -260,8 +257,8 @@ def test_nan_stays_nan_whatever_its_bits(engine, dithered):
     param.grad = torch.full((64,), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
     tensors = {"param": param.data, "grad": param.grad, "step": torch.zeros(())}
     states = {name: torch.zeros(64, dtype=torch.bfloat16) for name in ("exp_avg", "exp_avg_sq")}
-    which = m_svag(state=torch.bfloat16)._replace(dither_state=dithered)
-    table(engine, which, {**tensors, **states}).launch([settings(0.1)], None, None)
+    which = m_svag()._replace(state=torch.bfloat16, dither_state=dithered)
+    launch(settings(0.1), table(engine, which, {**tensors, **states}))
     for tensor in (param, *states.values()):
         assert tensor.isnan().all()
 
@@ -269,8 +266,7 @@ def test_nan_stays_nan_whatever_its_bits(engine, dithered):
 def test_rounding_goes_up_and_down_and_keeps_what_is_not_finite(engine):
     values = torch.tensor([torch.inf, -torch.inf, torch.nan, 1.0, 0.0]).repeat(64)
     param = nn.Parameter(torch.zeros(320, dtype=torch.bfloat16))
-    param.grad = values.to(torch.bfloat16)
-    svag.MSGD([param], lr=0.1, beta=0.9, stochastic_rounding=True, fused=True).step()
+    step(svag.MSGD([param], lr=0.1, beta=0.9, stochastic_rounding=True, fused=True), values)
     inf, less, nan, ordinary, zero = param.detach().float().view(64, 5).T
     assert (inf == -torch.inf).all()
     assert (less == torch.inf).all()
@@ -351,10 +347,8 @@ def test_one_launch_a_step_and_no_upload_without_a_change(engine, launches, monk
         engine._Mirror, "_filled", lambda self, host: uploads.append(host.shape) or fill(self, host)
     )
     params = [parameter(torch.ones(10)) for _ in range(40)]
-    for param in params:
-        param.grad = torch.ones_like(param)
     optimizer = svag.MSVAG(params, fused=True)
-    optimizer.step()
+    step(optimizer, 1.0)
     assert uploads == [(40, 8), (1, 8)]
     optimizer.step()
     assert len(uploads) == 2
@@ -377,15 +371,20 @@ def table(engine: ModuleType, which: Kernel, tensors: dict[str, Tensor]) -> Any:
     return table
 
 
-def m_svag(dtype: torch.dtype = torch.float32, state: torch.dtype = torch.float32) -> Kernel:
-    anatomy = svag.METHODS["m-svag"].anatomy
-    return Kernel.of(
-        Switches.of(anatomy, amsgrad=False, decays=False, alters=False),
-        param=dtype,
-        state=state,
-        dither_param=False,
-        dither_state=state == torch.bfloat16,
-    )
+def kernel(case: Case, dtype: torch.dtype, *, alters: bool = False) -> Kernel:
+    switches = Switches.of(case.anatomy, amsgrad=case.amsgrad, decays=alters, alters=alters)
+    return Kernel.of(switches, param=dtype, state=dtype, dither_param=False, dither_state=False)
+
+
+def m_svag(dtype: torch.dtype = torch.float32) -> Kernel:
+    return kernel(*named("m-svag"), dtype)
+
+
+def launch(settings: Settings, *tables: Any, grad: Tensor | None = None) -> None:
+    for table in tables:
+        if grad is not None:
+            table.place("grad", [grad.data_ptr()])
+        table.launch([settings], None, None)
 
 
 def settings(lr: Any, decay: Any = 0.0) -> Settings:
@@ -405,13 +404,11 @@ def test_a_tensor_step_size_is_read_by_the_device(engine, launches):
     of_tensors, of_numbers = table(engine, m_svag(), ours), table(engine, m_svag(), theirs)
     for value in (0.1, 0.2, 0.3):
         lr.fill_(value), decay.fill_(value / 10)
-        of_tensors.launch([settings(lr, decay)], None, None)
-        of_numbers.launch([settings(float(lr), value / 10)], None, None)
+        launch(settings(lr, decay), of_tensors)
+        launch(settings(float(lr), value / 10), of_numbers)
     for value in (0.0, 0.1):
-        of_tensors.launch([settings(value)], None, None)
-        of_numbers.launch([settings(value)], None, None)
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
+        launch(settings(value), of_tensors, of_numbers)
+    assert_all_equal(ours.values(), theirs.values())
 
 
 def test_a_captured_step_and_others_do_not_meet(engine, launches, monkeypatch):
@@ -420,27 +417,21 @@ def test_a_captured_step_and_others_do_not_meet(engine, launches, monkeypatch):
     ours, theirs = table(engine, m_svag(), tensors), table(engine, m_svag(), twin)
     kept = len(engine._CAPTURED)
     monkeypatch.setattr(engine.Table, "_captures", lambda self: True)
-    ours.launch([settings(0.1)], None, None)
+    launch(settings(0.1), ours)
     monkeypatch.undo()
     monkeypatch.setattr(support, "engine", lambda device_type: engine)
     captured = launches.all[-1]
     assert len(engine._CAPTURED) == kept + 3
-    theirs.launch([settings(0.1)], None, None)
+    launch(settings(0.1), theirs)
     other = -torch.linspace(1, 2, 9)
-    for t in (ours, theirs):
-        t.place("grad", [other.data_ptr()])
-        t.launch([settings(0.2)], None, None)
+    launch(settings(0.2), ours, theirs, grad=other)
     launches.all.append(captured)
     with np.errstate(all="ignore"):
         launches.replay(-1)
-    theirs.place("grad", [twin["grad"].data_ptr()])
-    theirs.launch([settings(0.1)], None, None)
-    for t in (ours, theirs):
-        t.place("grad", [other.data_ptr()])
-        t.launch([settings(0.2)], None, None)
+    launch(settings(0.1), theirs, grad=twin["grad"])
+    launch(settings(0.2), ours, theirs, grad=other)
     assert float(tensors["step"]) == 4
-    for name, tensor in tensors.items():
-        assert torch.equal(tensor, twin[name]), name
+    assert_all_equal(tensors.values(), twin.values())
 
 
 def test_tables_are_made_before_a_capture(engine, monkeypatch):
@@ -504,13 +495,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Any):
 
 @by_name(COMPILED)
 def test_the_kernel_compiles(case, compiled):
-    which = Kernel.of(
-        Switches.of(case.anatomy, amsgrad=case.amsgrad, decays=True, alters=True),
-        param=torch.float32,
-        state=torch.float32,
-        dither_param=False,
-        dither_state=False,
-    )
+    which = kernel(case, torch.float32, alters=True)
     code = compiled(which)
     tensors = 2 + len(set(which.columns) - {"step"})
     assert len(re.findall(r"ld\.global\.v4\.b32", code)) == 2 * tensors
@@ -526,7 +511,7 @@ def test_the_kernel_compiles(case, compiled):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_other_dtypes_compile(dtype, compiled):
-    code = compiled(m_svag(dtype, dtype))
+    code = compiled(m_svag(dtype))
     assert re.search(r"ld\.global\.v2\.b64" if dtype == torch.float64 else r"\.v4\.b32", code)
 
 
