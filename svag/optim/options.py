@@ -9,6 +9,7 @@ from torch import Tensor
 
 from svag.anatomy import Anatomy
 from svag.errors import ConflictingOptions, InvalidOption, UnknownOption, nearest
+from svag.optim.rule import Switches
 
 
 class Options(TypedDict, total=False):
@@ -107,6 +108,27 @@ def _own(anatomy: Anatomy) -> tuple[str, ...]:
     if anatomy.raw:
         return ("lr", "betas", "eps", "amsgrad")
     return ("lr", "beta") if anatomy.buffers else ("lr",)
+
+
+def switches_of(anatomy: Anatomy, group: Mapping[str, Any]) -> Switches:
+    """Return what the update of a group's elements is made of.
+
+    A weight decay that is a tensor is not read, since it may be on a device.
+    """
+    decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
+    decays = isinstance(decay, Tensor) or decay != 0
+    return Switches.of(
+        anatomy,
+        amsgrad=group.get("amsgrad", False),
+        decays=decays and not decoupled,
+        alters=group["maximize"] or (decays and decoupled),
+    )
+
+
+def dithers(group: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Return whether bfloat16 parameters, and bfloat16 averages, are rounded stochastically."""
+    stochastic = group["stochastic_rounding"]
+    return stochastic, stochastic or group["state_dtype"] is not None
 
 
 def check_names(group: Mapping[str, Any], known: Mapping[str, Any], name: str) -> None:

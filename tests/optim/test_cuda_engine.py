@@ -373,7 +373,7 @@ def table(engine: ModuleType, which: Kernel, tensors: dict[str, Tensor]) -> Any:
 
 def kernel(case: Case, dtype: torch.dtype, *, alters: bool = False) -> Kernel:
     switches = Switches.of(case.anatomy, amsgrad=case.amsgrad, decays=alters, alters=alters)
-    return Kernel.of(switches, param=dtype, state=dtype, dither_param=False, dither_state=False)
+    return Kernel(switches, dtype, dtype, dither_param=False, dither_state=False)
 
 
 def m_svag(dtype: torch.dtype = torch.float32) -> Kernel:
