@@ -191,31 +191,3 @@ def test_autograd_sees_that_parameters_and_averages_have_changed(case, flags):
             optimizer.step()
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 loss.backward()
-
-
-@by_name(named("m-ssd", "m-svag"))
-def test_stepping_inside_the_backward_pass_is_ordinary_training(case, engine):
-    def small_model() -> nn.Module:
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3))
-
-    ordinary, inside = small_model(), small_model()
-    optimizer = case.build(ordinary.parameters(), **engine)
-    optimizers = {p: case.build([p], **engine) for p in inside.parameters()}
-
-    def step(p: Tensor) -> None:
-        optimizers[p].step()
-        optimizers[p].zero_grad()
-
-    for p in inside.parameters():
-        p.register_post_accumulate_grad_hook(step)
-    generator = torch.Generator().manual_seed(7)
-    for _ in range(5):
-        x = torch.randn(8, 6, generator=generator)
-        optimizer.zero_grad(set_to_none=False)
-        for part in x.split(2):  # accumulated gradients step as their sum
-            (ordinary(part).square().sum() / 24).backward()
-        optimizer.step()
-        inside(x).square().mean().backward()
-        assert all(p.grad is None for p in inside.parameters())
-    assert_all_close(inside.parameters(), ordinary.parameters(), rtol=1e-5, atol=1e-5)

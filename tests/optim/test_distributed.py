@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import distributed_worker as worker
 from .cases import Case, by_name, named
+from .stepping import step
 
 WORKER = Path(worker.__file__)
 LIMIT = 240.0  # seconds until two processes that wait for each other are given up
@@ -130,7 +131,7 @@ def test_dtensors_of_any_placement_step_as_plain_tensors_beside_a_plain_one(both
     assert_same(came_of(both, "dtensors", f"{case}, {way}"), plain_run(case))
 
 
-@pytest.mark.parametrize("way", worker.FLAGS)
+@every_way
 @every_case
 def test_gradients_distributed_in_another_way_than_their_parameters_count_whole(both, case, way):
     assert_same(came_of(both, "redistributed", f"{case}, {way}"), plain_run(case))
@@ -141,7 +142,5 @@ def plain_run(case: Case) -> list[nn.Parameter]:
     params = [nn.Parameter(value) for value in worker.plain_values()]
     optimizer = case.build(params, **worker.OPTIONS, foreach=False)
     for n in range(worker.STEPS):
-        for p, gradient in zip(params, worker.plain_gradients(n), strict=True):
-            p.grad = gradient
-        optimizer.step()
+        step(optimizer, *worker.plain_gradients(n))
     return params

@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from svag.errors import MissingVariance
 from svag.variance.grad_var import attach
 
 from .cases import METHODS, ROWS, by_name, named
-from .stepping import assert_all_equal, copies, step
+from .stepping import assert_all_close, assert_all_equal, copies, step
 
 
 def stepped(optimizer: torch.optim.Optimizer, param: nn.Parameter, times: int = 1) -> None:
@@ -155,22 +156,22 @@ def test_only_gradients_of_zero_pass_without_a_variance(engine):
         optimizer.step()
 
 
-def in_backward(model: nn.Module) -> dict[nn.Parameter, torch.optim.Optimizer]:
-    """The recipe: one optimizer a parameter, which steps as soon as its gradient is there."""
-    optimizers = {p: svag.MSVAG([p], lr=0.1, variance="within-batch") for p in model.parameters()}
+Optimizers = dict[nn.Parameter, torch.optim.Optimizer]
 
-    def step(param: Tensor) -> None:
+
+def in_backward(optimizers: Optimizers) -> list[Any]:
+    """The recipe: one optimizer a parameter, which steps as soon as its gradient is there."""
+
+    def step(param: Any) -> None:
         optimizers[param].step()
         optimizers[param].zero_grad()
 
-    for param in optimizers:
-        param.register_post_accumulate_grad_hook(step)
-    return optimizers
+    return [param.register_post_accumulate_grad_hook(step) for param in optimizers]
 
 
 def test_an_optimizer_in_backward_says_why_there_is_no_variance_yet():
     model, inputs = regression()
-    in_backward(model)
+    in_backward({p: svag.MSVAG([p], variance="within-batch") for p in model.parameters()})
     with (
         pytest.raises(MissingVariance, match=r"backward pass is running.*after it was opened"),
         svag.within_batch_variance(model),
@@ -178,18 +179,24 @@ def test_an_optimizer_in_backward_says_why_there_is_no_variance_yet():
         model(inputs).square().mean().backward()
 
 
-def test_an_optimizer_in_backward_steps_where_its_hooks_come_after_the_contexts():
-    (model, inputs), (apart, _) = regression(), regression()
-    with svag.within_batch_variance(model):
-        in_backward(model)
-        model(inputs).square().mean().backward()
-    optimizer = svag.MSVAG(apart.parameters(), lr=0.1, variance="within-batch")
-    with svag.within_batch_variance(apart):
-        apart(inputs).square().mean().backward()
-    optimizer.step()
-    for ours, theirs in zip(model.parameters(), apart.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs)
-        assert ours.grad is None
+@by_name(named("m-ssd", "m-svag", "m-svag/batch"))
+def test_an_optimizer_in_backward_trains_as_one_that_steps_behind_it(case, engine):
+    """Its hooks come after the context's, where there is one."""
+    (inside, _), (behind, inputs) = regression(), regression()
+    optimizers = {p: case.build([p], **engine) for p in inside.parameters()}
+    optimizer = case.build(behind.parameters(), **engine)
+    for n in range(3):
+        for model in (inside, behind):
+            context = svag.within_batch_variance(model) if case.within_batch else nullcontext()
+            with context:
+                hooks = in_backward(optimizers) if model is inside else []
+                (model(inputs) - n).square().mean().backward()
+            for hook in hooks:
+                hook.remove()
+        assert all(p.grad is None for p in inside.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert_all_close(inside.parameters(), behind.parameters())
 
 
 # --------------------------------------------------------------- memory, and what autograd sees

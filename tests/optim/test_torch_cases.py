@@ -6,6 +6,7 @@ refused with torch's exception and torch's words.
 """
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -283,21 +284,18 @@ def test_step_hooks_run_around_the_step_and_can_be_removed(case):
     optimizer = case.build([parameter(3)])
     before = held(optimizer)[0].detach().clone()
     seen: list[tuple[str, bool]] = []
+    makers = {
+        "all pre": register_optimizer_step_pre_hook,
+        "all post": register_optimizer_step_post_hook,
+        "pre": optimizer.register_step_pre_hook,
+        "post": optimizer.register_step_post_hook,
+    }
 
-    def hook(name: str) -> Callable[..., None]:
-        def note(o: Any, args: Any, kwargs: Any) -> None:
-            seen.append((name, torch.equal(held(o)[0], before)))
+    def note(name: str, o: Any, args: Any, kwargs: Any) -> None:
+        seen.append((name, torch.equal(held(o)[0], before)))
 
-        return note
-
-    handles = [
-        register_optimizer_step_pre_hook(hook("all pre")),
-        register_optimizer_step_post_hook(hook("all post")),
-        optimizer.register_step_pre_hook(hook("pre")),
-        optimizer.register_step_post_hook(hook("post")),
-    ]
-    give_gradients(held(optimizer), 1)
-    optimizer.step()
+    handles = [register(functools.partial(note, name)) for name, register in makers.items()]
+    step(optimizer, 1.0)
     assert seen == [("all pre", True), ("pre", True), ("post", False), ("all post", False)]
     for handle in handles:
         handle.remove()

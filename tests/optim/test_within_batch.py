@@ -296,31 +296,19 @@ def test_switching_the_source_of_the_variance_keeps_that_of_the_average(towards,
     source = "moving-average" if towards == "within-batch" else "within-batch"
     donor = svag.MSVAG([p], beta=betas[0], variance=source)
     descend(donor, p, range(steps))
+    before = donor.relative_variance(p)
     taker = svag.MSVAG([p], beta=betas[1], variance=towards)
     with pytest.warns(UserWarning, match="keeps its own options"):
         taker.load_state_dict(donor.state_dict())
     assert set(taker.state[p]) == {"step", *taker.anatomy.buffers}
-
-    def moments(optimizer: Any) -> tuple[np.ndarray, np.ndarray]:
-        """m and its variance, as the supplement and Eqs. (21) and (22) have them."""
-        state, beta = optimizer.state[p], optimizer.param_groups[0]["beta"]
-        weight = 1 - beta**steps
-        mean = flat(state["exp_avg"]) / weight
-        if "exp_avg_var" in state:
-            return mean, flat(state["exp_avg_var"]) / weight**2
-        rho = (1 - beta) * (1 + beta**steps) / ((1 + beta) * weight)
-        spread = flat(state["exp_avg_sq"]) / weight - mean**2
-        return mean, np.maximum(spread, 0) * rho / (1 - rho)
-
-    (mean, variance), (kept_mean, kept_variance) = moments(donor), moments(taker)
-    np.testing.assert_allclose(kept_mean, mean, rtol=1e-13)
-    if towards == "within-batch" or betas[0] == betas[1]:
-        np.testing.assert_allclose(kept_variance, variance, rtol=1e-9, atol=1e-12 * (mean**2).max())
-    else:  # v keeps the variance of g: another beta's average of it is another variance
-        share = [(1 - b) * (1 + b**steps) / ((1 + b) * (1 - b**steps)) for b in betas]
-        share = [rho / (1 - rho) for rho in share]
-        expected = variance * share[1] / share[0]
-        np.testing.assert_allclose(kept_variance, expected, rtol=1e-8, atol=1e-12 * (mean**2).max())
+    kept, mean = (flat(optimizer.state[p]["exp_avg"]) for optimizer in (donor, taker))
+    weights = [1 - beta**steps for beta in betas]
+    np.testing.assert_allclose(mean / weights[1], kept / weights[0], rtol=1e-13)
+    rhos = [(1 - b) * (1 + b**steps) / ((1 + b) * (1 - b**steps)) for b in betas]
+    # v keeps the variance of g, of which another beta's average has another share
+    share = rhos[1] / (1 - rhos[1]) * (1 - rhos[0]) / rhos[0]
+    expected = flat(before) * (share if towards == "moving-average" else 1.0)
+    np.testing.assert_allclose(flat(taker.relative_variance(p)), expected, rtol=1e-8, atol=1e-11)
     descend(taker, p, range(1))
     assert float(taker.state[p]["step"]) == steps + 1
     assert bool(p.isfinite().all())
