@@ -16,25 +16,19 @@ from torch import Tensor
 
 from svag.anatomy import Anatomy
 from svag.errors import EngineUnavailable
+from svag.optim import options
 from svag.optim.change_detection import Sight
 from svag.optim.dtensor import PLAIN, is_distributed, local, local_gradient
 from svag.optim.engines import support
 from svag.optim.engines.kernel_spec import REAL, Kernel
-from svag.optim.rule import Settings, Switches
+from svag.optim.rule import Settings
 
 Group: TypeAlias = dict[str, Any]
 State: TypeAlias = dict[str, Any]
 
 _DECISIVE = (
-    "fused",
-    "foreach",
-    "capturable",
-    "differentiable",
-    "amsgrad",
-    "state_dtype",
-    "stochastic_rounding",
-    "decoupled_weight_decay",
-    "maximize",
+    *("fused", "foreach", "capturable", "differentiable"),
+    *("state_dtype", "stochastic_rounding"),
 )
 
 
@@ -207,14 +201,13 @@ class Plan:
         held = zip(self._options, groups, strict=True)
         if self._constant and all(options.are_the_same(group) for options, group in held):
             return True
-        if [_decisive(group) for group in groups] != self._decisive:
-            return False
+        before = self._decisive
         self._remember(groups)
-        return True
+        return self._decisive == before
 
     def _remember(self, groups: Sequence[Group]) -> None:
         self._options = [_Options(group) for group in groups]
-        self._decisive = [_decisive(group) for group in groups]
+        self._decisive = [_decisive(self._anatomy, group) for group in groups]
         self._constant = all(options.are_constant() for options in self._options)
         self.settings: list[Settings] | None = None
 
@@ -241,20 +234,7 @@ class Plan:
         self, anatomy: Anatomy, group: Group, entry: Entry, param: Tensor
     ) -> tuple[Kernel | None, str | None]:
         """Return the kernel for a parameter's tensors as they are, or why there is none."""
-        decays = _decays(group)
-        switches = Switches.of(
-            anatomy,
-            amsgrad=group.get("amsgrad", False),
-            decays=decays and not group["decoupled_weight_decay"],
-            alters=decays or group["maximize"],
-        )
-        needed = Kernel.of(
-            switches,
-            param=param.dtype,
-            state=group["state_dtype"] or param.dtype,
-            dither_param=group["stochastic_rounding"],
-            dither_state=group["stochastic_rounding"] or group["state_dtype"] is not None,
-        )
+        needed = Kernel.of(anatomy, group, param.dtype)
         names = [name for name in needed.columns if name not in ("step", "grad_var")]
         if not all(isinstance(entry.state.get(name), Tensor) for name in names):
             return None, "its state is not whole"
@@ -262,7 +242,7 @@ class Plan:
         beside = {}
         if entry.param.grad is not None:
             beside["gradient"] = local_gradient(entry.param)
-            if switches.within_batch:
+            if anatomy.within_batch:
                 beside["gradient variance"] = local(cast(Any, entry.param).grad_var)
         if not all(map(support.is_in_memory, (param, *beside.values(), *buffers))):
             if not beside:
@@ -273,13 +253,9 @@ class Plan:
                 "the step, or set p.grad to None to leave the parameter out"
             )
         reason = support.mismatch(param, beside, buffers)
-        odd = [
-            buffer.dtype
-            for buffer in buffers
-            if REAL.get(buffer.dtype, buffer.dtype) != needed.state
-        ]
-        if reason is None and odd:
-            reason = f"its averages are {odd[0]}, not {needed.state}"
+        for dtype in (buffer.dtype for buffer in buffers):
+            if reason is None and REAL.get(dtype, dtype) != needed.state:
+                reason = f"its averages are {dtype}, not {needed.state}"
         if reason is not None:
             return None, reason
         _settle_step(entry.state, param)
@@ -313,7 +289,7 @@ def _turns(entries: Iterable[Entry]) -> dict[int, int]:
         shard = local(entry.param)
         if type(shard) in PLAIN and not shard.is_meta and shard.numel():
             begin = shard.data_ptr()
-            spans.append((begin, begin + _reach(shard), entry.place))
+            spans.append((begin, begin + support.reach(shard), entry.place))
     spans.sort()
     if all(end <= begin for (_, end, _), (begin, _, _) in itertools.pairwise(spans)):
         return {}
@@ -323,14 +299,6 @@ def _turns(entries: Iterable[Entry]) -> dict[int, int]:
         turns[place] = max((t + 1 for b, e, t in passed if b < end and begin < e), default=0)
         passed.append((begin, end, turns[place]))
     return turns
-
-
-def _reach(tensor: Tensor) -> int:
-    """Return the number of bytes from the first element of a tensor to the end of its last."""
-    if tensor.is_contiguous():
-        return tensor.nbytes
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    return (sum((n - 1) * stride for n, stride in steps) + 1) * tensor.itemsize
 
 
 def _settle_step(state: State, param: Tensor) -> None:
@@ -350,14 +318,9 @@ def _kind(grad: Tensor | None) -> torch.layout | None:
     return None if grad is None else grad.layout
 
 
-def _decays(group: Group) -> bool:
-    """Whether there is weight decay; a tensor is not read, since it may be on a device."""
-    return isinstance(group["weight_decay"], Tensor) or group["weight_decay"] != 0
-
-
-def _decisive(group: Group) -> tuple[Any, ...]:
+def _decisive(anatomy: Anatomy, group: Group) -> tuple[Any, ...]:
     """Return what a plan depends on of a group's options."""
-    return _decays(group), *(group.get(option) for option in _DECISIVE)
+    return options.switches_of(anatomy, group), *(group[option] for option in _DECISIVE)
 
 
 class _Options:

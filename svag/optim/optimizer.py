@@ -25,7 +25,7 @@ from svag.optim.engines.eager import Bucket, Operands
 from svag.optim.moments import as_scalar, step_of
 from svag.optim.options import Options
 from svag.optim.restored_step_size import StepSizeChange
-from svag.optim.rule import Settings, Switches
+from svag.optim.rule import Settings
 from svag.variance import grad_var
 from svag.variance.rescaling import follow_torch
 
@@ -285,17 +285,13 @@ class Dissected(Adaptive):
         plan, self._plan = self._plan, None  # none is left where a step is refused or interrupted
         if plan is None or not plan.holds(*of_plan):
             plan = Plan(*of_plan, self._entries(idle=True))
-        self._step_fused(plan)
-        if plan.rest:
-            self._step_eagerly(self._entries(plan.rest))
-        self._plan = plan
-
-    def _step_fused(self, plan: Plan) -> None:
         if plan.settings is None:
             groups = self.param_groups
             plan.settings = [self._settings(g, traced=bool(g["capturable"])) for g in groups]
-        scaling = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-        plan.launch(*scaling)
+        plan.launch(getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        if plan.rest:
+            self._step_eagerly(self._entries(plan.rest))
+        self._plan = plan
 
     def _step_eagerly(self, entries: Sequence[Entry]) -> None:
         found_inf = getattr(self, "found_inf", None)
@@ -305,18 +301,10 @@ class Dissected(Adaptive):
             group = self.param_groups[index]
             traced = bool(group["capturable"]) or torch.compiler.is_compiling()
             followed = traced or bool(group["differentiable"])
-            settings = self._settings(group, traced=followed)
             update = eager.Update(
-                Switches.of(
-                    self.anatomy,
-                    amsgrad=group.get("amsgrad", False),
-                    decays=_may_differ(settings.weight_decay, 0.0),
-                    alters=_may_differ(settings.gradient, 1.0)
-                    or _may_differ(settings.decoupled_weight_decay, 0.0),
-                ),
-                settings,
-                dither_param=group["stochastic_rounding"],
-                dither_state=group["stochastic_rounding"] or group["state_dtype"] is not None,
+                options.switches_of(self.anatomy, group),
+                self._settings(group, traced=followed),
+                *options.dithers(group),
                 foreach=False if followed else group["foreach"],
             )
             together = list(of_group)
@@ -389,8 +377,3 @@ class Dissected(Adaptive):
                 f"or make the layer's gradient dense (nn.Embedding(..., sparse=False))"
             )
         return states.of(self.state, self.anatomy, group, param)
-
-
-def _may_differ(number: float | Tensor, idle: float) -> bool:
-    """Whether a number is another than the one that changes nothing; a tensor is not read."""
-    return isinstance(number, Tensor) or number != idle

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from svag.anatomy import Anatomy
 from svag.errors import ConflictingOptions, InvalidOption, UnknownOption, nearest
+from svag.optim.rule import Switches
 
 
 class Options(TypedDict, total=False):
@@ -124,6 +125,27 @@ def _of_torch(key: str, anatomy: Anatomy) -> str:
     if "beta" in _own(anatomy):
         return _WITH_ONE_BETA.get(key, "")
     return " The rows that average have beta: svag.MSGD, svag.MSSD" if key == "momentum" else ""
+
+
+def switches_of(anatomy: Anatomy, group: Mapping[str, Any]) -> Switches:
+    """Return what the update of a group's elements is made of.
+
+    A weight decay that is a tensor is not read, since it may be on a device.
+    """
+    decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
+    decays = isinstance(decay, Tensor) or decay != 0
+    return Switches.of(
+        anatomy,
+        amsgrad=group.get("amsgrad", False),
+        decays=decays and not decoupled,
+        alters=group["maximize"] or (decays and decoupled),
+    )
+
+
+def dithers(group: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Return whether bfloat16 parameters, and bfloat16 averages, are rounded stochastically."""
+    stochastic = group["stochastic_rounding"]
+    return stochastic, stochastic or group["state_dtype"] is not None
 
 
 def check_names(group: Mapping[str, Any], known: Mapping[str, Any], name: str) -> None:

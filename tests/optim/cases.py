@@ -127,11 +127,8 @@ ENGINES: dict[str, dict[str, Any]] = {
 }
 """The ways to step on a CPU, by the flags that choose them; what None chooses is one of them."""
 
-every_engine = pytest.mark.parametrize("engine", ENGINES)
-every_flag = pytest.mark.parametrize("flags", [{}, *ENGINES.values()], ids=str)
-"""The engines and what None chooses: where one engine cannot serve, the choice is what counts."""
 one_by_one = pytest.mark.parametrize(
-    "flags", [{}, *(flags for engine, flags in ENGINES.items() if engine != "lists")], ids=str
+    "flags", [flags for flags in ({}, *ENGINES.values()) if not flags.get("foreach")], ids=str
 )
 """Without the lists, with which torch itself does not serve views, overlaps or a tensor as lr."""
 
@@ -178,11 +175,15 @@ def descend(
     return history
 
 
-def give(param: Any, gradient: torch.Tensor, variance: torch.Tensor | None = None) -> None:
-    """A gradient of the parameter's dtype, and its variance as a recorder leaves it."""
-    param.grad = gradient.detach().to(param.dtype, copy=True)
+def give(param: Any, gradient: Any, variance: Any = None) -> None:
+    """A gradient of the parameter's dtype, and its variance as a recorder leaves it.
+
+    Both may be tensors, arrays, lists, or one number for all elements.
+    """
+    gradient = torch.as_tensor(gradient).detach()
+    param.grad = gradient.expand(param.shape).to(param.dtype, copy=True)
     if variance is not None:
-        attach(param, variance.detach().clone())
+        attach(param, torch.as_tensor(variance).detach().expand(param.shape).clone())
 
 
 def flat(tensor: torch.Tensor) -> NDArray[np.float64]:

@@ -243,26 +243,33 @@ def gathered() -> dict[str, Any]:
 # ---------------------------------------------------------------------------- bare DTensors
 
 
-def dtensors() -> dict[str, Any]:
-    """Parameters of every placement beside a plain one, in one optimizer."""
+def placed(placements: list[Any], ways: list[Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of some placements, one of them plain, and gradients that lie in some ways."""
     mesh = init_device_mesh("cpu", (WORLD,))
 
+    def laid(value: Tensor, placement: Any) -> Tensor:
+        if placement is None:
+            return value
+        if isinstance(placement, Partial):
+            return DTensor.from_local(value / WORLD, mesh, [placement])
+        return distribute_tensor(value, mesh, [placement])
+
     def case(make: Case, flags: dict[str, Any]) -> Any:
-        values, placements = plain_values(), ([Shard(0)], [Shard(1)], [Replicate()])
-        params = [
-            nn.Parameter(distribute_tensor(value, mesh, placement))
-            for value, placement in zip(values, placements, strict=False)
-        ]
-        params.append(nn.Parameter(values[-1]))
+        params = [nn.Parameter(p) for p in map(laid, plain_values(), placements)]
         optimizer = make.build(params, **OPTIONS, **flags)
         for n in range(STEPS):
-            for p, gradient in zip(params, plain_gradients(n), strict=True):
-                apart = isinstance(p, DTensor)
-                p.grad = distribute_tensor(gradient, mesh, p.placements) if apart else gradient
+            for p, gradient in zip(params, map(laid, plain_gradients(n), ways), strict=True):
+                p.grad = gradient
             optimizer.step()
         return [whole(p) for p in params]
 
-    return every_case(case, {**FLAGS, "capturable": {"capturable": True}})
+    return every_case(case, flags)
+
+
+def dtensors() -> dict[str, Any]:
+    """Parameters of every placement beside a plain one, in one optimizer."""
+    placements = [Shard(0), Shard(1), Replicate(), None]
+    return placed(placements, placements, {**FLAGS, "capturable": {"capturable": True}})
 
 
 def redistributed() -> dict[str, Any]:
@@ -270,29 +277,8 @@ def redistributed() -> dict[str, Any]:
 
     What brings them into the parameters' way is a tensor that nothing else refers to.
     """
-    mesh = init_device_mesh("cpu", (WORLD,))
-
-    def summands(whole: Tensor) -> DTensor:
-        return DTensor.from_local(whole / WORLD, mesh, [Partial()])
-
-    def replicas(whole: Tensor) -> DTensor:
-        return distribute_tensor(whole, mesh, [Replicate()])
-
-    def case(make: Case, flags: dict[str, Any]) -> Any:
-        placements = ([Shard(0)], [Shard(1)], [Replicate()], [Shard(0)])
-        params = [
-            nn.Parameter(distribute_tensor(value, mesh, placement))
-            for value, placement in zip(plain_values(), placements, strict=True)
-        ]
-        optimizer = make.build(params, **OPTIONS, **flags)
-        for n in range(STEPS):
-            ways = (replicas, summands, summands, summands)
-            for p, way, gradient in zip(params, ways, plain_gradients(n), strict=True):
-                p.grad = way(gradient)
-            optimizer.step()
-        return [whole(p) for p in params]
-
-    return every_case(case, FLAGS)
+    placements = [Shard(0), Shard(1), Replicate(), Shard(0)]
+    return placed(placements, [Replicate(), Partial(), Partial(), Partial()], FLAGS)
 
 
 def plain_values() -> list[Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from svag.variance.grad_var import attach
 
-from .cases import Case
+from .cases import Case, give
 
 # 0-dimensional, empty, no multiple of a vector, one element more than a chunk of 8192
 SHAPES = ((), (0,), (1,), (3, 4), (2, 0, 3), (5, 6, 7), (3, 2731))
@@ -42,14 +42,28 @@ def drawn(params: Iterable[Tensor], seed: int) -> list[Tensor]:
     ]
 
 
-def give_gradients(params: Iterable[Any], seed: int, *, variances: bool = False) -> None:
+def give_gradients(params: Iterable[Any], seed: int, *, variances: bool = False) -> list[Tensor]:
+    """Copies of what has been drawn, and variances made of it."""
     params = list(params)
-    for p, gradient in zip(params, drawn(params, seed), strict=True):
-        p.grad = gradient
+    gradients = drawn(params, seed)
+    for p, gradient in zip(params, gradients, strict=True):
+        p.grad = gradient.clone()
         if variances:
             real = torch.view_as_real(gradient) if gradient.is_complex() else gradient
             variance = 0.1 + real.square()
             attach(p, torch.view_as_complex(variance) if gradient.is_complex() else variance)
+    return gradients
+
+
+def step(optimizer: torch.optim.Optimizer, *gradients: Any, variance: Any = None) -> None:
+    """Take a step along a gradient for each parameter, or one for all; None is no gradient."""
+    params = held(optimizer)
+    each = gradients * len(params) if len(gradients) == 1 else gradients
+    for p, gradient in zip(params, each, strict=True):
+        p.grad = None
+        if gradient is not None:
+            give(p, gradient, variance)
+    optimizer.step()
 
 
 def train(*optimizers: torch.optim.Optimizer, steps: int = 4, seed: int = 1) -> None:

@@ -15,6 +15,8 @@ import svag
 from svag.optim.change_detection import Sight
 from svag.optim.engines.kernel_spec import EMPTY
 
+from .stepping import step
+
 NAMES = ["exp_avg", "exp_avg_sq", "step"]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
 
@@ -132,6 +134,7 @@ CHANGES: dict[str, Callable[[list[Any], list[dict[str, Any]]], object]] = {
     "gradient turned": lambda p, s: setattr(p[1], "grad", torch.zeros(4, 3)),
     "gradient laid out anew": lambda p, s: setattr(p[4], "grad", p[4].grad.contiguous()),
     "gradient with gaps": lambda p, s: setattr(p[0], "grad", torch.zeros(10)[::2]),
+    "gradient of its conjugate": lambda p, s: setattr(p[0], "grad", p[0].grad.conj()),
     "gradient of its negative": lambda p, s: setattr(p[0], "grad", torch._neg_view(p[0].grad)),
     "parameter of its negative": lambda p, s: setattr(p[0], "data", torch._neg_view(p[0].data)),
     "average of its negative": lambda p, s: s[0].update(exp_avg=torch._neg_view(s[0]["exp_avg"])),
@@ -155,21 +158,13 @@ class Nowhere(Tensor):
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changes_are_noticed(change, capfd):
-    params, states = tensors()
+    params, states = tensors(torch.complex64 if "conjugate" in change else torch.float32)
     seen = sight(params)
     assert seen.look(params, states)
     assert seen.look(params, states)
     CHANGES[change](params, states)
     assert not seen.look(params, states)
     assert capfd.readouterr() == ("", "")
-
-
-def test_conjugates_are_noticed():
-    params, states = tensors(torch.complex64)
-    seen = sight(params)
-    assert seen.look(params, states)
-    params[0].grad = params[0].grad.conj()
-    assert not seen.look(params, states)
 
 
 def test_a_parameter_can_be_swapped_and_that_is_noticed():
@@ -205,10 +200,7 @@ def test_a_refused_step_leaves_no_address_behind(capfd):
     """
     params = [nn.Parameter(torch.zeros(4)) for _ in range(2)]
     optimizer = svag.SGD(params, lr=1.0)
-    first = torch.ones(4)
-    for param in params:
-        param.grad = first.clone()
-    optimizer.step()
+    step(optimizer, 1.0)
     capfd.readouterr()  # that a loop is compiled
     params[0].grad = later = torch.full((4,), 5.0)
     params[1].grad = torch.ones(4).to_sparse()
@@ -227,10 +219,8 @@ def test_an_interrupted_step_leaves_no_address_behind(monkeypatch):
     cpu = pytest.importorskip("svag.optim.engines.cpu")
     param = nn.Parameter(torch.zeros(4))
     optimizer = svag.SGD([param], lr=1.0)
-    first, second = torch.ones(4), torch.full((4,), 5.0)
-    param.grad = first
-    optimizer.step()
-    param.grad = second
+    step(optimizer, 1.0)
+    first, param.grad = param.grad, torch.full((4,), 5.0)
     with monkeypatch.context() as patch:
         patch.setattr(cpu.Table, "place", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -244,11 +234,9 @@ def test_a_step_that_is_interrupted_while_it_compiles_does_not_count(monkeypatch
     cpu = pytest.importorskip("svag.optim.engines.cpu")
     param = nn.Parameter(torch.zeros(4))
     optimizer = svag.MSVAG([param], lr=1.0)
-    param.grad = torch.ones(4)
-    with monkeypatch.context() as patch:
-        patch.setattr(cpu, "_loop", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            optimizer.step()
+    monkeypatch.setattr(cpu, "_loop", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        step(optimizer, 1.0)
     assert optimizer.state[param]["step"] == 0
 
 
@@ -274,16 +262,13 @@ def test_what_takes_no_step_may_be_put_away(change, fused):
     pytest.importorskip("numba")
     params = [nn.Parameter(torch.zeros(3)) for _ in range(2)]
     optimizer = svag.MSVAG(params, lr=1.0, fused=fused)
-    for param in params:
-        param.grad = torch.ones(3)
-    optimizer.step()
+    step(optimizer, 1.0)
     frozen = params[1]
     frozen.grad = None
     PUT_AWAY[change](frozen, optimizer.state[frozen])
     names = set(optimizer.state[frozen])
     for _ in range(2):
-        params[0].grad = torch.ones(3)
-        optimizer.step()
+        step(optimizer, 1.0, None)
     assert params[0].tolist() == [-3.0] * 3
     assert set(optimizer.state[frozen]) == names
     assert holds(optimizer)
@@ -300,8 +285,7 @@ def test_a_gradient_of_zeros_without_memory_is_one_of_zeros(steps):
         param = nn.Parameter(torch.ones(5))
         optimizer = svag.MSVAG([param])
         for _ in range(steps):
-            param.grad = torch.ones(5)
-            optimizer.step()
+            step(optimizer, 1.0)
         param.grad = make(5)
         optimizer.step()
         ends.append(param.detach().clone())
@@ -337,15 +321,8 @@ MEMBERS: dict[str, Callable[[Any, Any], object]] = {
 def optimizer_of_groups() -> svag.MSVAG:
     groups = [{"params": [nn.Parameter(torch.zeros(2)) for _ in range(n)]} for n in (3, 2)]
     optimizer = svag.MSVAG(groups)
-    step(optimizer)
+    step(optimizer, 1.0)
     return optimizer
-
-
-def step(optimizer: svag.MSVAG) -> None:
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            param.grad = torch.ones_like(param)
-    optimizer.step()
 
 
 def holds(optimizer: svag.MSVAG) -> bool:
@@ -360,7 +337,7 @@ def test_any_other_member_of_groups_and_states_is_noticed(change):
     assert holds(optimizer)
     MEMBERS[change]([group["params"] for group in optimizer.param_groups], optimizer.state)
     assert not holds(optimizer)
-    step(optimizer)
+    step(optimizer, 1.0)
     assert holds(optimizer)
 
 
@@ -430,9 +407,7 @@ def test_groups_may_hold_their_parameters_in_a_tuple(fused):
     optimizer = svag.SGD(params, lr=1.0, fused=fused)
     optimizer.param_groups[0]["params"] = tuple(params)
     for _ in range(3):
-        for param in params:
-            param.grad = torch.ones(2)
-        optimizer.step()
+        step(optimizer, 1.0)
     assert all(param.tolist() == [-3.0] * 2 for param in params)
 
 
@@ -441,41 +416,35 @@ def test_a_parameter_that_becomes_one_of_inference_mode_is_noticed():
     param = nn.Parameter(torch.from_numpy(memory))
     optimizer = svag.MSVAG([param], lr=1.0)
     for _ in range(2):
-        param.grad = torch.ones(3)
-        optimizer.step()
+        step(optimizer, 1.0)
     with torch.inference_mode():
         other = nn.Parameter(torch.from_numpy(memory))
     torch.utils.swap_tensors(param, other)
-    param.grad = torch.ones(3)
     with pytest.raises(RuntimeError, match="inference tensor"):
-        optimizer.step()
+        step(optimizer, 1.0)
 
 
-def test_options_that_exchange_their_names_are_noticed():
+def exchange_options(optimizer: Any) -> None:
+    names = {"maximize": "decoupled_weight_decay", "decoupled_weight_decay": "maximize"}
+    (group,) = optimizer.param_groups
+    optimizer.param_groups[0] = {names.get(name, name): value for name, value in group.items()}
+
+
+def take_another_anatomy(optimizer: Any) -> None:
+    optimizer.anatomy = svag.METHODS["m-svag"].anatomy
+    optimizer.param_groups[0]["beta"] = 0.5
+
+
+@pytest.mark.parametrize("change", [exchange_options, take_another_anatomy])
+def test_what_is_set_by_hand_counts_at_the_next_step(change):
     ends = []
     for fused in (None, False):
         param = nn.Parameter(torch.ones(3, dtype=torch.float64))
-        optimizer = svag.Adam([param], weight_decay=0.1, decoupled_weight_decay=True, fused=fused)
-        names = {"maximize": "decoupled_weight_decay", "decoupled_weight_decay": "maximize"}
-        for change in (False, False, True, False):
-            group = optimizer.param_groups[0]
-            if change:
-                optimizer.param_groups[0] = {names.get(n, n): v for n, v in group.items()}
-            param.grad = torch.ones_like(param)
-            optimizer.step()
-        ends.append(param.tolist())
-    assert ends[0] == pytest.approx(ends[1], rel=1e-14)
-
-
-def test_another_anatomy_counts_at_the_next_step():
-    ends = []
-    for fused in (None, False):
-        param = nn.Parameter(torch.ones(3, dtype=torch.float64))
-        optimizer = svag.SGD([param], lr=1.0, fused=fused)
-        for method in ("sgd", "sgd", "m-svag", "m-svag"):
-            optimizer.anatomy = svag.METHODS[method].anatomy
-            optimizer.param_groups[0]["beta"] = 0.5
-            param.grad = param.detach().cos()
-            optimizer.step()
+        decay = {"weight_decay": 0.1, "decoupled_weight_decay": True}
+        optimizer = svag.SGD([param], lr=0.5, **decay, fused=fused)
+        for n in range(4):
+            if n == 2:
+                change(optimizer)
+            step(optimizer, param.detach().cos())
         ends.append(param.tolist())
     assert ends[0] == pytest.approx(ends[1], rel=1e-14)

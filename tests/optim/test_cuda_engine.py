@@ -10,7 +10,6 @@ import copy
 import importlib
 import re
 import sys
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +31,7 @@ from svag.variance.grad_var import attach
 
 from .cases import CASES, EVERY_KIND, FEW, WITHIN_BATCH, Case, by_name, descend, flat, named
 from .data import conformance_gradients
+from .stepping import assert_all_equal, step
 
 pytest.importorskip("triton", reason="Triton is not installed (Linux only, extra dev)")
 
@@ -118,7 +118,7 @@ def assert_conforms(name: str, dtype: torch.dtype, ours: Any, case: Case, **opti
 # seen that Triton reads it right, by a row of each kind.
 @both_precisions
 @by_name([*EVERY_KIND, *named("adam-amsgrad")])
-def test_a_row_of_each_kind_conforms(engine: ModuleType, case: Case, dtype: torch.dtype) -> None:
+def test_a_row_of_each_kind_conforms(engine, case, dtype):
     options = {"lr": case.lr, **case.decay(0.9)}
     history = follow(case, GRADIENTS, np.zeros(SIZE), dtype, fused=True, **options)
     assert_conforms("reference", dtype, history, case, **options)
@@ -126,14 +126,14 @@ def test_a_row_of_each_kind_conforms(engine: ModuleType, case: Case, dtype: torc
 
 @pytest.mark.parametrize("beta", [0.0, 0.999, 0.9999])
 @by_name(EVERY_KIND)
-def test_the_start_is_debiased_to_rounding(engine: ModuleType, case: Case, beta: float) -> None:
+def test_the_start_is_debiased_to_rounding(engine, case, beta):
     """1 - beta^step without expm1 is off by 65 eps at beta = 0.999 and step 2."""
     gradients = np.ones((3, 8)) * np.linspace(0.5, 8.0, 8)
     options = {"lr": case.lr, **case.decay(beta, beta)}
     history = follow(case, gradients, np.zeros(8), torch.float64, fused=True, **options)
     reference = case.reference(gradients, np.zeros(8), **options)
-    for theta, step in zip(history, reference, strict=True):
-        np.testing.assert_allclose(theta, step.theta, rtol=16 * np.finfo(np.float64).eps)
+    for theta, expected in zip(history, reference, strict=True):
+        np.testing.assert_allclose(theta, expected.theta, rtol=16 * np.finfo(np.float64).eps)
 
 
 # The square of 1e-4 is a variance beside a gradient of float16, and nothing in float16.
@@ -157,13 +157,7 @@ def groups_of(case: Case) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("case", "dtype"), TWINS, ids=str)
-def test_it_is_the_cpu_engines_twin(
-    engine: ModuleType,
-    several_blocks: int,
-    case: Case,
-    dtype: torch.dtype,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_it_is_the_cpu_engines_twin(engine, several_blocks, case, dtype, monkeypatch):
     """To the bit where there is no erf, also for NaN, inf and squares out of range.
 
     Gradients may be late or missing: each tensor has its own step, and an empty one counts it too.
@@ -201,9 +195,7 @@ def test_it_is_the_cpu_engines_twin(
 
 @pytest.mark.parametrize("shift", [0, 1], ids=["aligned", "unaligned"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_nothing_beside_a_tensor_is_touched(
-    engine: ModuleType, several_blocks: int, dtype: torch.dtype, shift: int
-) -> None:
+def test_nothing_beside_a_tensor_is_touched(engine, several_blocks, dtype, shift):
     chunk = several_blocks
     sizes = (1, BLOCK - 1, BLOCK, BLOCK + 1, chunk - 1, chunk, chunk + 1, 2 * chunk + BLOCK + 3)
     room = [64 * (-(-n // 64) + 1) for n in sizes]
@@ -214,20 +206,14 @@ def test_nothing_beside_a_tensor_is_touched(
     for start, size in zip(starts, sizes, strict=True):
         params.append(nn.Parameter(memory[start : start + size]))
         inside[start : start + size] = True
-    for param in params:
-        param.grad = torch.full_like(param, 0.5)
-    svag.MSGD(params, lr=1.0, fused=True).step()
+    step(svag.MSGD(params, lr=1.0, fused=True), 0.5)
     assert torch.equal(memory, torch.where(inside, 6.5, 7.0).to(dtype))
 
 
-def test_an_empty_tensor_does_not_keep_others_from_being_read_four_at_a_time(
-    engine: ModuleType,
-) -> None:
+def test_an_empty_tensor_does_not_keep_others_from_being_read_four_at_a_time(engine):
     params = [nn.Parameter(torch.zeros(64)), nn.Parameter(torch.zeros(0))]
-    for param in params:
-        param.grad = torch.ones_like(param)
     optimizer = svag.MSVAG(params, fused=True)
-    optimizer.step()
+    step(optimizer, 1.0)
     assert optimizer._plan is not None
     assert optimizer._plan.fused[0]._table._aligned
     assert optimizer.state[params[1]]["step"] == 1
@@ -235,7 +221,7 @@ def test_an_empty_tensor_does_not_keep_others_from_being_read_four_at_a_time(
 
 @pytest.mark.parametrize("size", [1, SIZE])
 @by_name(named("m-ssd", "adam-amsgrad", "m-svag/batch"))
-def test_stochastic_rounding_draws_the_same(engine: ModuleType, case: Case, size: int) -> None:
+def test_stochastic_rounding_draws_the_same(engine, case, size):
     """Bit-equal, since with these numbers float32 arithmetic is exact before the rounding."""
     generator = torch.Generator().manual_seed(8)
     dtype = torch.bfloat16 if case.name == "m-ssd" else torch.float32
@@ -265,23 +251,22 @@ def test_stochastic_rounding_draws_the_same(engine: ModuleType, case: Case, size
 
 
 @pytest.mark.parametrize("dithered", [True, False], ids=["stochastic", "nearest"])
-def test_nan_stays_nan_whatever_its_bits(engine: ModuleType, dithered: bool) -> None:
+def test_nan_stays_nan_whatever_its_bits(engine, dithered):
     """A GPU's own NaN is 0x7FFFFFFF, which noise would carry into the sign: -0."""
     param = parameter(torch.zeros(64), torch.float32)
     param.grad = torch.full((64,), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
     tensors = {"param": param.data, "grad": param.grad, "step": torch.zeros(())}
     states = {name: torch.zeros(64, dtype=torch.bfloat16) for name in ("exp_avg", "exp_avg_sq")}
-    which = m_svag(state=torch.bfloat16)._replace(dither_state=dithered)
-    table(engine, which, {**tensors, **states}).launch([settings(0.1)], None, None)
+    which = m_svag()._replace(state=torch.bfloat16, dither_state=dithered)
+    launch(settings(0.1), table(engine, which, {**tensors, **states}))
     for tensor in (param, *states.values()):
         assert tensor.isnan().all()
 
 
-def test_rounding_goes_up_and_down_and_keeps_what_is_not_finite(engine: ModuleType) -> None:
+def test_rounding_goes_up_and_down_and_keeps_what_is_not_finite(engine):
     values = torch.tensor([torch.inf, -torch.inf, torch.nan, 1.0, 0.0]).repeat(64)
     param = nn.Parameter(torch.zeros(320, dtype=torch.bfloat16))
-    param.grad = values.to(torch.bfloat16)
-    svag.MSGD([param], lr=0.1, beta=0.9, stochastic_rounding=True, fused=True).step()
+    step(svag.MSGD([param], lr=0.1, beta=0.9, stochastic_rounding=True, fused=True), values)
     inf, less, nan, ordinary, zero = param.detach().float().view(64, 5).T
     assert (inf == -torch.inf).all()
     assert (less == torch.inf).all()
@@ -293,7 +278,7 @@ def test_rounding_goes_up_and_down_and_keeps_what_is_not_finite(engine: ModuleTy
 
 
 @pytest.mark.parametrize("name", ["ssd", "m-svag", "adam"])
-def test_scaled_losses(engine: ModuleType, name: str) -> None:
+def test_scaled_losses(engine, name):
     """Gradients are divided by the scale in registers; found_inf leaves everything as it is."""
     (case,), gradients = named(name), [torch.from_numpy(g) for g in GRADIENTS]
     plain = follow(case, GRADIENTS, np.zeros(SIZE), torch.float32, fused=True, lr=case.lr)
@@ -315,7 +300,7 @@ def test_scaled_losses(engine: ModuleType, name: str) -> None:
     assert all(float(s["step"]) == len(gradients) for s in optimizer.state.values() if s)
 
 
-def test_the_noise_is_that_of_the_rounding_module() -> None:
+def test_the_noise_is_that_of_the_rounding_module():
     """What the kernel's constant is compared with elsewhere only through rounded numbers."""
     engine = importlib.import_module("svag.optim.engines.triton_kernel")
     assert engine.NEXT.value == rounding._NEXT
@@ -355,19 +340,15 @@ def launches(engine: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Launches:
     return launches
 
 
-def test_one_launch_a_step_and_no_upload_without_a_change(
-    engine: ModuleType, launches: Launches, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_launch_a_step_and_no_upload_without_a_change(engine, launches, monkeypatch):
     uploads: list[torch.Size] = []
     fill = engine._Mirror._filled
     monkeypatch.setattr(
         engine._Mirror, "_filled", lambda self, host: uploads.append(host.shape) or fill(self, host)
     )
     params = [parameter(torch.ones(10)) for _ in range(40)]
-    for param in params:
-        param.grad = torch.ones_like(param)
     optimizer = svag.MSVAG(params, fused=True)
-    optimizer.step()
+    step(optimizer, 1.0)
     assert uploads == [(40, 8), (1, 8)]
     optimizer.step()
     assert len(uploads) == 2
@@ -390,15 +371,20 @@ def table(engine: ModuleType, which: Kernel, tensors: dict[str, Tensor]) -> Any:
     return table
 
 
-def m_svag(dtype: torch.dtype = torch.float32, state: torch.dtype = torch.float32) -> Kernel:
-    anatomy = svag.METHODS["m-svag"].anatomy
-    return Kernel.of(
-        Switches.of(anatomy, amsgrad=False, decays=False, alters=False),
-        param=dtype,
-        state=state,
-        dither_param=False,
-        dither_state=state == torch.bfloat16,
-    )
+def kernel(case: Case, dtype: torch.dtype, *, alters: bool = False) -> Kernel:
+    switches = Switches.of(case.anatomy, amsgrad=case.amsgrad, decays=alters, alters=alters)
+    return Kernel(switches, dtype, dtype, dither_param=False, dither_state=False)
+
+
+def m_svag(dtype: torch.dtype = torch.float32) -> Kernel:
+    return kernel(*named("m-svag"), dtype)
+
+
+def launch(settings: Settings, *tables: Any, grad: Tensor | None = None) -> None:
+    for table in tables:
+        if grad is not None:
+            table.place("grad", [grad.data_ptr()])
+        table.launch([settings], None, None)
 
 
 def settings(lr: Any, decay: Any = 0.0) -> Settings:
@@ -411,56 +397,44 @@ def fresh() -> dict[str, Tensor]:
     return {**tensors, "step": torch.zeros(())}
 
 
-def test_a_tensor_step_size_is_read_by_the_device(engine: ModuleType, launches: Launches) -> None:
+def test_a_tensor_step_size_is_read_by_the_device(engine, launches):
     """The rule then holds tensors; a number that comes after one is not taken for it."""
     ours, theirs = fresh(), fresh()
     lr, decay = torch.tensor(0.1), torch.tensor(0.0, dtype=torch.float64)
     of_tensors, of_numbers = table(engine, m_svag(), ours), table(engine, m_svag(), theirs)
     for value in (0.1, 0.2, 0.3):
         lr.fill_(value), decay.fill_(value / 10)
-        of_tensors.launch([settings(lr, decay)], None, None)
-        of_numbers.launch([settings(float(lr), value / 10)], None, None)
+        launch(settings(lr, decay), of_tensors)
+        launch(settings(float(lr), value / 10), of_numbers)
     for value in (0.0, 0.1):
-        of_tensors.launch([settings(value)], None, None)
-        of_numbers.launch([settings(value)], None, None)
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
+        launch(settings(value), of_tensors, of_numbers)
+    assert_all_equal(ours.values(), theirs.values())
 
 
-def test_a_captured_step_and_others_do_not_meet(
-    engine: ModuleType, launches: Launches, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_captured_step_and_others_do_not_meet(engine, launches, monkeypatch):
     """Replayed, it has its own gradients and options; so has a step between the replays."""
     tensors, twin = fresh(), fresh()
     ours, theirs = table(engine, m_svag(), tensors), table(engine, m_svag(), twin)
     kept = len(engine._CAPTURED)
     monkeypatch.setattr(engine.Table, "_captures", lambda self: True)
-    ours.launch([settings(0.1)], None, None)
+    launch(settings(0.1), ours)
     monkeypatch.undo()
     monkeypatch.setattr(support, "engine", lambda device_type: engine)
     captured = launches.all[-1]
     assert len(engine._CAPTURED) == kept + 3
-    theirs.launch([settings(0.1)], None, None)
+    launch(settings(0.1), theirs)
     other = -torch.linspace(1, 2, 9)
-    for t in (ours, theirs):
-        t.place("grad", [other.data_ptr()])
-        t.launch([settings(0.2)], None, None)
+    launch(settings(0.2), ours, theirs, grad=other)
     launches.all.append(captured)
     with np.errstate(all="ignore"):
         launches.replay(-1)
-    theirs.place("grad", [twin["grad"].data_ptr()])
-    theirs.launch([settings(0.1)], None, None)
-    for t in (ours, theirs):
-        t.place("grad", [other.data_ptr()])
-        t.launch([settings(0.2)], None, None)
+    launch(settings(0.1), theirs, grad=twin["grad"])
+    launch(settings(0.2), ours, theirs, grad=other)
     assert float(tensors["step"]) == 4
-    for name, tensor in tensors.items():
-        assert torch.equal(tensor, twin[name]), name
+    assert_all_equal(tensors.values(), twin.values())
 
 
-def test_tables_are_made_before_a_capture(
-    engine: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tables_are_made_before_a_capture(engine, monkeypatch):
     monkeypatch.setattr(engine.Table, "_captures", lambda self: True)
     with pytest.raises(EngineUnavailable, match="take a few steps"):
         table(engine, m_svag(), fresh())
@@ -520,14 +494,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Any):
 
 
 @by_name(COMPILED)
-def test_the_kernel_compiles(case: Case, compiled: Callable[..., str]) -> None:
-    which = Kernel.of(
-        Switches.of(case.anatomy, amsgrad=case.amsgrad, decays=True, alters=True),
-        param=torch.float32,
-        state=torch.float32,
-        dither_param=False,
-        dither_state=False,
-    )
+def test_the_kernel_compiles(case, compiled):
+    which = kernel(case, torch.float32, alters=True)
     code = compiled(which)
     tensors = 2 + len(set(which.columns) - {"step"})
     assert len(re.findall(r"ld\.global\.v4\.b32", code)) == 2 * tensors
@@ -542,19 +510,19 @@ def test_the_kernel_compiles(case: Case, compiled: Callable[..., str]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_other_dtypes_compile(dtype: torch.dtype, compiled: Callable[..., str]) -> None:
-    code = compiled(m_svag(dtype, dtype))
+def test_other_dtypes_compile(dtype, compiled):
+    code = compiled(m_svag(dtype))
     assert re.search(r"ld\.global\.v2\.b64" if dtype == torch.float64 else r"\.v4\.b32", code)
 
 
-def test_unaligned_tensors_are_read_one_by_one(compiled: Callable[..., str]) -> None:
+def test_unaligned_tensors_are_read_one_by_one(compiled):
     assert not re.search(r"global\.v\d", compiled(m_svag(), address=4104))
 
 
 # ------------------------------------------------------------------------------ where it is absent
 
 
-def test_without_triton_there_is_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_triton_there_is_no_engine(monkeypatch):
     forget(monkeypatch)
     for name in [name for name in sys.modules if name.split(".")[0] == "triton"]:
         monkeypatch.delitem(sys.modules, name)
@@ -566,7 +534,7 @@ def test_without_triton_there_is_no_engine(monkeypatch: pytest.MonkeyPatch) -> N
     assert "Triton is not installed" in found
 
 
-def test_without_a_compiler_there_is_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_there_is_no_engine(monkeypatch):
     forget(monkeypatch)
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
@@ -592,7 +560,7 @@ def on_cuda(case: Case, steps: Any, dtype: torch.dtype, **options: Any) -> list[
 @on_a_gpu
 @both_precisions
 @by_name(CASES)
-def test_a_gpu_conforms(case: Case, dtype: torch.dtype) -> None:
+def test_a_gpu_conforms(case, dtype):
     decay = case.decay(0.9)
     history = on_cuda(case, GRADIENTS, dtype, **decay)
     assert_conforms("GPU", dtype, history, case, lr=case.lr, **decay)
@@ -600,7 +568,7 @@ def test_a_gpu_conforms(case: Case, dtype: torch.dtype) -> None:
 
 @on_a_gpu
 @pytest.mark.parametrize("dtype", HALF, ids=["bfloat16", "float16"])
-def test_a_gpu_rounds_as_the_interpreter_does(engine: ModuleType, dtype: torch.dtype) -> None:
+def test_a_gpu_rounds_as_the_interpreter_does(engine, dtype):
     (case,) = named("m-ssd")
     ours = on_cuda(case, GRADIENTS, dtype, stochastic_rounding=dtype == torch.bfloat16)
     options = {"lr": case.lr, "stochastic_rounding": dtype == torch.bfloat16}
@@ -651,7 +619,7 @@ class Twins:
 
 @on_a_gpu
 @pytest.mark.parametrize("name", ["ssd", "m-svag", "adam"])
-def test_replays_equal_steps_to_the_bit(name: str) -> None:
+def test_replays_equal_steps_to_the_bit(name):
     """Also when the step size changes, and when an uncaptured step comes between."""
     twins = Twins(name)
     twins.capture()
@@ -668,7 +636,7 @@ def test_replays_equal_steps_to_the_bit(name: str) -> None:
 
 
 @on_a_gpu
-def test_a_graph_outlives_its_optimizer_s_tables() -> None:
+def test_a_graph_outlives_its_optimizer_s_tables():
     twins = Twins("m-svag")
     twins.capture()
     twins.optimizers[0]._plan = None
@@ -682,7 +650,7 @@ def test_a_graph_outlives_its_optimizer_s_tables() -> None:
 
 
 @on_a_gpu
-def test_the_scaler_leaves_out_a_step_with_inf() -> None:
+def test_the_scaler_leaves_out_a_step_with_inf():
     param = nn.Parameter(torch.ones(5, device="cuda"))
     optimizer = svag.MSVAG([param], fused=True)
     scaler = torch.amp.GradScaler("cuda", init_scale=4.0, growth_interval=1000)
@@ -699,7 +667,7 @@ def test_the_scaler_leaves_out_a_step_with_inf() -> None:
 
 
 @on_a_gpu
-def test_more_elements_than_32_bits_count() -> None:
+def test_more_elements_than_32_bits_count():
     size = 2**31 + 5
     if torch.cuda.mem_get_info()[0] < 5 * size:
         pytest.skip("needs 11 GB of GPU memory")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import distributed_worker as worker
 from .cases import Case, by_name, named
+from .stepping import step
 
 WORKER = Path(worker.__file__)
 LIMIT = 240.0  # seconds until two processes that wait for each other are given up
@@ -68,7 +69,7 @@ def assert_same(ours: list[Tensor], theirs: Any, bound: float = 1e-10) -> None:
         torch.testing.assert_close(one, other.detach(), rtol=bound, atol=bound)
 
 
-def test_the_runs_go_somewhere() -> None:
+def test_the_runs_go_somewhere():
     start, (net, _) = worker.model(), alone(*named("m-svag"))
     for p, q in zip(start.parameters(), net.parameters(), strict=True):
         assert not torch.allclose(p, q, rtol=1e-3, atol=1e-3)
@@ -76,13 +77,11 @@ def test_the_runs_go_somewhere() -> None:
 
 @every_way
 @every_case
-def test_two_replicas_train_as_one_process(
-    both: list[dict[str, Any]], case: Case, way: str
-) -> None:
+def test_two_replicas_train_as_one_process(both, case, way):
     assert_same(came_of(both, "ddp", f"{case}, {way}"), alone(case)[0].parameters())
 
 
-def test_state_may_be_spread_over_replicas(both: list[dict[str, Any]]) -> None:
+def test_state_may_be_spread_over_replicas(both):
     assert_same(
         came_of(both, "ddp", "m-svag, ZeroRedundancyOptimizer"),
         alone(*named("m-svag"))[0].parameters(),
@@ -91,9 +90,7 @@ def test_state_may_be_spread_over_replicas(both: list[dict[str, Any]]) -> None:
 
 @every_way
 @every_case
-def test_fully_sharded_parameters_train_as_whole_ones(
-    both: list[dict[str, Any]], case: Case, way: str
-) -> None:
+def test_fully_sharded_parameters_train_as_whole_ones(both, case, way):
     net, optimizer = alone(case)
     ends = came_of(both, "fsdp", f"{case}, {way}")
     assert_same(ends["parameters"], net.parameters())
@@ -106,9 +103,7 @@ def test_fully_sharded_parameters_train_as_whole_ones(
 
 @pytest.mark.parametrize("form", ["nested", "flat"])
 @every_case
-def test_a_distributed_checkpoint_resumes_exactly(
-    both: list[dict[str, Any]], case: Case, form: str
-) -> None:
+def test_a_distributed_checkpoint_resumes_exactly(both, case, form):
     ends = came_of(both, "checkpoints", f"{case}, {form}")
     assert all(map(torch.equal, ends["resumed"], ends["straight"]))
     # torch makes the state to be loaded into by a step with lr = 0 and gradients of zero
@@ -120,9 +115,7 @@ def test_a_distributed_checkpoint_resumes_exactly(
 
 
 @by_name(worker.STATEFUL)
-def test_a_gathered_state_is_that_of_one_process_and_can_be_spread_again(
-    both: list[dict[str, Any]], case: Case
-) -> None:
+def test_a_gathered_state_is_that_of_one_process_and_can_be_spread_again(both, case):
     ends = came_of(both, "gathered", f"{case}, full")
     net, optimizer = alone(case, worker.STEPS // 2)
     for label, p in net.named_parameters():
@@ -134,17 +127,13 @@ def test_a_gathered_state_is_that_of_one_process_and_can_be_spread_again(
 
 @pytest.mark.parametrize("way", [*worker.FLAGS, "capturable"])
 @every_case
-def test_dtensors_of_any_placement_step_as_plain_tensors_beside_a_plain_one(
-    both: list[dict[str, Any]], case: Case, way: str
-) -> None:
+def test_dtensors_of_any_placement_step_as_plain_tensors_beside_a_plain_one(both, case, way):
     assert_same(came_of(both, "dtensors", f"{case}, {way}"), plain_run(case))
 
 
-@pytest.mark.parametrize("way", worker.FLAGS)
+@every_way
 @every_case
-def test_gradients_distributed_in_another_way_than_their_parameters_count_whole(
-    both: list[dict[str, Any]], case: Case, way: str
-) -> None:
+def test_gradients_distributed_in_another_way_than_their_parameters_count_whole(both, case, way):
     assert_same(came_of(both, "redistributed", f"{case}, {way}"), plain_run(case))
 
 
@@ -153,7 +142,5 @@ def plain_run(case: Case) -> list[nn.Parameter]:
     params = [nn.Parameter(value) for value in worker.plain_values()]
     optimizer = case.build(params, **worker.OPTIONS, foreach=False)
     for n in range(worker.STEPS):
-        for p, gradient in zip(params, worker.plain_gradients(n), strict=True):
-            p.grad = gradient
-        optimizer.step()
+        step(optimizer, *worker.plain_gradients(n))
     return params

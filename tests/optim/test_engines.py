@@ -28,6 +28,7 @@ from svag.compiled import threads
 from svag.errors import EngineUnavailable
 
 from .cases import EVERY_KIND, Case, by_name, named
+from .stepping import assert_all_equal, drawn, parameter, step, train
 
 pytest.importorskip("numba", reason="the engine compared with is Numba's (extra fast)")
 
@@ -69,11 +70,10 @@ LAYOUTS = {
 def test_dense_layouts_step_as_contiguous_ones_to_the_bit(case, layout):
     ends = []
     for arrange in (LAYOUTS[layout], torch.clone):
-        generator = torch.Generator().manual_seed(0)
-        p = nn.Parameter(arrange(torch.randn(3, 4, 90, 130, generator=generator)))
+        p = nn.Parameter(arrange(parameter(3, 4, 90, 130).detach()))
         optimizer = case.build([p], fused=True)
-        for _ in range(3):
-            p.grad = arrange(torch.randn(p.shape, generator=generator))
+        for n in range(3):
+            p.grad = arrange(drawn([p], n)[0])
             optimizer.step()
         for name in case.anatomy.buffers:
             assert optimizer.state[p][name].stride() == p.stride()
@@ -121,10 +121,8 @@ def test_parameters_in_one_memory_step_one_after_the_other(size, count, flags):
     memory = torch.zeros(size)
     params = [nn.Parameter(memory) for _ in range(count)]
     optimizer = svag.SGD(params, lr=1.0, **flags)
-    for p in params:
-        p.grad = -torch.ones(size)
     for _ in range(5):
-        optimizer.step()
+        step(optimizer, -1.0)
     assert memory.unique().tolist() == [5 * count]
 
 
@@ -133,13 +131,10 @@ def test_parameters_in_one_memory_step_one_after_the_other(size, count, flags):
 def test_parameters_in_one_memory_step_one_after_the_other_in_every_dtype(dtype, flags):
     memory = torch.zeros(20, dtype=dtype)
     params = [nn.Parameter(memory), nn.Parameter(memory[::2]), nn.Parameter(memory[12:])]
-    optimizer = svag.SGD(
-        params, lr=1.0, **{k: v for k, v in flags.items() if k != "fused" or not v}
-    )
-    for p in params:
-        p.grad = -torch.ones_like(p)
+    flags = {} if flags.get("fused") else flags  # which refuses the gaps
+    optimizer = svag.SGD(params, lr=1.0, **flags)
     for _ in range(3):
-        optimizer.step()
+        step(optimizer, -1.0)
     assert memory.real.tolist() == [6.0, 3.0] * 6 + [9.0, 6.0] * 4
 
 
@@ -153,9 +148,8 @@ def test_a_parameter_that_is_listed_twice_steps_twice(case, flags):
     p, q = (nn.Parameter(torch.ones(4)) for _ in range(2))
     twice, once = case.build([p, p], lr=0.1, **flags), case.build([q], lr=0.1, foreach=False)
     for n in range(3):
-        p.grad, q.grad = torch.full((4,), 1.0 + n), torch.full((4,), 1.0 + n)
-        twice.step()
-        once.step()
+        step(twice, 1.0 + n)
+        step(once, 1.0 + n)
         once.step()
     torch.testing.assert_close(p, q)
 
@@ -169,16 +163,14 @@ def test_parameters_that_overlap_step_as_torch_would_step_them(case, flags, deco
     memory, alone = torch.linspace(0.5, 2.0, 40), torch.linspace(0.5, 2.0, 40)
     pieces = [slice(0, 30), slice(10, 40), slice(3, 17)]
     params = [nn.Parameter(memory[piece]) for piece in pieces]
-    singles = [nn.Parameter(alone[piece]) for piece in pieces]
+    singles = [alone[piece] for piece in pieces]
     optimizer = case.build(params, **decay, **flags)
-    apart = [case.build([p], **decay, foreach=False) for p in singles]
+    apart = [case.build([p], **decay, foreach=False) for p in map(nn.Parameter, singles)]
     for n in range(3):
-        for i, (p, single) in enumerate(zip(params, singles, strict=True)):
-            p.grad = torch.linspace(1.0 + i, 2.0 + n, len(p))
-            single.grad = p.grad.clone()
-        optimizer.step()
-        for one in apart:
-            one.step()
+        gradients = [torch.linspace(1.0 + i, 2.0 + n, len(p)) for i, p in enumerate(params)]
+        step(optimizer, *gradients)
+        for one, gradient in zip(apart, gradients, strict=True):
+            step(one, gradient)
     torch.testing.assert_close(memory, alone, rtol=2e-5, atol=2e-6)
 
 
@@ -187,16 +179,9 @@ def test_parameters_that_overlap_step_as_torch_would_step_them(case, flags, deco
 
 def ends_after_three_steps(case: Case, **options: Any) -> list[Tensor]:
     """Parameters and state of tensors that take many chunks, and of some that take one."""
-    generator = torch.Generator().manual_seed(0)
-    params = [
-        nn.Parameter(torch.randn(size, generator=generator))
-        for size in (1_000_003, 5, 131_073, 8_193)
-    ]
+    params = [parameter(size) for size in (1_000_003, 5, 131_073, 8_193)]
     optimizer = case.build(params, fused=True, **options)
-    for _ in range(3):
-        for p in params:
-            p.grad = torch.randn(p.shape, generator=generator)
-        optimizer.step()
+    train(optimizer, steps=3)
     buffers = [optimizer.state[p][name] for p in params for name in case.anatomy.buffers]
     return [p.detach() for p in params] + buffers
 
@@ -204,21 +189,13 @@ def ends_after_three_steps(case: Case, **options: Any) -> list[Tensor]:
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("options", [{}, {"state_dtype": torch.bfloat16}], ids=["", "bfloat16"])
 @by_name(named("m-ssd", "adam"))
-def test_the_number_of_threads_changes_no_bit(case, options):
+def test_neither_the_number_of_threads_nor_whose_they_are_changes_a_bit(case, options, monkeypatch):
     expected = ends_after_three_steps(case, **options)
     for count in (1, 3):
         torch.set_num_threads(count)
-        for one, other in zip(ends_after_three_steps(case, **options), expected, strict=True):
-            assert torch.equal(one, other)
-
-
-@pytest.mark.usefixtures("two_threads")
-@by_name(named("adam"))
-def test_threads_of_python_do_what_those_of_openmp_do(case, monkeypatch):
-    expected = ends_after_three_steps(case)
+        assert_all_equal(ends_after_three_steps(case, **options), expected)
     monkeypatch.setattr(threads, "parallel", lambda: None)
-    for one, other in zip(ends_after_three_steps(case), expected, strict=True):
-        assert torch.equal(one, other)
+    assert_all_equal(ends_after_three_steps(case, **options), expected)
     assert any(thread.name.startswith("svag") for thread in threading.enumerate())
 
 
@@ -267,11 +244,9 @@ def allocated_by(step: Any) -> tuple[int, int]:
 def test_a_fused_step_allocates_next_to_nothing(case):
     """40 tensors of 10,000: 1.6 megabytes of gradients."""
     params = [nn.Parameter(torch.ones(10_000)) for _ in range(40)]
-    for p in params:
-        p.grad = torch.ones(10_000)
     fused, eager = case.build(params, fused=True), case.build(params, foreach=True)
     for optimizer in (fused, eager):
-        optimizer.step()  # which makes the state
+        step(optimizer, 1.0)  # which makes the state
     by_torch, by_python = allocated_by(fused.step)
     assert_within("bytes allocated in a fused step, by torch", by_torch, 1e6)
     assert_within("bytes allocated in a fused step, by Python", by_python, 1e6)
@@ -345,10 +320,7 @@ STEP = """
 PIECES = 2  # the loop and what precedes it
 
 # Two steps along one gradient, of which only the sign counts in ssd.
-ENDS = {
-    "sgd": [-1.0, 2.0, -4.0, 0.0],
-    "ssd": [-1.0, 1.0, -1.0, 0.0],
-}
+ENDS = {"sgd": [-1.0, 2.0, -4.0, 0.0], "ssd": [-1.0, 1.0, -1.0, 0.0]}
 
 
 def files_in(folder: Path) -> dict[str, tuple[int, int]]:
@@ -381,8 +353,7 @@ def test_processes_that_compile_at_once_do_not_get_each_others_code(compiled, tm
 
     Where both number their files alike, the code under the one's entry is then the other's.
     """
-    both = tmp_path / "both"
-    shutil.copytree(compiled["sgd"], both)
+    both = shutil.copytree(compiled["sgd"], tmp_path / "both")
     for path in compiled["ssd"].rglob("*.nbc"):
         shutil.copy(path, both / path.relative_to(compiled["ssd"]))
     end = python(STEP.format(key="sgd"), NUMBA_CACHE_DIR=both)
@@ -430,8 +401,7 @@ def test_functions_of_one_factory_are_linked_by_names_of_their_own():
 
 
 def test_a_damaged_index_is_no_reason_to_stop(compiled, tmp_path):
-    damaged = tmp_path / "damaged"
-    shutil.copytree(compiled["ssd"], damaged)
+    damaged = shutil.copytree(compiled["ssd"], tmp_path / "damaged")
     for path in damaged.rglob("*.nbi"):
         path.write_bytes(b"")  # as a machine that lost power leaves it
     assert python(STEP.format(key="ssd"), NUMBA_CACHE_DIR=damaged).startswith(str(ENDS["ssd"]))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import svag
 from svag.errors import SvagError
 
-from .cases import ENGINES, EVERY_KIND, Case, by_name, every_engine, every_flag, named
+from .cases import EVERY_KIND, Case, by_name, named
 from .stepping import (
     CLOSE,
     FreshLoop,
@@ -28,9 +28,11 @@ from .stepping import (
     assert_same_state,
     copies,
     drawn,
+    give_gradients,
     held,
     parameter,
     parameters,
+    step,
 )
 
 # Where tensors are is a matter of which averages there are, not of what is made of them: 0 to 2.
@@ -63,15 +65,11 @@ def refused(optimizer: Any) -> bool:
 
 def follow(case: Case, params: list[Any], change: Any, flags: Any, **options: Any) -> None:
     """Step while ``change(optimizer, n)`` is made before step n."""
-    optimizer, reference = (
-        case.build(params, **options, **flags),
-        FreshLoop(case, params, **options),
-    )
+    optimizer = case.build(params, **options, **flags)
+    reference = FreshLoop(case, params, **options)
     for n in range(5):
         change(optimizer, n, *([reference] if change in WRITTEN.values() else []))
-        gradients = drawn(held(optimizer), n)
-        for p, gradient in zip(held(optimizer), gradients, strict=True):
-            p.grad = gradient.clone()
+        gradients = give_gradients(held(optimizer), n)
         if refused(optimizer):
             return
         reference.step(gradients)
@@ -93,8 +91,10 @@ def set_data(tensor: Tensor, data: Tensor) -> None:
 
 
 def swap(p: Any, state: Any) -> None:
+    """To float64 and back, as ``module.to`` does where it is asked to swap."""
     p.grad = None
-    torch.utils.swap_tensors(p, nn.Parameter(p.detach().clone()))
+    for dtype in (torch.float64, p.dtype):
+        torch.utils.swap_tensors(p, nn.Parameter(p.detach().to(dtype, copy=True)))
 
 
 def flatten(optimizer: Any, n: int) -> None:
@@ -177,18 +177,16 @@ CHANGES: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@every_flag
 @few
-def test_tensors_may_move_between_steps(case: Case, flags: Any, change: str) -> None:
+def test_tensors_may_move_between_steps(case, flags, change):
     params = [*parameters(), parameter(4, 3, 5, 7, seed=9)]
     if change == "shared memory":
         params = [p for p in params if p.numel()]
     follow(case, params, CHANGES[change], flags, weight_decay=0.1)
 
 
-@every_flag
 @few
-def test_parameters_may_be_freed_and_replaced_between_steps(case: Case, flags: Any) -> None:
+def test_parameters_may_be_freed_and_replaced_between_steps(case, flags):
     """The new one often gets the old one's address and id: it must still begin afresh."""
     kept = parameter(33, seed=1)
     optimizer = case.build([parameter(64), kept], **flags)
@@ -200,8 +198,7 @@ def test_parameters_may_be_freed_and_replaced_between_steps(case: Case, flags: A
         old = weakref.ref(held(optimizer)[0])
         optimizer.param_groups[0]["params"][0] = fresh
         for _ in range(2):
-            gradients = drawn(held(optimizer), n)
-            fresh.grad, kept.grad = (gradient.clone() for gradient in gradients)
+            gradients = give_gradients(held(optimizer), n)
             optimizer.step()
             assert old() is None  # the optimizer has not kept it alive
             expected.step(gradients[:1])
@@ -211,9 +208,8 @@ def test_parameters_may_be_freed_and_replaced_between_steps(case: Case, flags: A
     assert len(optimizer.state) <= 2
 
 
-@every_flag
 @few
-def test_groups_may_be_edited_in_place(case: Case, flags: Any) -> None:
+def test_groups_may_be_edited_in_place(case, flags):
     params = [parameter(5 + n, seed=n) for n in range(5)]
     optimizer = case.build([{"params": params[:4]}, {"params": params[4:]}], **flags)
     loops = [FreshLoop(case, [p]) for p in params]
@@ -228,55 +224,27 @@ def test_groups_may_be_edited_in_place(case: Case, flags: Any) -> None:
     )
     for n, edit in enumerate(edits):
         edit(optimizer.param_groups)
-        gradients = drawn(params, n)
+        gradients = give_gradients(params, n)
         for p, gradient, loop in zip(params, gradients, loops, strict=True):
-            p.grad = gradient.clone()
             if any(p is q for q in held(optimizer)):
-                lr = {"lr": 0.02, "maximize": True} if n == 6 else {}
-                loop.options.update(lr)
+                loop.options.update({"lr": 0.02, "maximize": True} if n == 6 else {})
                 loop.step([gradient])
         optimizer.step()
-        ends = [loop.params[0] for loop in loops]
-        assert_all_close(params, ends)
+        assert_all_close(params, [loop.params[0] for loop in loops])
 
 
-@every_flag
 @few
-def test_two_optimizers_may_share_their_parameters(case: Case, flags: Any) -> None:
+def test_two_optimizers_may_share_their_parameters(case, flags):
     params = parameters()
     pair = [case.build(params, **flags), case.build(params, lr=0.02, **flags)]
     loops = [FreshLoop(case, params), FreshLoop(case, params, lr=0.02)]
     for n in range(6):
         optimizer, loop = pair[n % 2], loops[n % 2]
-        gradients = drawn(params, n)
-        for p, gradient in zip(params, gradients, strict=True):
-            p.grad = gradient.clone()
+        gradients = give_gradients(params, n)
         optimizer.step()
         loop.params = [p.clone() for p in loops[(n + 1) % 2].params] if n else loop.params
         loop.step(gradients)
         assert_all_close(params, loop.params)
-
-
-def test_module_conversion_that_swaps_tensors_keeps_the_state() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3))
-    reference = copy.deepcopy(model)
-    ours, theirs = (
-        svag.Adam(model.parameters()),
-        torch.optim.Adam(reference.parameters(), foreach=False),
-    )
-    torch.__future__.set_swap_module_params_on_conversion(True)
-    try:
-        for x in torch.randn(4, 8, 6):
-            for m, o in ((model, ours), (reference, theirs)):
-                o.zero_grad()
-                m(x).square().mean().backward()
-                o.step()
-                o.zero_grad()
-                m.to("cpu", torch.float64).to(torch.float32)
-    finally:
-        torch.__future__.set_swap_module_params_on_conversion(False)
-    assert_all_close(model.parameters(), reference.parameters())
 
 
 # ------------------------------------------------------------------------- unusual gradients
@@ -296,9 +264,8 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("since", [0, 2])
 @pytest.mark.parametrize("kind", VIEWS)
-@every_flag
 @by_name(named("ssd", "m-svag"))
-def test_gradients_may_be_views(case: Case, flags: Any, kind: str, since: int) -> None:
+def test_gradients_may_be_views(case, flags, kind, since):
     """From the first step on, or after two with gradients of their own."""
     p = parameter(37, 23, dtype=torch.complex64 if "conjugate" in kind else torch.float32)
     optimizer = case.build([p], weight_decay=0.1, **flags)
@@ -318,15 +285,15 @@ def test_gradients_may_be_views(case: Case, flags: Any, kind: str, since: int) -
     assert all(not value.requires_grad for value in optimizer.state[p].values())
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-@every_engine
+not_finite = pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+
+
+@not_finite
 @by_name(EVERY_KIND)
-def test_an_infinite_gradient_stays_with_its_coordinate(
-    case: Case, engine: str, value: float
-) -> None:
+def test_an_infinite_gradient_stays_with_its_coordinate(case, engine, value):
     """Two finite steps, one with the value, two finite ones: as the for-loop in every place."""
     params = [parameter(5, 6), parameter(9000, seed=1)]
-    optimizer = case.build(params, **ENGINES[engine])
+    optimizer = case.build(params, **engine)
     marred, clean = FreshLoop(case, params), FreshLoop(case, params)
     for n in range(5):
         gradients = drawn(params, n)
@@ -334,9 +301,7 @@ def test_an_infinite_gradient_stays_with_its_coordinate(
         if n == 2:
             for gradient in gradients:
                 gradient.view(-1)[3] = value
-        for p, gradient in zip(params, gradients, strict=True):
-            p.grad = gradient.clone()
-        optimizer.step()
+        step(optimizer, *gradients)
         marred.step(gradients)
     for p, loop, other in zip(params, marred.params, clean.params, strict=True):
         torch.testing.assert_close(p.detach(), loop, rtol=2e-5, atol=2e-5, equal_nan=True)
@@ -347,18 +312,15 @@ def test_an_infinite_gradient_stays_with_its_coordinate(
             assert p.view(-1)[3].isnan()
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-@every_engine
-def test_an_infinite_gradient_makes_of_adam_what_it_makes_of_torchs(
-    engine: str, value: float
-) -> None:
-    ours = svag.Adam([parameter(30)], **ENGINES[engine])
+@not_finite
+def test_an_infinite_gradient_makes_of_adam_what_it_makes_of_torchs(engine, value):
+    ours = svag.Adam([parameter(30)], **engine)
     theirs = torch.optim.Adam([parameter(30)], foreach=False)
     for n in range(4):
+        (gradient,) = drawn(held(ours), n)
+        if n == 1:
+            gradient[4] = value
         for o in (ours, theirs):
-            held(o)[0].grad = drawn(held(o), n)[0]
-            if n == 1:
-                held(o)[0].grad[4] = value
-            o.step()
+            step(o, gradient)
     assert held(theirs)[0].isnan().sum() == 1
     assert_all_close(held(ours), held(theirs), **CLOSE, equal_nan=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import svag
 
-from .cases import ENGINES, METHODS, Case, by_name, every_engine, named
+from .cases import METHODS, by_name, named
 from .stepping import (
     FreshLoop,
     assert_all_close,
@@ -55,19 +55,20 @@ def backward(model: Line, x: Tensor, scaler: Any = None) -> None:
             batches.micro_step()
 
 
+def steps_in(states: Any) -> set[float]:
+    return {float(state["step"]) for state in states.values() if "step" in state}
+
+
 RECIPES = ("scaler.step alone", "svag.unscale_", "scaler.unscale_")
 
 
 @pytest.mark.parametrize("worst", [math.inf, -math.inf, math.nan])
 @pytest.mark.parametrize("recipe", RECIPES)
-@every_engine
 @by_name(SCALED)
-def test_a_scaler_skips_steps_with_infinite_gradients_and_nothing_else(
-    case: Case, engine: str, recipe: str, worst: float
-) -> None:
+def test_a_scaler_skips_steps_with_infinite_gradients_and_nothing_else(case, engine, recipe, worst):
     model, reference = Line(), Line()
     optimizer, unscaled = (
-        case.build(m.parameters(), weight_decay=0.1, **ENGINES[engine]) for m in (model, reference)
+        case.build(m.parameters(), weight_decay=0.1, **engine) for m in (model, reference)
     )
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12, growth_interval=2)
     for n, bad in enumerate((True, False, False, True, True, False, False)):
@@ -85,11 +86,7 @@ def test_a_scaler_skips_steps_with_infinite_gradients_and_nothing_else(
         assert not hasattr(optimizer, "found_inf")
         if bad:
             assert_all_equal(held(optimizer), before)
-            steps = [
-                {float(state["step"]) for state in states.values() if "step" in state}
-                for states in (optimizer.state, state["state"])
-            ]
-            assert steps[0] <= steps[1] | {0.0}
+            assert steps_in(optimizer.state) <= steps_in(state["state"]) | {0.0}
             continue
         unscaled.zero_grad()
         backward(reference, inputs(n))
@@ -101,11 +98,10 @@ def test_a_scaler_skips_steps_with_infinite_gradients_and_nothing_else(
     assert scaler.get_scale() == 2.0**12 / 2**3 * 2**2
 
 
-@every_engine
 @by_name(named("m-svag", "m-svag/batch"))
-def test_a_scaler_that_is_off_is_no_scaler(case: Case, engine: str) -> None:
+def test_a_scaler_that_is_off_is_no_scaler(case, engine):
     models = Line(), Line()
-    one, other = (case.build(m.parameters(), **ENGINES[engine]) for m in models)
+    one, other = (case.build(m.parameters(), **engine) for m in models)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     for n in range(2):
         backward(models[0], inputs(n), scaler)
@@ -119,24 +115,19 @@ def test_a_scaler_that_is_off_is_no_scaler(case: Case, engine: str) -> None:
     assert_all_equal(held(one), held(other))
 
 
-def test_only_a_fused_optimizer_says_that_it_scales_by_itself() -> None:
-    for engine, flags in ENGINES.items():
-        optimizer = svag.MSVAG([parameter(3)], **flags)
-        scales = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-        assert scales == (engine == "fused")
+def test_only_a_fused_optimizer_says_that_it_scales_by_itself(engine):
+    optimizer = svag.MSVAG([parameter(3)], **engine)
+    scales = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+    assert scales == ("fused" in engine)
 
 
-@every_engine
 @by_name(METHODS)
-def test_a_scale_set_by_hand_is_divided_by_and_found_inf_skips(case: Case, engine: str) -> None:
+def test_a_scale_set_by_hand_is_divided_by_and_found_inf_skips(case, engine):
     """By the attributes that GradScaler sets for a fused step; in the kernel or before it.
 
     Unlike torch's, it leaves the scaled gradient as it is: see docs/recipes.md.
     """
-    optimizer, reference = (
-        case.build(parameters(), **ENGINES[engine]),
-        FreshLoop(case, parameters()),
-    )
+    optimizer, reference = case.build(parameters(), **engine), FreshLoop(case, parameters())
     for n, skipped in enumerate((True, False, True, False)):
         gradients = drawn(held(optimizer), n)
         for p, gradient in zip(held(optimizer), gradients, strict=True):
@@ -153,11 +144,10 @@ def test_a_scale_set_by_hand_is_divided_by_and_found_inf_skips(case: Case, engin
         if not skipped:
             reference.step(gradients)
         assert_all_close(held(optimizer), reference.params)
-    counted = {float(state["step"]) for state in optimizer.state.values() if "step" in state}
-    assert counted <= {2.0}
+    assert steps_in(optimizer.state) <= {2.0}
 
 
-def test_torchs_fused_step_leaves_the_unscaled_gradient() -> None:
+def test_torchs_fused_step_leaves_the_unscaled_gradient():
     """Else the sentence above, and that of the docs, would be out of date."""
     param = nn.Parameter(torch.zeros(2))
     optimizer: Any = torch.optim.Adam([param], fused=True)
@@ -167,11 +157,10 @@ def test_torchs_fused_step_leaves_the_unscaled_gradient() -> None:
     assert param.grad.tolist() == [1.0, -2.0]
 
 
-@every_engine
 @by_name(named("ssd", "m-svag", "adam"))
-def test_a_parameter_without_gradient_stays_out_of_a_scaled_step(case: Case, engine: str) -> None:
+def test_a_parameter_without_gradient_stays_out_of_a_scaled_step(case, engine):
     model = Line()
-    optimizer = case.build(model.parameters(), **ENGINES[engine])
+    optimizer = case.build(model.parameters(), **engine)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     scaler.scale((model.weight * inputs(0)[0, :4]).sum()).backward()
     scaler.step(optimizer)
@@ -180,17 +169,14 @@ def test_a_parameter_without_gradient_stays_out_of_a_scaled_step(case: Case, eng
     assert not optimizer.state[model.bias]
 
 
-@every_engine
 @by_name(named("m-ssd", "m-svag", "adam", "m-ssd-erf"))
-def test_the_step_may_stand_under_autocast_like_the_loss(case: Case, engine: str) -> None:
+def test_the_step_may_stand_under_autocast_like_the_loss(case, engine):
     models = []
     for inside in (False, True):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 2))
-        start, optimizer = (
-            copies(model.parameters()),
-            case.build(model.parameters(), lr=1e-2, **ENGINES[engine]),
-        )
+        start = copies(model.parameters())
+        optimizer = case.build(model.parameters(), lr=1e-2, **engine)
         for _ in range(5):
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16):

@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,13 @@ import svag
 from svag.errors import MissingVariance
 from svag.variance.grad_var import attach
 
-from .cases import ENGINES, METHODS, ROWS, by_name, every_engine, named
+from .cases import METHODS, ROWS, by_name, named
+from .stepping import assert_all_close, assert_all_equal, copies, step
 
 
 def stepped(optimizer: torch.optim.Optimizer, param: nn.Parameter, times: int = 1) -> None:
     for _ in range(times):
-        param.grad = torch.linspace(-1.0, 2.0, param.numel()).view_as(param).to(param.dtype)
-        optimizer.step()
+        step(optimizer, torch.linspace(-1.0, 2.0, param.numel()))
 
 
 # ---------------------------------------------------------------------- an empty state, and steps
@@ -37,32 +38,25 @@ def test_a_users_own_note_in_a_state_that_is_not_needed_stays(case):
     assert list(optimizer.state[param]) == ["slow"]
 
 
-@every_engine
 @pytest.mark.parametrize("number", [0, 3, 7.0, np.float32(2)], ids=str)
-def test_a_step_that_is_set_by_hand_counts(number: Any, engine: str):
+def test_a_step_that_is_set_by_hand_counts(number, engine):
     """A number becomes a tensor; from there on the averages are debiased as after so many."""
-    params = [nn.Parameter(torch.zeros(5)) for _ in range(2)]
-    optimizers = [svag.MSVAG([param], **ENGINES[engine]) for param in params]
-    for param, optimizer in zip(params, optimizers, strict=True):
-        stepped(optimizer, param, 2)
-    optimizers[0].state[params[0]]["step"] = number
-    optimizers[1].state[params[1]]["step"].fill_(float(number))
-    for param, optimizer in zip(params, optimizers, strict=True):
-        stepped(optimizer, param)
-    assert isinstance(optimizers[0].state[params[0]]["step"], Tensor)
-    assert float(optimizers[0].state[params[0]]["step"]) == float(number) + 1
+    set_, filled = params = [nn.Parameter(torch.zeros(5)) for _ in range(2)]
+    optimizer = svag.MSVAG(params, **engine)
+    for n in range(3):
+        if n == 2:
+            optimizer.state[set_]["step"] = number
+            optimizer.state[filled]["step"].fill_(float(number))
+        step(optimizer, torch.linspace(-1.0, 2.0, 5))
+    assert isinstance(optimizer.state[set_]["step"], Tensor)
+    assert float(optimizer.state[set_]["step"]) == float(number) + 1
     assert torch.equal(*params)
 
 
-@every_engine
-def test_a_step_that_is_no_number_is_refused(engine: str):
-    for number in (-1, float("nan"), float("inf"), "3", None, True, [1]):
-        refuse(number, engine)
-
-
-def refuse(number: Any, engine: str):
+@pytest.mark.parametrize("number", [-1, float("nan"), float("inf"), "3", None, True, [1]], ids=str)
+def test_a_step_that_is_no_number_is_refused(number, engine):
     param = nn.Parameter(torch.zeros(5))
-    optimizer = svag.MSVAG([param], **ENGINES[engine])
+    optimizer = svag.MSVAG([param], **engine)
     stepped(optimizer, param)
     optimizer.state[param]["step"] = number
     before = param.detach().clone()
@@ -71,10 +65,9 @@ def refuse(number: Any, engine: str):
     assert torch.equal(param, before)
 
 
-@every_engine
 def test_averages_without_a_step_are_refused_and_notes_are_not_averages(engine):
     param = nn.Parameter(torch.zeros(5))
-    optimizer = svag.MSVAG([param], **ENGINES[engine])
+    optimizer = svag.MSVAG([param], **engine)
     optimizer.state[param]["note"] = "first"
     stepped(optimizer, param)
     assert float(optimizer.state[param]["step"]) == 1
@@ -86,7 +79,6 @@ def test_averages_without_a_step_are_refused_and_notes_are_not_averages(engine):
 # ------------------------------------------------------------------ gradients that are parameters
 
 
-@every_engine
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("size", [5, 70_000])
@@ -97,7 +89,7 @@ def test_a_gradient_that_is_the_parameter_is_what_it_was_before_the_step(
     """As of |p|^2/2: every engine steps along the value that the step began with."""
     values = torch.linspace(-1.0, 2.0, size)
     own, apart = nn.Parameter(values.clone()), nn.Parameter(values.clone())
-    options = {"weight_decay": decay, "decoupled_weight_decay": decoupled, **ENGINES[engine]}
+    options = {"weight_decay": decay, "decoupled_weight_decay": decoupled, **engine}
     one, other = case.build([own], **options), case.build([apart], **options)
     for _ in range(3):
         own.grad = own.detach()
@@ -132,17 +124,13 @@ def test_a_state_dict_of_a_fresh_optimizer_can_be_asked_for_and_set(case):
     """torch.distributed.checkpoint primes it by a step with gradients of zero and lr = 0."""
     model, _ = regression()
     optimizer = case.build(model.parameters(), lr=0.25)
-    before = [param.detach().clone() for param in model.parameters()]
+    before = copies(model.parameters())
     saved = dcp_state.get_optimizer_state_dict(model, optimizer)
     assert optimizer.param_groups[0]["lr"] == 0.25
     assert all(param.grad is None for param in model.parameters())
     assert not any(hasattr(param, "grad_var") for param in model.parameters())
-    for param, value in zip(model.parameters(), before, strict=True):
-        assert torch.equal(param, value)
-    for param in model.parameters():
-        param.grad = torch.ones_like(param)
-        attach(param, torch.ones_like(param))
-    optimizer.step()
+    assert_all_equal(model.parameters(), before)
+    step(optimizer, 1.0, variance=1.0)
     trained = dcp_state.get_optimizer_state_dict(model, optimizer)
     fresh_model, _ = regression()
     fresh = case.build(fresh_model.parameters(), lr=0.5)
@@ -154,15 +142,13 @@ def test_a_state_dict_of_a_fresh_optimizer_can_be_asked_for_and_set(case):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-@every_engine
 def test_only_gradients_of_zero_pass_without_a_variance(engine):
     params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
-    optimizer = svag.MSVAG(params, variance="within-batch", **ENGINES[engine])
+    optimizer = svag.MSVAG(params, variance="within-batch", **engine)
     params[0].grad, params[1].grad = torch.zeros(3), torch.tensor([0.0, 1e-30, 0.0])
     with pytest.raises(MissingVariance, match=r"svag\.within_batch_variance"):
         optimizer.step()
-    params[1].grad = torch.zeros(3)
-    optimizer.step()
+    step(optimizer, 0.0)
     assert all(torch.equal(param.detach(), torch.ones(3)) for param in params)
     attach(params[0], torch.ones(3))
     params[1].grad = torch.zeros(3)
@@ -170,22 +156,22 @@ def test_only_gradients_of_zero_pass_without_a_variance(engine):
         optimizer.step()
 
 
-def in_backward(model: nn.Module) -> dict[nn.Parameter, torch.optim.Optimizer]:
-    """The recipe: one optimizer a parameter, which steps as soon as its gradient is there."""
-    optimizers = {p: svag.MSVAG([p], lr=0.1, variance="within-batch") for p in model.parameters()}
+Optimizers = dict[nn.Parameter, torch.optim.Optimizer]
 
-    def step(param: Tensor) -> None:
+
+def in_backward(optimizers: Optimizers) -> list[Any]:
+    """The recipe: one optimizer a parameter, which steps as soon as its gradient is there."""
+
+    def step(param: Any) -> None:
         optimizers[param].step()
         optimizers[param].zero_grad()
 
-    for param in optimizers:
-        param.register_post_accumulate_grad_hook(step)
-    return optimizers
+    return [param.register_post_accumulate_grad_hook(step) for param in optimizers]
 
 
 def test_an_optimizer_in_backward_says_why_there_is_no_variance_yet():
     model, inputs = regression()
-    in_backward(model)
+    in_backward({p: svag.MSVAG([p], variance="within-batch") for p in model.parameters()})
     with (
         pytest.raises(MissingVariance, match=r"backward pass is running.*after it was opened"),
         svag.within_batch_variance(model),
@@ -193,30 +179,35 @@ def test_an_optimizer_in_backward_says_why_there_is_no_variance_yet():
         model(inputs).square().mean().backward()
 
 
-def test_an_optimizer_in_backward_steps_where_its_hooks_come_after_the_contexts():
-    (model, inputs), (apart, _) = regression(), regression()
-    with svag.within_batch_variance(model):
-        in_backward(model)
-        model(inputs).square().mean().backward()
-    optimizer = svag.MSVAG(apart.parameters(), lr=0.1, variance="within-batch")
-    with svag.within_batch_variance(apart):
-        apart(inputs).square().mean().backward()
-    optimizer.step()
-    for ours, theirs in zip(model.parameters(), apart.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs)
-        assert ours.grad is None
+@by_name(named("m-ssd", "m-svag", "m-svag/batch"))
+def test_an_optimizer_in_backward_trains_as_one_that_steps_behind_it(case, engine):
+    """Its hooks come after the context's, where there is one."""
+    (inside, _), (behind, inputs) = regression(), regression()
+    optimizers = {p: case.build([p], **engine) for p in inside.parameters()}
+    optimizer = case.build(behind.parameters(), **engine)
+    for n in range(1 if case.within_batch else 3):
+        for model in (inside, behind):
+            context = svag.within_batch_variance(model) if case.within_batch else nullcontext()
+            with context:
+                hooks = in_backward(optimizers) if model is inside else []
+                (model(inputs) - n).square().mean().backward()
+            for hook in hooks:
+                hook.remove()
+        assert all(p.grad is None for p in inside.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert_all_close(inside.parameters(), behind.parameters())
 
 
 # --------------------------------------------------------------- memory, and what autograd sees
 
 
-@every_engine
 @pytest.mark.parametrize(
     "way", ["replaced", "cleared", "deleted", "average replaced", "parameter out of its group"]
 )
 def test_what_is_taken_out_of_the_state_is_freed_at_once(way, engine):
     param = nn.Parameter(torch.zeros(4))
-    optimizer = svag.MSVAG([param], **ENGINES[engine])
+    optimizer = svag.MSVAG([param], **engine)
     stepped(optimizer, param, 2)
     average = weakref.ref(optimizer.state[param]["exp_avg"])
     if way == "parameter out of its group":
@@ -267,13 +258,9 @@ def test_a_gradient_that_comes_and_goes_leaves_the_other_tables_as_they_are(monk
         made.append(len(kwargs["sizes"]))
         original(self, *args, **kwargs)
 
-    params = [nn.Parameter(torch.zeros(4)) for _ in range(50)]
-    optimizer = svag.MSVAG(params)
+    optimizer = svag.MSVAG([nn.Parameter(torch.zeros(4)) for _ in range(50)])
     for n in range(8):
         if n == 2:
             monkeypatch.setattr(cpu.Table, "__init__", counted)
-        for param in params:
-            param.grad = torch.ones(4)
-        params[0].grad = None if n % 2 else params[0].grad
-        optimizer.step()
+        step(optimizer, None if n % 2 else 1.0, *[1.0] * 49)
     assert sum(made) < 50

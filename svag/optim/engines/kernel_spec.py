@@ -5,12 +5,14 @@ a :class:`Kernel`, fixed when the loop is compiled; everything else is a number 
 reads, so that a schedule, a group's own options or a late gradient compile nothing.
 """
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 
+from svag.anatomy import Anatomy
+from svag.optim import options
 from svag.optim.rule import Settings, Switches
 
 REAL: Final = {torch.complex64: torch.float32, torch.complex128: torch.float64}
@@ -35,29 +37,21 @@ class Kernel(NamedTuple):
     dither_state: bool
 
     @classmethod
-    def of(
-        cls,
-        switches: Switches,
-        *,
-        param: torch.dtype,
-        state: torch.dtype,
-        dither_param: bool,
-        dither_state: bool,
-    ) -> "Kernel":
-        """Return the loop for tensors of some dtypes, complex ones included.
+    def of(cls, anatomy: Anatomy, group: Mapping[str, Any], dtype: torch.dtype) -> "Kernel":
+        """Return the loop for the parameters of a group that have some dtype, maybe a complex one.
 
         Args:
-            switches: what the update of an element is made of.
-            param: dtype of parameters and gradients.
-            state: dtype of the moving averages.
-            dither_param: whether stochastic rounding of parameters is asked for.
-            dither_state: whether stochastic rounding of averages is asked for.
+            anatomy: of the update.
+            group: the parameter group.
+            dtype: of the parameters.
         """
+        state = group["state_dtype"] or dtype
+        dither_param, dither_state = options.dithers(group)
         return cls(
-            switches,
-            param=REAL.get(param, param),
+            options.switches_of(anatomy, group),
+            param=REAL.get(dtype, dtype),
             state=REAL.get(state, state),
-            dither_param=dither_param and param == torch.bfloat16,
+            dither_param=dither_param and dtype == torch.bfloat16,
             dither_state=dither_state and state == torch.bfloat16,
         )
 

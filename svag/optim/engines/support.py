@@ -11,8 +11,8 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
+from svag.optim.dtensor import PLAIN
 from svag.optim.engines.kernel_spec import REAL
 
 _ENGINES = {"cpu": "svag.optim.engines.cpu", "cuda": "svag.optim.engines.cuda"}
@@ -38,7 +38,7 @@ def refusal(param: Tensor) -> str | None:
     found = engine(param.device.type)
     if isinstance(found, str):
         return found
-    if type(param) not in (Tensor, Parameter):
+    if type(param) not in PLAIN:
         return f"it is a {type(param).__name__}, not a plain tensor"
     dtype = REAL.get(param.dtype, param.dtype)
     if dtype not in found.DTYPES:
@@ -62,7 +62,7 @@ def mismatch(param: Tensor, beside: Mapping[str, Tensor], buffers: Iterable[Tens
     if param.is_neg() or param.is_conj():
         return "it is a view that stands for its negative or conjugate"
     for name, tensor in [*beside.items(), *(("state", buffer) for buffer in buffers)]:
-        if type(tensor) not in (Tensor, Parameter):
+        if type(tensor) not in PLAIN:
             return f"its {name} is a {type(tensor).__name__}, not a plain tensor"
         if tensor.device != param.device or tensor.shape != param.shape:
             return f"its {name} is of another device or shape"
@@ -84,12 +84,18 @@ def is_in_memory(tensor: Tensor) -> bool:
 
     One whose storage was resized (to free what is gathered again later) crashes the process.
     """
-    plain = type(tensor) in (Tensor, Parameter)
-    if tensor.numel() == 0 or not plain or tensor._is_zerotensor():
+    if tensor.numel() == 0 or type(tensor) not in PLAIN or tensor._is_zerotensor():
         return True
-    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    end = (tensor.storage_offset() + reach + 1) * tensor.itemsize
+    end = tensor.storage_offset() * tensor.itemsize + reach(tensor)
     return tensor.data_ptr() != 0 and tensor.untyped_storage().nbytes() >= end
+
+
+def reach(tensor: Tensor) -> int:
+    """Return the number of bytes from the first element of a tensor to the end of its last."""
+    if tensor.is_contiguous():
+        return tensor.nbytes
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return (sum((n - 1) * stride for n, stride in steps) + 1) * tensor.itemsize
 
 
 def _dense(tensor: Tensor) -> bool:
