@@ -170,22 +170,19 @@ def test_only_gradients_of_zero_pass_without_a_variance(engine):
         optimizer.step()
 
 
-def in_backward(model: nn.Module) -> dict[nn.Parameter, torch.optim.Optimizer]:
-    """The recipe: one optimizer a parameter, which steps as soon as its gradient is there."""
-    optimizers = {p: svag.MSVAG([p], lr=0.1, variance="within-batch") for p in model.parameters()}
+def step_in_backward(optimizers: dict[nn.Parameter, torch.optim.Optimizer]) -> list[Any]:
+    """The recipe: each parameter's optimizer steps as soon as its gradient is there."""
 
     def step(param: Tensor) -> None:
         optimizers[param].step()
         optimizers[param].zero_grad()
 
-    for param in optimizers:
-        param.register_post_accumulate_grad_hook(step)
-    return optimizers
+    return [param.register_post_accumulate_grad_hook(step) for param in optimizers]
 
 
 def test_an_optimizer_in_backward_says_why_there_is_no_variance_yet():
     model, inputs = regression()
-    in_backward(model)
+    step_in_backward({p: svag.MSVAG([p], variance="within-batch") for p in model.parameters()})
     with (
         pytest.raises(MissingVariance, match=r"backward pass is running.*after it was opened"),
         svag.within_batch_variance(model),
@@ -193,15 +190,22 @@ def test_an_optimizer_in_backward_says_why_there_is_no_variance_yet():
         model(inputs).square().mean().backward()
 
 
-def test_an_optimizer_in_backward_steps_where_its_hooks_come_after_the_contexts():
+@pytest.mark.parametrize("check", [None, False])
+def test_an_optimizer_in_backward_steps_where_its_hooks_come_after_the_contexts(check):
+    """In every pass: only the first is verified, and none with check=False."""
     (model, inputs), (apart, _) = regression(), regression()
-    with svag.within_batch_variance(model):
-        in_backward(model)
-        model(inputs).square().mean().backward()
+    optimizers = {p: svag.MSVAG([p], lr=0.1, variance="within-batch") for p in model.parameters()}
     optimizer = svag.MSVAG(apart.parameters(), lr=0.1, variance="within-batch")
-    with svag.within_batch_variance(apart):
-        apart(inputs).square().mean().backward()
-    optimizer.step()
+    for _ in range(3):
+        with svag.within_batch_variance(model, check=check):
+            handles = step_in_backward(optimizers)
+            model(inputs).square().mean().backward()
+        for handle in handles:
+            handle.remove()
+        with svag.within_batch_variance(apart, check=check):
+            apart(inputs).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
     for ours, theirs in zip(model.parameters(), apart.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
         assert ours.grad is None
