@@ -170,7 +170,7 @@ def test_without_known_outputs_there_is_no_gauss_newton_matrix():
 
 def test_no_batch_has_no_curvature():
     made = case("mlp")
-    with pytest.raises(DissectionError, match="there is none"):
+    with pytest.raises(DissectionError, match="at least one batch"):
         Curvature(Objective(made.model, made.loss_fn), [])
 
 

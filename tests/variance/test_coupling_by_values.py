@@ -112,7 +112,7 @@ def squared_sums(h: Tensor) -> Tensor:
 def test_a_loss_out_of_sight_is_refused() -> None:
     model, x = layer(5, 3), torch.randn(4, 5)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, since 2.15 by a FutureWarning
+        warnings.filterwarnings("ignore", ".*torch.jit")  # deprecated; a FutureWarning since 2.15
         scripted = torch.jit.script(squared_sums)
     with refused("cannot be checked"):
         step(model, lambda: scripted(model(x)))

@@ -105,8 +105,15 @@ class Recorder:
         return cast(Source, source)
 
     def replaces(self, source: Source | None) -> bool:
-        """Whether a closed form may replace autograd's gradient by its own sum."""
-        return source is not None and source.is_parameter and self.verification is None
+        """Whether a closed form may replace autograd's gradient by its own sum.
+
+        A tap's sum is complete before autograd has read the parameter for the gradient of the
+        operation's input. So it cannot replace the gradient of a parameter that a hook of the
+        user's may change then, as an optimizer in backward does.
+        """
+        if source is None or not source.is_parameter or self.verification is not None:
+            return False
+        return len(source.params[0]._post_accumulate_grad_hooks or ()) <= 1  # svag's own
 
     def label(self, tensor: Tensor) -> str:
         """Return the name of a parameter, or of the parameters a tensor was computed from."""
