@@ -58,7 +58,6 @@ FLOORS = (
     (
         "svag.variance.per_example.schedule",
         "svag.variance.per_example.recording.hooked",
-        "svag.variance.per_example.recording.checkpoints",
         "svag.variance.per_example.recording.compiled_functions",
         "svag.variance.per_example.checks.kept_attributes",
         "svag.variance.per_example.owners.marks",
@@ -108,6 +107,7 @@ FLOORS = (
         "svag.variance.per_example.recording.derived",
         "svag.variance.per_example.recording.functions",
     ),
+    ("svag.variance.per_example.recording.checkpoints",),
     (
         "svag.variance.per_example.recording.interception",
         "svag.variance.per_example.checks.written_parameters",

@@ -7,13 +7,14 @@ changed in place, as the kernels of recurrent layers do inside svag's autograd f
 from torch.utils._python_dispatch import _get_current_dispatch_mode, is_in_torch_dispatch_mode
 
 from svag.errors import PerExampleError
+from svag.variance.per_example.recording.functions import Call, name_of
 
 
-def refuse_selective(name: str) -> None:
+def refuse_selective(func: Call) -> None:
     """Raise if an operation runs in a selective checkpoint.
 
     Args:
-        name: name of the operation.
+        func: the operation.
 
     Raises:
         PerExampleError: it does.
@@ -22,7 +23,8 @@ def refuse_selective(name: str) -> None:
         return
     if type(_get_current_dispatch_mode()).__module__ == "torch.utils.checkpoint":
         raise PerExampleError(
-            f"{name} runs in a selective checkpoint (create_selective_checkpoint_contexts), which "
-            "allows one backward pass only, and svag needs a second one to verify; give "
-            "checkpoint(...) no context_fn, or use svag.micro_batch_variance"
+            f"{name_of(func)} runs in a selective checkpoint "
+            "(create_selective_checkpoint_contexts), which allows one backward pass only, and "
+            "svag needs a second one to verify; give checkpoint(...) no context_fn, or "
+            "use svag.micro_batch_variance"
         )

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from svag.errors import PerExampleError
 
+NOTED = frozenset({Tensor.register_hook, Tensor.retain_grad})
+"""Operations that :func:`note_hook` and :class:`Retained` record."""
+
 _APART = "_svag_view_differs"
 _HOOKED = "_svag_hooked"
 

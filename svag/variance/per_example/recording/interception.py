@@ -43,7 +43,7 @@ from svag.variance.per_example.recording.functions import (
     name_of,
     unguarded,
 )
-from svag.variance.per_example.recording.hooked import Retained, note_hook, refuse_change
+from svag.variance.per_example.recording.hooked import NOTED, Retained, note_hook, refuse_change
 from svag.variance.per_example.recording.recorder import Recorder
 from svag.variance.per_example.recording.taps import Factory, Site, Tap, Use
 from svag.variance.per_example.structures import replaced, tensors_in
@@ -113,8 +113,9 @@ class Interception(TorchFunctionMode):
             return self._backward(*args, **kwargs)
         if func is torch.autograd.grad:
             return self._gradients(args, kwargs)
-        self.retained.note(func, args)
-        self._hooked |= note_hook(func, args)
+        if func in NOTED:
+            self.retained.note(func, args)
+            self._hooked |= note_hook(func, args)
         if self._hooked and is_in_place(func):
             refuse_change(name_of(func), args[0])
         if func in self.always:
@@ -185,7 +186,7 @@ class Interception(TorchFunctionMode):
         followed = [t for t in tensors if self.recorder.source_of(t) is not None]
         if not followed:
             return self._plain(func, args, kwargs, tensors)
-        refuse_selective(name_of(func))
+        refuse_selective(func)
         if only_like(plain_name(func), args, followed):
             return self._plain(func, args, kwargs, tensors)
         constant = all(state_of(t) is CONSTANT or _only_chooses(func, args, t) for t in tensors)

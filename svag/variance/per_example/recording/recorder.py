@@ -188,14 +188,16 @@ class Recorder:
             delta: gradient of the operation's output.
             data: tensors that the contributions are computed from, the input first.
         """
-        if self.silent:
+        params = use.source.params
+        unchecked = self.verification is None and use.replaces and site.counts[id(params[0])] == 1
+        if self.silent or unchecked:
             return
         self.begin_pass()
         term = delta, next((t for t in data[:1] if t.is_floating_point()), None)
-        for param in use.source.params:
+        for param in params:
             if self.verification is not None:
                 self.verification.scale(param, term)
-            elif not use.replaces or site.counts[id(param)] > 1:
+            else:
                 self._terms.setdefault(id(param), []).append(term)
 
     def begin_pass(self) -> None:

@@ -155,9 +155,11 @@ def as_given(deltas: Sequence[Tensor]) -> AbstractContextManager[object]:
     Args:
         deltas: gradients of outputs.
     """
-    kinds = {t.device.type for t in deltas if t is not None}
-    kind = next((k for k in kinds if torch.is_autocast_enabled(k)), None)
-    return nullcontext() if kind is None else torch.autocast(kind, enabled=False)
+    kind = deltas[0].device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _NOTHING
+
+
+_NOTHING = nullcontext()
 
 
 def once(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
