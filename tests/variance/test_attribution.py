@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential, set_checkp
 
 from tests.variance.attribution import (
     Calls,
+    assert_refused,
     assert_right,
     assert_right_or_refused,
     every_size,
@@ -228,6 +229,25 @@ def test_a_parameter_scattered_by_the_same_mask_in_every_example(
 
     model = Calls(call, p=table(size[0], size[2]), a=layer(size[2]))
     assert_right_or_refused(model, terms(x))
+
+
+def test_draws_in_place_with_learned_probabilities() -> None:
+    """``bernoulli_(p)`` has no version out of place."""
+    x = sequences((3, 4, 2))
+    model = Calls(lambda m, x: m.a(x.clone().bernoulli_(m.p.sigmoid())), p=table(2), a=layer(2))
+    assert_refused(model, lambda m: terms(x)(m).sum(), "bernoulli_", "'p'")
+
+
+def test_an_error_of_a_parameter_copied_into_a_mean_names_the_operation() -> None:
+    x = sequences((3, 4, 2))
+
+    def call(m: Any, x: Tensor) -> Tensor:
+        mean = x.mean(0)
+        mean[0].copy_(m.p)
+        return m.a(x + mean)
+
+    model = Calls(call, p=table(2), a=layer(2))
+    assert_refused(model, lambda m: terms(x)(m).sum(), "copy_ was given")
 
 
 @pytest.mark.parametrize("images", [1, 2])

@@ -32,12 +32,14 @@ time first: B T D -> T B D
   | h = h.movedim(1, 0)
   | h = torch.einsum('btd->tbd', h)
   | h = torch.stack(h.unbind(1))
+  | h = h.clone().transpose_(0, 1)
 
 batch first: T B D -> B T D
   | h = h.transpose(0, 1)
   | h = h.permute(1, 0, 2)
   | h = torch.stack(h.unbind(0), dim=1)
   | h = torch.stack(list(h), 1)
+  | h = h.sin().swapaxes_(0, 1).unsqueeze_(0).squeeze_(0)
 
 swap time and width: B T D; T = D, D = T
   | h = h.transpose(1, 2)

@@ -26,6 +26,9 @@ from svag.variance.per_example.recording.functions import Call, is_in_place
 from svag.variance.per_example.recording.interception import Interception
 from svag.variance.per_example.structures import tensors_in
 
+_REFUSED = frozenset({"masked_scatter", "bernoulli"})
+"""Rows of an example depend on the examples before it; in place it has no version out of place."""
+
 _JOINED = frozenset({"cat", "concat", "concatenate"})
 _PRODUCTS = frozenset({"matmul", "mm", "bmm", "mv", "einsum", "bilinear"})
 
@@ -46,6 +49,9 @@ def otherwise(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[
         PerExampleError: there is no rule for the operation.
     """
     name = plain_name(func)
+    if name in _REFUSED:
+        followed = {id(t): t for t in tensors_in(args) if mode.recorder.source_of(t) is not None}
+        raise PerExampleError(unknown(mode, func, followed))
     if is_in_place(func) and not (name == "setitem" or _writes_rows(mode, name, args, kwargs)):
         return _out_of_place(mode, name, args, kwargs)
     if name == "masked_fill":
@@ -59,9 +65,6 @@ def otherwise(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[
             return attended
     if _writes_rows(mode, name, args, kwargs):
         return write_copies(mode, func, *args)
-    if name == "masked_scatter":  # rows of an example depend on the examples before it
-        followed = {id(t): t for t in tensors_in(args) if mode.recorder.source_of(t) is not None}
-        raise PerExampleError(unknown(mode, func, followed))
     if name == "grouped_mm":
         return by_masks(mode, func, args, kwargs, func(*args, **kwargs))
     if name in _JOINED:
@@ -94,7 +97,7 @@ def _out_of_place(
     target: Tensor = args[0]
     if name in ("copy", "fill"):
         value = args[1] if len(args) > 1 else next(iter(kwargs.values()))
-        return cast(Tensor, write_copies(mode, _copied, target, ..., value))
+        return cast(Tensor, write_copies(mode, copy_, target, ..., value))
     with mode:
         return target.copy_(getattr(Tensor, name)(target.clone(), *args[1:], **kwargs))
 
@@ -105,5 +108,6 @@ def _filled(input: Tensor, mask: Tensor, value: Any) -> Tensor:
     return torch.where(mask, value, input)
 
 
-def _copied(target: Tensor, _: Any, value: Tensor) -> Tensor:
+def copy_(target: Tensor, _: Any, value: Tensor) -> Tensor:
+    """``target.copy_(value)``, as errors name it."""
     return target.copy_(value)

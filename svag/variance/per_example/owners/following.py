@@ -99,6 +99,14 @@ def follow(
             mark(out, where)
 
 
+def take_mark(tensor: Tensor, source: Tensor) -> None:
+    """Mark a tensor that was given the memory of another one by ``tensor.data = source``."""
+    where = state_of(source)
+    if where != state_of(tensor) and not tensor.is_leaf:  # its gradient belongs to what it was
+        where = Lost("it was given the memory of another tensor", mixed=False)
+    mark(tensor, where)
+
+
 def _change(out: Tensor, where: Where, name: str) -> None:
     """Set the new mark of a tensor changed in place, and of the tensors that share its memory."""
     base = out._base if out._is_view() else None

@@ -41,6 +41,24 @@ def is_in_place(func: Call) -> bool:
     return name.endswith("_")
 
 
+def reshapes_in_place(func: Call) -> bool:
+    """Whether the operation changes the shape of its first argument in place."""
+    return name_of(func) in _RESHAPING
+
+
+_RESHAPING = frozenset(
+    {"squeeze_", "unsqueeze_", "transpose_", "swapaxes_", "swapdims_", "t_", "as_strided_"}
+)
+
+
+def replaces_data(func: Call) -> bool:
+    """Whether the operation is ``tensor.data = other``."""
+    return bool(func == _SET_DATA)
+
+
+_SET_DATA = vars(torch._C.TensorBase)["data"].__set__
+
+
 def is_transformed(tensor: Tensor) -> bool:
     """Whether a tensor is wrapped by torch.vmap or another transformation."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)

@@ -9,7 +9,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from svag.errors import PerExampleError
-from svag.variance.per_example.owners.following import follow, state_of
+from svag.variance.per_example.owners.following import follow, state_of, take_mark
 from svag.variance.per_example.owners.marks import (
     mark,
     mark_learned,
@@ -41,6 +41,8 @@ from svag.variance.per_example.recording.functions import (
     is_in_place,
     is_transformed,
     name_of,
+    replaces_data,
+    reshapes_in_place,
     unguarded,
 )
 from svag.variance.per_example.recording.hooked import NOTED, Retained, note_hook, refuse_change
@@ -216,12 +218,19 @@ class Interception(TorchFunctionMode):
         verified = self.recorder.verification is not None and torch.is_grad_enabled()
         if verified and _may_sum(plain_name(func), placed):
             return self._cut(func, args, kwargs)
+        given = args
+        if placed and reshapes_in_place(func):  # rules need the shape before
+            given = args[0].detach(), *args[1:]
+            mark(given[0], state_of(args[0]))
+            tensors = [given[0], *tensors[1:]]
         out = func(*args, **kwargs)
         outputs = list(tensors_in((out,)))
         if self.recorder.verification is not None:
             self.recorder.verification.note_precision(outputs)
-        if outputs:
-            follow(func, args, kwargs, tensors, outputs)
+        if placed and replaces_data(func):
+            take_mark(*tensors)
+        elif outputs:
+            follow(func, given, kwargs, tensors, outputs)
             if func in ALIASES:
                 note_alias(outputs[0], tensors[0])
         elif placed and is_in_place(func):
