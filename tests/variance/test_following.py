@@ -105,7 +105,7 @@ def arguments(shape: tuple[int, ...]) -> list[tuple[Any, ...]]:
 
 def called(func: Callable[..., Any], x: Tensor, rest: tuple[Any, ...]) -> list[Tensor] | None:
     """Return the results on copies of everything; None if torch refuses the arguments."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed formats stacks
     copies = [a.clone() if isinstance(a, Tensor) else a for a in rest]
     try:
         out = func(x, *copies)
