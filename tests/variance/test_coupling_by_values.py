@@ -181,3 +181,50 @@ def test_a_perturbation_by_its_gradient_belongs_to_its_example() -> None:
     for _ in range(2):
         model.zero_grad()
         assert_right(model, virtual)
+
+
+CHOICES: dict[str, Callable[[Tensor], Tensor]] = {
+    "topk": lambda h: h.topk(4).indices,
+    "topk of lists": lambda h: torch.stack([h.topk(2)[1], h.topk(2, largest=False)[1]]).flatten(),
+    "argmax": lambda h: h.argmax(0, keepdim=True),
+    "argmin": lambda h: h.detach().argmin().view(1),
+}
+
+
+@pytest.mark.parametrize("by", CHOICES)
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_chosen_among_those_of_all_examples_are_refused(by: str, seed: int) -> None:
+    """Whether or not the choice changes with the examples that the check puts in."""
+
+    def call(s: Any, x: Tensor) -> Tensor:
+        h = s.start(x).flatten(0, 1)
+        chosen = CHOICES[by](h[:, 0])
+        return h.index_add(0, chosen, s.end(h[chosen])).view(x.shape)
+
+    torch.manual_seed(seed)
+    model, x = Calls(call, start=layer(5), end=layer(5)), sequences(SIZE)
+    assert_refused(model, lambda m: terms(x)(m).sum(), "chooses among the examples", by.split()[0])
+
+
+def test_all_rows_in_the_order_of_their_values_are_followed() -> None:
+    """Every row is taken once, so the order changes nothing."""
+
+    def call(s: Any, x: Tensor) -> Tensor:
+        h = s.start(x).flatten(0, 1)
+        order = h[:, 0].topk(len(h)).indices
+        return torch.zeros_like(h).index_add(0, order, s.end(h[order])).view(x.shape)
+
+    torch.manual_seed(0)
+    model, x = Calls(call, start=layer(5), end=layer(5)), sequences(SIZE)
+    assert_right(model, terms(x))
+
+
+def test_the_best_step_of_each_example_is_followed() -> None:
+    def call(s: Any, x: Tensor) -> Tensor:
+        h = s.start(x)
+        best = h[..., 0].topk(2, dim=1).indices
+        return s.end(h.take_along_dim(best.unsqueeze(-1), 1))
+
+    torch.manual_seed(0)
+    model, x = Calls(call, start=layer(5), end=layer(5)), sequences(SIZE)
+    assert_right(model, terms(x))

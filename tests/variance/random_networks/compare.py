@@ -29,7 +29,7 @@ def surroundings(loss: Tensor, leaf: Tensor | None, known: Answer) -> None:
 def buffers(net: nn.Module, known: Answer) -> None:
     """Compare what the model keeps of its calls."""
     for (name, found), right in zip(net.named_buffers(), known.buffers, strict=True):
-        if not torch.equal(found, right):
+        if not torch.allclose(found, right, rtol=_LOSS, atol=1e-14, equal_nan=True):
             raise Differs(f"buffer {name}")
 
 

@@ -133,7 +133,7 @@ def _answers(
     for step, (x, y) in enumerate(batches):
         try:
             answers.append(answer(trial.network, code, net, x, y, seed + step))
-        except RuntimeError as error:  # nothing of svag is at work here
+        except (RuntimeError, ValueError) as error:  # nothing of svag is at work here
             raise Invalid(f"{type(error).__name__}: {error}") from error
         for buffer, after in zip(net.buffers(), answers[-1].buffers, strict=True):
             buffer.copy_(after)

@@ -151,8 +151,14 @@ _INDEXED = frozenset(
 
 
 def _is_index(op: Operation, tensor: Tensor) -> bool:
-    """Whether a tensor is only an index into rows of the first input; then its mark is ignored."""
+    """Whether a tensor is only an index into rows of the first input, whose mark is ignored.
+
+    Not if it chooses among the examples: then other examples would change the choice.
+    """
     if tensor.is_floating_point() or tensor.is_complex() or op.name not in _INDEXED:
+        return False
+    where = op.where(tensor)
+    if isinstance(where, Lost) and where.chosen:
         return False
     return tensor is not op.inputs[0] and isinstance(op.states[0], IS_PLACED)
 

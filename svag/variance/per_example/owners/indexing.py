@@ -175,6 +175,8 @@ def _sorted(op: Operation) -> "Where | Sequence[Where]":
         return where
     if op.name in ("msort", "kthvalue"):
         return op.unknown()
+    if op.name == "topk" and op.out.shape[dim] < source.shape[dim]:
+        return op.chooses()
     if source.dim() > 1 and op.outputs[0].requires_grad:
         return op.mixes()  # an entry's row in the result depends on the other examples
     order = op.outputs[-1].detach().cpu()

@@ -103,6 +103,10 @@ class Operation:
         """Return the mark for an operation that mixes the examples."""
         return Lost(f"{self.name} mixes the examples", mixed=True)
 
+    def chooses(self) -> Lost:
+        """Return the mark for indices of rows that were chosen among those of all examples."""
+        return Lost(f"{self.name} chooses among the examples", mixed=True, chosen=True)
+
     def unknown(self) -> Lost:
         """Return the mark for an operation whose effect on the examples is unknown."""
         return Lost(f"svag does not know what {self.name} does to the examples", mixed=False)

@@ -155,11 +155,12 @@ class Lost(Mark):
     Args:
         meaning: description for messages, with the name of the operation.
         mixed: whether the operation is known to mix the examples.
+        chosen: whether the tensor says which rows were chosen among those of all examples.
     """
 
-    def __init__(self, meaning: str, *, mixed: bool) -> None:
+    def __init__(self, meaning: str, *, mixed: bool, chosen: bool = False) -> None:
         super().__init__(meaning)
-        self.mixed = mixed
+        self.mixed, self.chosen = mixed, chosen
 
 
 class Packed(Mark):

@@ -38,6 +38,8 @@ def _reduction(op: Operation) -> Where:
     if reduced is None:
         return op.unknown()
     if where.dim in reduced:
+        if op.name in ("argmax", "argmin"):
+            return op.chooses()
         if op.name in _SUMS or not op.out.requires_grad:
             return summed(op)
         return op.mixes()
