@@ -188,6 +188,7 @@ CHOICES: dict[str, Callable[[Tensor], Tensor]] = {
     "topk of lists": lambda h: torch.stack([h.topk(2)[1], h.topk(2, largest=False)[1]]).flatten(),
     "argmax": lambda h: h.argmax(0, keepdim=True),
     "argmin": lambda h: h.detach().argmin().view(1),
+    "multinomial": lambda h: torch.multinomial(h.detach().exp(), 3),
 }
 
 

@@ -85,7 +85,7 @@ def _drawn(op: Operation) -> Where:
     """Draw from each row of probabilities."""
     where = op.where(op.inputs[0])
     if isinstance(where, Layout | Scattered) and where.dim == op.inputs[0].dim() - 1:
-        return op.mixes()
+        return op.chooses()
     return where
 
 
