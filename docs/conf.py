@@ -59,6 +59,7 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
+napoleon_custom_sections = [("Attributes", "params_style")]  # called so, not "Variables"
 add_module_names = False
 toc_object_entries = False
 
