@@ -47,8 +47,8 @@ How to read it: all intervals in the tables of the four observations hold at onc
 95 %, over all problems that are judged, and include the choice of the step size where it was
 searched for; so what is called confirmed or refuted is wrong in 5 % of such comparisons at most.
 It is said of runs as long as these, on these problems. "Not decided" is not "no effect".
-`docs/verdict.md` has the conditions. The first line of each table says in what these runs depart
-from the paper's.
+[verdict.md](verdict.md) has the conditions. The first line of each table says in what these runs
+depart from the paper's.
 """
 
 

@@ -17,6 +17,17 @@ from svag.theory.figures import explorer
 # sphinx_gallery_start_ignore
 
 
+# The page says how high it is, so that it has no scroll bar of its own.
+RESIZE = """<script>
+addEventListener("message", event => {
+  const frame = document.querySelector("figure.explorer iframe");
+  if (event.source === frame.contentWindow && event.data.explorerHeight) {
+    frame.style.height = `${event.data.explorerHeight + 2}px`;
+  }
+});
+</script>"""
+
+
 class Embedded:
     """Shows a page that this script has written inside its own."""
 
@@ -27,7 +38,7 @@ class Embedded:
         return (
             f'<figure class="explorer"><iframe src="../_static/{self.page}" title="Figure 2" '
             f'loading="lazy" height="{self.height}"></iframe><figcaption>'
-            f'<a href="../_static/{self.page}">Open it alone</a></figcaption></figure>'
+            f'<a href="../_static/{self.page}">Open it alone</a></figcaption></figure>{RESIZE}'
         )
 
 

@@ -34,7 +34,7 @@ class SGD(Dissected):
     Args:
         params: tensors, (name, tensor) pairs, or groups.
         lr: step size alpha.
-        options: common to the family.
+        options: weight decay, engine, dtype of the state: :class:`svag.optim.options.Options`.
 
     Example:
         >>> import torch, svag
@@ -58,7 +58,7 @@ class MSGD(Dissected):
         params: tensors, (name, tensor) pairs, or groups.
         lr: step size alpha.
         beta: decay of the average, in [0, 1).
-        options: common to the family.
+        options: weight decay, engine, dtype of the state: :class:`svag.optim.options.Options`.
 
     Example:
         >>> import torch, svag
@@ -84,7 +84,7 @@ class SSD(Dissected):
     Args:
         params: tensors, (name, tensor) pairs, or groups.
         lr: step size alpha, the distance every coordinate moves in a step.
-        options: common to the family.
+        options: weight decay, engine, dtype of the state: :class:`svag.optim.options.Options`.
 
     Example:
         >>> import torch, svag
@@ -107,7 +107,7 @@ class MSSD(Dissected):
         params: tensors, (name, tensor) pairs, or groups.
         lr: step size alpha, the distance every coordinate moves in a step.
         beta: decay of the average, in [0, 1).
-        options: common to the family.
+        options: weight decay, engine, dtype of the state: :class:`svag.optim.options.Options`.
 
     Example:
         >>> import torch, svag
@@ -136,7 +136,7 @@ class SVAG(Dissected):
         lr: step size alpha.
         beta: decay of both averages, in [0, 1), default 0.9; there are none within-batch.
         variance: where s comes from; within-batch, gamma = g^2 / (g^2 + s).
-        options: common to the family.
+        options: weight decay, engine, dtype of the state: :class:`svag.optim.options.Options`.
 
     Example:
         >>> import torch, svag
@@ -172,7 +172,7 @@ class MSVAG(Dissected):
             ``grad_var`` that :func:`svag.within_batch_variance`,
             :func:`svag.micro_batch_variance` or :func:`svag.rank_variance` leaves beside ``grad``.
             The variance of m is then that of a sum of independent gradients (§4.1).
-        options: common to the family.
+        options: weight decay, engine, dtype of the state: :class:`svag.optim.options.Options`.
 
     Example:
         >>> import torch
@@ -275,7 +275,7 @@ class AdamStar(Dissected):
         lr: step size alpha.
         beta: decay of both averages, in [0, 1).
         variance: where s comes from.
-        options: common to the family.
+        options: weight decay, engine, dtype of the state: :class:`svag.optim.options.Options`.
 
     Example:
         >>> import torch, svag
