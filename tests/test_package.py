@@ -13,7 +13,7 @@ import pytest
 import svag
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("docs", "examples", "release", "results", "svag", "tests")
+FOLDERS = (".ci", "docs", "examples", "release", "results", "svag", "tests")
 FILES = (
     *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile"),
     *("README.md", "constraints.txt", "pyproject.toml"),
