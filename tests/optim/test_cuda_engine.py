@@ -534,7 +534,7 @@ def test_the_kernel_compiles(case, compiled):
     assert ("atom.global" in code) == ("step" in which.columns)
     if "atom.global" in code:
         # All threads have read the step when one of them says that this chunk is finished.
-        assert code[: code.index("atom.global")].count("bar.sync") == 1
+        assert "bar.sync" in code[: code.index("atom.global")]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
