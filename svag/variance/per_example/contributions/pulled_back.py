@@ -58,4 +58,4 @@ def pull_back(gradient: Tensor, computed: Tensor, leaf: Tensor, *, batched: bool
         is_grads_batched=batched,
         materialize_grads=True,
     )
-    return result.contiguous()
+    return result.detach().contiguous()  # torch 2.9 makes zeros that require gradients

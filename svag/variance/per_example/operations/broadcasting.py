@@ -189,4 +189,5 @@ def _gradient(
         copies = own.detach().requires_grad_()
         given = {k: copies if t is own else t.detach() for k, t in given.items()}
         out = func(*replaced(args, given), **replaced(kwargs, given))
-    return torch.autograd.grad(out, copies, delta.to(out.dtype), materialize_grads=True)[0]
+    (found,) = torch.autograd.grad(out, copies, delta.to(out.dtype), materialize_grads=True)
+    return found.detach()  # torch 2.9 makes zeros that require gradients

@@ -59,7 +59,7 @@ class Masked(Contributions):
         (found,) = torch.autograd.grad(
             self.output, self.leaf, delta, retain_graph=True, materialize_grads=True
         )
-        return found.contiguous()
+        return found.detach().contiguous()  # torch 2.9 makes zeros that require gradients
 
 
 def by_masks(
