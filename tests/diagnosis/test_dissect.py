@@ -268,7 +268,7 @@ def test_the_optimizers_averages_are_a_start_for_plain_directions_only():
         optimizer.zero_grad()
         (1000 * functional.cross_entropy(net(x), y)).backward()  # averages of another scale
         optimizer.step()
-    options = {"race": False, "budget": "30s", "draws": 3}
+    options = {"race": False, "budget": "90s", "draws": 3}
     fresh, warm = (
         svag.dissect(net, functional.cross_entropy, data, optimizer=one, **options)
         for one in (None, optimizer)

@@ -84,7 +84,7 @@ def test_starts_are_numbers_of_the_grid_near_what_is_suggested():
     problem = problems.get("quadratic")
     data = problems.load(problem)
     base = base_run(problem, data, steps=60)
-    found = suggested_starts(problem, data, base, ["m-sgd", "m-ssd"], seconds=3.0)
+    found = suggested_starts(problem, data, base, ["m-sgd", "m-ssd"], seconds=60.0)
     grid = StepSizes()
     assert set(found) == {"m-sgd", "m-ssd"}
     assert 1e-4 <= grid[found["m-sgd"]] <= 0.1
