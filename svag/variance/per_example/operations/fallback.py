@@ -27,7 +27,8 @@ from svag.variance.per_example.recording.interception import Interception
 from svag.variance.per_example.structures import tensors_in
 
 _REFUSED = frozenset({"masked_scatter", "bernoulli"})
-"""Rows of an example depend on the examples before it; in place it has no version out of place."""
+"""What a row receives from ``masked_scatter`` depends on the examples before it; torch has no
+operation out of place that draws what ``bernoulli_(p)`` draws."""
 
 _JOINED = frozenset({"cat", "concat", "concatenate"})
 _PRODUCTS = frozenset({"matmul", "mm", "bmm", "mv", "einsum", "bilinear"})

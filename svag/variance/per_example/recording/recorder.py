@@ -189,8 +189,8 @@ class Recorder:
             data: tensors that the contributions are computed from, the input first.
         """
         params = use.source.params
-        unchecked = self.verification is None and use.replaces and site.counts[id(params[0])] == 1
-        if self.silent or unchecked:
+        once = self.verification is None and use.replaces
+        if self.silent or (once and all(site.counts[id(p)] == 1 for p in params)):
             return
         self.begin_pass()
         term = delta, next((t for t in data[:1] if t.is_floating_point()), None)
