@@ -52,6 +52,12 @@ class Calls(nn.Module):
         return self.call(self, *args, **kwargs)
 
 
+def calling(call: Callable[..., Any], **parts: nn.Module | nn.Parameter) -> Calls:
+    """Return a model with those of the parts that the function names."""
+    named = call.__code__.co_names
+    return Calls(call, **{name: part for name, part in parts.items() if name in named})
+
+
 def assert_right(
     model: nn.Module, by_example: Loss, loss: Loss | None = None, **options: Any
 ) -> None:

@@ -17,6 +17,7 @@ from tests.variance.attribution import (
     Calls,
     assert_refused,
     assert_right,
+    calling,
     every_size,
     layer,
     sequences,
@@ -109,10 +110,9 @@ USES: dict[str, Callable[[Any, Tensor], Tensor]] = {
 def test_an_operation(name: str, size: Size) -> None:
     torch.manual_seed(0)
     width = size[2]
-    own = {"start": layer(width), "end": layer(width), "row": table(width)}
-    own |= {"square": table(width, width), "weights": table(width, width, 2)}
-    used = USES[name].__code__.co_names
-    model = Calls(USES[name], **{k: v for k, v in own.items() if k in used})
+    parts = {"start": layer(width), "end": layer(width), "row": table(width)}
+    more = {"square": table(width, width), "weights": table(width, width, 2)}
+    model = calling(USES[name], **parts, **more)
     for _ in range(2):
         model.zero_grad()
         assert_right(model, terms(sequences(size)))

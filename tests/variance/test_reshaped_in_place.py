@@ -11,6 +11,7 @@ from tests.variance.attribution import (
     Calls,
     assert_refused,
     assert_right,
+    calling,
     every_size,
     layer,
     sequences,
@@ -78,9 +79,7 @@ USES: dict[str, Callable[[Any, Tensor], Tensor]] = {
 def test_a_dimension_moved_in_place(name: str, size: Size) -> None:
     torch.manual_seed(0)
     width = size[2]
-    own = {"start": layer(width), "end": layer(width), "row": table(width)}
-    used = USES[name].__code__.co_names
-    model = Calls(USES[name], **{key: value for key, value in own.items() if key in used})
+    model = calling(USES[name], start=layer(width), end=layer(width), row=table(width))
     for _ in range(2):
         model.zero_grad()
         assert_right(model, terms(sequences(size)))
