@@ -26,7 +26,7 @@ def read(directory: Path) -> list[Row]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(
             f"{path} cannot be read: {in_one_line(error)}; `svag dissect PROBLEM --out "
             f"{directory}` writes it"

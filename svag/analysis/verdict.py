@@ -15,7 +15,7 @@ from svag.analysis.contrasts import (
     SIGN,
     SIGN_OR_ADAPTATION,
 )
-from svag.analysis.results import MethodResult
+from svag.analysis.results import TRAIN_LOSS, MethodResult
 from svag.analysis.study import CELLS, Analysis
 from svag.analysis.wording import amount, amount_of, difference
 
@@ -56,6 +56,11 @@ def obstacles(analysis: Analysis) -> list[str]:
             f"Runs diverged at the step sizes that were settled on: {shares}. "
             "All figures are of runs that survived."
         )
+    if _begins_without_loss(analysis):
+        sentences.append(
+            "The loss was not finite even before the first step, in every run: that is the model's "
+            "or the data's, and no step size changes it."
+        )
     for result in analysis.methods.values():
         lrs = [trial.lr for trial in result.trials]
         if lrs and not result.outcome.learnt and not result.all_diverged:
@@ -65,6 +70,17 @@ def obstacles(analysis: Analysis) -> list[str]:
                 f"{result.entrant.name} learnt next to nothing at any step size {where}."
             )
     return sentences
+
+
+def _begins_without_loss(analysis: Analysis) -> bool:
+    """Whether every run of a study has a loss before the first step that is not finite."""
+    runs = [
+        record
+        for result in analysis.methods.values()
+        for record in (*result.outcome.search.values(), *result.outcome.final)
+        if record.evals
+    ]
+    return bool(runs) and all(record.evals[0].get(TRAIN_LOSS.name) is None for record in runs)
 
 
 def _share_diverged(result: MethodResult) -> str:

@@ -75,8 +75,7 @@ def device_on(cluster: "Cluster", wanted: str) -> str:
     if isinstance(cluster, RayCluster):
         gpus, key = cluster.num_gpus > 0, "num_gpus"
     else:
-        gpus = any("gpu" in f"{name}={value}" for name, value in cluster.slurm.items())
-        key = "slurm_gpus_per_node"
+        gpus, key = cluster.gpus, "slurm_gpus_per_node"
     device = wanted if wanted != "auto" else "cuda" if gpus else "cpu"
     if device not in ("cpu", "cuda"):
         raise InvalidOption(f"device {wanted!r} on a cluster: choose cpu, cuda or auto")

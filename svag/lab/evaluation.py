@@ -1,9 +1,9 @@
 """Evaluates a model: its loss and metric on each split."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from svag.errors import InvalidOption, ProblemError
 from svag.lab.run import Run
 from svag.problems import Data, Metric, Problem, Split
-from svag.problems.nested import joined
+from svag.problems.nested import joined, mapped
 from svag.quantity import LOSS
 
 Figures: TypeAlias = dict[str, float]
@@ -90,26 +90,41 @@ class Evaluation:
             inputs = part.inputs if prepare is None else prepare(part.inputs)
             with self._precision():
                 outputs = model(inputs)
-                value = float(self._problem.loss(outputs, part.targets))
+                value = self._number("loss", self._problem.loss(outputs, part.targets))
             loss += len(part) * value
             count += len(part)
             if self._metric.over == "split":
                 outputs_of.append(outputs)
             elif not self._is_loss and math.isfinite(value):
-                metric += len(part) * float(self._metric.function(outputs, part.targets))
+                metric += len(part) * self._measured(outputs, part.targets)
         if self._is_loss or not math.isfinite(loss):
             return loss / count, math.nan
         metric = metric / count
         if self._metric.over == "split":
-            targets = split.take(slice(0, count)).targets
-            metric = float(self._metric.function(joined(outputs_of), targets))
+            targets = _copied(split, slice(0, count)).targets
+            metric = self._measured(joined(outputs_of), targets)
         self._check(name, metric)
         return loss / count, metric
 
-    def _parts(self, split: Split) -> list[Split]:
+    def _measured(self, outputs: Any, targets: Any) -> float:
+        return self._number(
+            f"metric {self._metric.name!r}", self._metric.function(outputs, targets)
+        )
+
+    def _number(self, what: str, value: Any) -> float:
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):
+            shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+            raise ProblemError(
+                f"the {what} of {self._problem.name!r} is {type(value).__name__}{shape} on a "
+                "batch; return one real number"
+            ) from None
+
+    def _parts(self, split: Split) -> Iterator[Split]:
         size = self._batch_size or _EVAL_BATCH
         whole = len(split) // size * size if self._batch_size else len(split)
-        return [split.take(slice(at, at + size)) for at in range(0, whole, size)]
+        return (_copied(split, slice(at, at + size)) for at in range(0, whole, size))
 
     def _check(self, split: str, value: float) -> None:
         quantity, name = self._metric.quantity, self._problem.name
@@ -127,6 +142,12 @@ class Evaluation:
                 f"the metric {quantity.name!r} of {name!r} is {value:.6g} on the {split} split; it "
                 f"is said to lie in [{low:g}, {high:g}]"
             )
+
+
+def _copied(split: Split, rows: slice) -> Split:
+    """Copy rows of a split: a model or a loss may change its batch in place."""
+    part = split.take(rows)
+    return Split(mapped(Tensor.clone, part.inputs), mapped(Tensor.clone, part.targets))
 
 
 def splits_of(data: Data, run: Run, *, in_order: bool = False) -> tuple[Split, dict[str, Split]]:

@@ -171,13 +171,17 @@ def check_eval(line: Mapping[str, Any], run: Mapping[str, Any], after: int) -> N
         after: step of the evaluation before it; -1 if it is the first.
 
     Raises:
-        WrongLine: a field is missing or has a value outside its set, or steps do not ascend.
+        WrongLine: a field is missing or has a value outside its set, or the step is not the one
+            that is evaluated next.
     """
     if type(line.get("step")) is not int:
         _integer(line, "step", 0)
-    if not after < line["step"] <= run["steps"]:
+    every = run["eval_every"]
+    due = 0 if after < 0 else min(after // every * every + every, run["steps"])
+    if line["step"] != due or after == due:
         raise WrongLine(
-            f"step={line['step']}; evaluations are of ascending steps up to {run['steps']}"
+            f"step={line['step']}; evaluations are of steps 0, {every}, {2 * every} and so on to "
+            f"{run['steps']}, each once"
         )
     _figures(line, run, demanded=True)
 
@@ -225,6 +229,8 @@ def check_end(
     _figures(line, run, demanded=done)
     if done:
         _complete(line, run)
+        if last is None or last["step"] != run["steps"]:
+            raise WrongLine("status='done'; the evaluation after the last step is missing")
         if run["eval_examples"] is None:
             _as_evaluated(line, last or {})
 
@@ -335,7 +341,8 @@ def _integer(line: Mapping[str, Any], name: str, least: int) -> None:
     _present(line, name)
     value = line[name]
     if not (type(value) is int and least <= value <= _LARGEST):
-        raise WrongLine(f"{name}={_shown(value)}; it is a whole number of at least {least}")
+        most = " and at most 2^53" if type(value) is int and value > _LARGEST else ""
+        raise WrongLine(f"{name}={_shown(value)}; it is a whole number of at least {least}{most}")
 
 
 def _number(line: Mapping[str, Any], name: str) -> float:

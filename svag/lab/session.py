@@ -2,13 +2,14 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
 
 from svag.entrants import entrant
 from svag.errors import ProblemError
@@ -28,6 +29,9 @@ from svag.problems.seeding import seed_everything
 from svag.problems.steps import Context, Step, afresh, micro_batched
 from svag.variance.per_example import CHECK_EVERY, within_batch_variance
 
+_TRAINED: MutableMapping[nn.Module, None] = WeakIdKeyDictionary()
+"""The modules that runs of this process have trained, as long as they exist."""
+
 _LOOK_EVERY = 50
 """Steps between two checks that losses on a GPU are finite; each check makes the host wait."""
 
@@ -46,7 +50,7 @@ class Session:
         seed_everything(run.seed)
         self.problem, self.run = problem, run
         self.device = device_of(run.device)
-        self.model = problem.model().to(self.device)
+        self.model = self._fresh_model()
         if run.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._entrant = entrant(run.method)
@@ -109,6 +113,7 @@ class Session:
         if not self._as_left:  # a checkpoint has restored the modules' modes
             self.model.train()
         self._as_left = False
+        _TRAINED.update(dict.fromkeys(_trainable(self.model)))
         schedule, steps = self.problem.schedule, self.run.steps
         for step in range(self.step, stop):
             due()
@@ -198,6 +203,28 @@ class Session:
         params = [p for p in self.model.parameters() if p.is_floating_point() or p.is_complex()]
         return all(p.isfinite().all().item() for p in params)
 
+    def _fresh_model(self) -> nn.Module:
+        """Build the model on the device; refuse one that cannot be trained, or was before."""
+        model, name = self.problem.model(), self.problem.name
+        if not isinstance(model, nn.Module):
+            raise ProblemError(
+                f"the model function of {name!r} returned {type(model).__name__} instead of a "
+                "torch.nn.Module"
+            )
+        trainable = _trainable(model)
+        if not trainable:
+            raise ProblemError(
+                f"the model of {name!r} has no parameter that requires a gradient, so there is "
+                "nothing to train"
+            )
+        if any(module in _TRAINED for module in trainable):
+            raise ProblemError(
+                f"the model function of {name!r} returned a model, or a part of one, that an "
+                "earlier run has trained; have it build a new one at every call, for instance with "
+                "copy.deepcopy"
+            )
+        return model.to(self.device)
+
     def _optimizers(self) -> list[Optimizer]:
         """Build the problem's optimizers, or one for all parameters."""
         if self.problem.optimizers is None:
@@ -230,6 +257,11 @@ class Session:
     def _set_step_size(self, factor: float) -> None:
         if factor == self._factor:
             return
+        if not _is_factor(factor):
+            raise ProblemError(
+                f"the schedule of {self.problem.name!r} returned {factor!r:.60} at step "
+                f"{self.step} of {self.run.steps}; return a finite number of at least 0"
+            )
         self._factor = factor
         for optimizer, lrs in zip(self.optimizers, self._lrs, strict=True):
             for group, lr in zip(optimizer.param_groups, lrs, strict=True):
@@ -332,6 +364,23 @@ def captures(problem: Problem, data: Data, run: Run) -> bool:
     except Exception:  # if the problem itself raises, its run will record the error
         return False
     return True
+
+
+def _is_factor(value: Any) -> bool:
+    """Whether a value can be the factor on a step size."""
+    try:
+        return not isinstance(value, str) and 0 <= float(value) < math.inf
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+def _trainable(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that have parameters of their own to train."""
+    return [
+        module
+        for module in model.modules()
+        if any(p.requires_grad for p in module.parameters(recurse=False))
+    ]
 
 
 def _parted(group: dict[str, Any], decay: float) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from svag.entrants import entrant
 from svag.errors import InvalidOption, RecordError, SvagError
+from svag.lab.record_format import WrongLine, check_run
 from svag.lab.run import STUDY, Run
 from svag.lab.search import StepSizes
 
@@ -57,7 +58,7 @@ class Study:
 
     def __post_init__(self) -> None:
         for name, value in (("seeds", self.seeds), ("selection_seeds", self.selection_seeds)):
-            if not 1 <= value <= MOST_SEEDS:
+            if not (type(value) is int and 1 <= value <= MOST_SEEDS):
                 raise InvalidOption(f"{name}={value}: give a number from 1 to {MOST_SEEDS}")
         if self.base.steps < 1:
             raise InvalidOption(f"steps={self.base.steps}: a run needs at least 1")
@@ -70,6 +71,7 @@ class Study:
         least = self.smallest_effect
         if least is not None and not 0 < least < math.inf:
             raise InvalidOption(f"smallest effect {least}: give a finite number above 0")
+        self._check_records()
 
     def _check_step_sizes(self) -> None:
         for key in (*self.lrs, *self.grids):
@@ -87,6 +89,14 @@ class Study:
                 raise InvalidOption(f"grid {points} for {key!r}: give step sizes, each once")
             if key in self.lrs:
                 raise InvalidOption(f"{key!r} has a step size and a grid of them; give one of both")
+
+    def _check_records(self) -> None:
+        """Raise if the records of the runs could not be read again, since a value is too large."""
+        for key in self.methods:
+            try:
+                check_run({**asdict(self.run(key)), "lr": 1.0})
+            except WrongLine as wrong:
+                raise InvalidOption(f"{key!r}: {wrong}") from None
 
     @property
     def id(self) -> str:
@@ -171,7 +181,7 @@ def _read(path: Path) -> Filed:
         _check(study)
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, SvagError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, SvagError) as error:
         raise RecordError(
             f"{path} is not the file of a study ({' '.join(str(error).split())}); move it away and "
             "run `svag compare` again, which repeats no run"

@@ -60,7 +60,7 @@ def supervised(loss: Loss, precision: Context = plain, variance: Context = plain
         optimizer.zero_grad()
         with variance():
             with precision():
-                value = loss(model(inputs), targets)
+                value = _differentiable(loss(model(inputs), targets))
             value.backward()
         optimizer.step()
         return value.detach()
@@ -89,7 +89,7 @@ def micro_batched(loss: Loss, precision: Context = plain) -> Step:
             for part in _cut(size):
                 with precision():
                     outputs = model(mapped(itemgetter(part), inputs))
-                    value = loss(outputs, mapped(itemgetter(part), targets))
+                    value = _differentiable(loss(outputs, mapped(itemgetter(part), targets)))
                 share = (part.stop - part.start) / size
                 (value * share).backward()
                 micro_batches.micro_step()
@@ -98,6 +98,27 @@ def micro_batched(loss: Loss, precision: Context = plain) -> Step:
         return total  # type: ignore[no-any-return]
 
     return step
+
+
+def _differentiable(value: Any) -> Tensor:
+    """Return the loss of a batch.
+
+    Raises:
+        ProblemError: it is no tensor of one real number, or has no gradient.
+    """
+    if not isinstance(value, Tensor):
+        raise ProblemError(f"the loss of a batch is {type(value).__name__}; return a tensor")
+    if value.numel() != 1 or not value.is_floating_point():
+        raise ProblemError(
+            f"the loss of a batch is of shape {tuple(value.shape)} and {value.dtype}; return the "
+            "mean over the batch, one real number"
+        )
+    if not value.requires_grad:
+        raise ProblemError(
+            "the loss of a batch depends on no parameter that requires a gradient; do not detach "
+            "it, and leave some parameters of the model unfrozen"
+        )
+    return value
 
 
 def afresh(step: Step) -> Step:

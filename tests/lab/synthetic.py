@@ -22,7 +22,7 @@ RUN = Run(
     seed=0,
     steps=20,
     batch_size=8,
-    eval_every=10,
+    eval_every=20,
 )
 
 LOSS_RUN = replace(

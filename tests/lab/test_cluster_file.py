@@ -59,6 +59,16 @@ def test_a_file_of_each_kind(tmp_path):
         ("- kind: ray", "a cluster file has lines `key: value`"),
         ("", "a cluster file has lines `key: value`"),
         ("kind: {ray", "c.yml is not YAML: "),
+        ("kind: local\nworkers: 2\nworkers: 3", "c.yml is not YAML: 'workers' stands twice"),
+        ("kind: ray\nresources: {a: 1, a: 2}", "'a' stands twice"),
+        ("kind: slurm\ntimeout_min: 1:30:00", "timeout_min is '1:30:00'; give a whole number"),
+        ("kind: ray\nnum_cpus: 1:30.5", "num_cpus is '1:30.5'; give a number"),
+        ("kind: ray\nnum_gpus: 1.5", "num_gpus is 1.5; give a number of at least 0, above 1 a wh"),
+        ("kind: ray\nresources: {CPU: 4}", "cores, GPUs and memory are num_cpus, num_gpus and"),
+        ("kind: ray\nresources: {'': 1}", "resources is {'': 1}; give a mapping"),
+        ("kind: slurm\nslurm_partition:", "slurm_partition has no value; give one, or leave"),
+        ("kind: slurm\ndriver: {timeout_min: -1}", "c.yml: driver: timeout_min is -1; give a whole"),
+        ("kind: slurm\ndriver: {slurm_qos: ''}", "c.yml: driver: slurm_qos has no value"),
         ("kind: !!python/object/apply:os.system [ls]", "c.yml is not YAML: could not determine"),
     ],
 )
@@ -95,6 +105,10 @@ def test_the_device_of_runs_is_what_nodes_are_asked_for():
     assert device_on(RayCluster(num_gpus=1), "auto") == "cuda"
     assert device_on(SlurmCluster(slurm={"slurm_gres": "gpu:1"}), "auto") == "cuda"
     assert device_on(SlurmCluster(slurm={"slurm_gpus_per_node": 1}), "cpu") == "cpu"
+    more = {"slurm_additional_parameters": {"gpus": 1}}
+    assert device_on(SlurmCluster(slurm=more), "auto") == "cuda"
+    for key, value in (("gpus_per_node", 0), ("gres", "gpu:a100:0"), ("comment", "no gpu")):
+        assert device_on(SlurmCluster(slurm={f"slurm_{key}": value}), "auto") == "cpu"
     with pytest.raises(InvalidOption, match="write num_gpus into the cluster file"):
         device_on(RayCluster(), "cuda")
     with pytest.raises(InvalidOption, match="write slurm_gpus_per_node into the cluster file"):

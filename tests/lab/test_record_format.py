@@ -10,7 +10,7 @@ import pytest
 
 from lab.synthetic import LOSS_RUN, RUN
 from svag.errors import RecordError
-from svag.lab.records import RecordWriter, find, path_of, read
+from svag.lab.records import Record, RecordWriter, find, path_of, read
 
 FINAL = {"train_loss": 1.0, "test_loss": 2.0, "test_accuracy": 0.5}
 RUN_LINE = {"kind": "run", **asdict(RUN)}
@@ -97,7 +97,8 @@ def test_a_wrong_correlation_is_named(tmp_path, change, said):
 
 def test_round_off_of_a_bound_is_no_fault(tmp_path):
     above = {name: 1 + 1e-9 if name == "test_accuracy" else value for name, value in FINAL.items()}
-    path = filed(tmp_path, RUN_LINE, {**LAST_LINE, **above}, {**END_LINE, **above})
+    last, end = ({**line, **above} for line in (LAST_LINE, END_LINE))
+    path = filed(tmp_path, RUN_LINE, EVAL_LINE, last, end)
     assert read(path).merit == 1 + 1e-9
 
 
@@ -127,7 +128,28 @@ def test_a_metric_that_is_the_loss(tmp_path):
 
 def test_a_merit_at_start_is_of_the_start(tmp_path):
     assert read(filed(tmp_path, *WHOLE)).merit_at_start == 0.5
-    assert read(filed(tmp_path, RUN_LINE, LAST_LINE, END_LINE)).merit_at_start == -math.inf
+    assert Record(RUN_LINE, [LAST_LINE], END_LINE).merit_at_start == -math.inf
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        ((0, 2, 3, 4), "line 2: step=10; evaluations are of steps 0, 10, 20 and so on to 25"),
+        ((0, 1, 3, 4), "line 3: step=20; evaluations are of steps 0, 10"),
+        ((0, 1, 2, 3, 2), "line 5: step=10"),
+        ((0, 1, 2, 3, 4, 4), "line 6: step=25"),
+        ((0, 1, 2, 3, 5), "line 5: status='done'; the evaluation after the last step is missing"),
+    ],
+)
+def test_an_evaluation_that_is_missing_or_comes_twice(tmp_path, left, said):
+    """Figures over training are means over the runs at each step, so that none may be missing."""
+    run = replace(RUN, steps=25, eval_every=10)
+    evals = [{**EVAL_LINE, "step": step} for step in (0, 10, 20, 25)]
+    lines = [{"kind": "run", **asdict(run)}, *evals, {**END_LINE, "step": 25}]
+    name = f"{run.id}.jsonl"
+    assert read(filed(tmp_path, *lines, name=name)).finished
+    assert not read(filed(tmp_path, *lines[:3], name=name)).finished
+    refused(filed(tmp_path, *(lines[index] for index in left), name=name), said)
 
 
 @pytest.mark.parametrize("name", ["copy.jsonl", f"{LOSS_RUN.id}.jsonl"])

@@ -92,6 +92,18 @@ class SlurmCluster:
     driver: Mapping[str, Any] = field(default_factory=dict)
 
 
+    @property
+    def gpus(self) -> bool:
+        """Whether jobs are given GPUs."""
+        further = self.slurm.get(f"{_PREFIX}additional_parameters")
+        given = {**self.slurm, **(further if isinstance(further, Mapping) else {})}
+        return any(
+            "gpu" in f"{key}={value}" and str(value).rpartition(":")[2] != "0"
+            for key, value in given.items()
+            if str(key).removeprefix(_PREFIX) not in (*_FREE_TEXTS, "additional_parameters")
+        )
+
+
 Cluster: TypeAlias = LocalCluster | RayCluster | SlurmCluster
 
 _KINDS: Mapping[str, type[Cluster]] = {
@@ -103,6 +115,8 @@ _COUNTS = ("workers", "threads", "runs_per_job", "jobs", "timeout_min", "memory"
 _AMOUNTS = ("num_cpus", "num_gpus")
 _TEXTS = ("address", "working_dir", "executor")
 _PREFIX = "slurm_"
+_OWN_KEYS = ("CPU", "GPU", "memory")
+_FREE_TEXTS = ("account", "comment", "job_name", "setup", "wckey")
 
 
 def read(given: str) -> Cluster:
@@ -172,7 +186,7 @@ def parse(text: str, name: str) -> Cluster:
     values: dict[str, Any] = {}
     for key, value in content.items():
         if kind == "slurm" and isinstance(key, str) and key.startswith(_PREFIX):
-            values.setdefault("slurm", {})[key] = value
+            values.setdefault("slurm", {})[key] = _refuse_empty(key, value, name)
         elif key in known:
             values[key] = _value(key, value, name)
         else:
@@ -191,8 +205,25 @@ def _mapping(text: str, name: str) -> dict[Any, Any]:
         raise ClusterError(
             "a cluster file needs PyYAML; pip install 'svag[ray]' or 'svag[slurm]'"
         ) from error
+
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that stands twice, and leaves 1:30, 90 in YAML 1.1, a text."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for key in names:
+                if names.count(key) > 1:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice")
+            return super().construct_mapping(node, deep)
+
+        def construct_number(self, node: Any) -> Any:
+            made = self.construct_yaml_int if node.tag.endswith(":int") else self.construct_yaml_float
+            return node.value if ":" in node.value else made(node)
+
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.construct_number)
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ClusterError(f"{name} is not YAML: {reason}") from error
@@ -206,21 +237,39 @@ def _value(key: str, value: Any, name: str) -> Any:
     if key in _COUNTS:
         right, what = type(value) is int and value >= 1, "a whole number of at least 1"
     elif key in _AMOUNTS:
-        right, what = _is_amount(value), "a number of at least 0"
+        whole = key != "num_gpus" or (_is_amount(value) and (value < 1 or value == int(value)))
+        right = _is_amount(value) and whole
+        what = "a number of at least 0" + ", above 1 a whole one" * (not whole)
     elif key in _TEXTS:
         right, what = isinstance(value, str) and bool(value), "a text"
     elif key == "resources":
         right = isinstance(value, dict) and all(
-            isinstance(each, str) and _is_amount(amount) for each, amount in value.items()
+            isinstance(each, str) and each and each not in _OWN_KEYS and _is_amount(amount)
+            for each, amount in value.items()
         )
-        what = "a mapping of names to numbers of at least 0"
+        what = (
+            "a mapping of names to numbers of at least 0; cores, GPUs and memory are num_cpus, "
+            "num_gpus and memory"
+        )
     else:
         right = isinstance(value, dict) and all(
             str(each).startswith(_PREFIX) or each == "timeout_min" for each in value
         )
         what = f"a mapping of keys that begin with {_PREFIX}, or timeout_min"
+        for each, setting in value.items() if right else ():
+            if each == "timeout_min":
+                _value(each, setting, f"{name}: driver")
+            else:
+                _refuse_empty(each, setting, f"{name}: driver")
     if not right:
         raise ClusterError(f"{name}: {key} is {value!r}; give {what}")
+    return value
+
+
+def _refuse_empty(key: str, value: Any, name: str) -> Any:
+    """Return a setting of Slurm's; raise if it has no value."""
+    if value is None or value == "":
+        raise ClusterError(f"{name}: {key} has no value; give one, or leave the key out")
     return value
 
 

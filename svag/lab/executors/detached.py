@@ -116,9 +116,11 @@ def launch(
 def found(directory: Path) -> Driver | None:
     """Return the driver that was last started for a folder; None if there was none."""
     try:
-        return Driver(**json.loads((directory / _PLACE).read_text()))
-    except (OSError, ValueError, TypeError):
+        driver = Driver(**json.loads((directory / _PLACE).read_text()))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    texts = all(isinstance(value, str) for value in asdict(driver).values())
+    return driver if texts and driver.kind in _WHAT else None
 
 
 def state(directory: Path, driver: Driver) -> State:

@@ -52,5 +52,5 @@ def exit_code(directory: Path) -> int | None:
     """Return the exit code of the folder's last driver; None if it has not written one."""
     try:
         return int(json.loads((directory / END).read_text())["code"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None

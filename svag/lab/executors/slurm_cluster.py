@@ -198,7 +198,7 @@ class Slurm:
             try:
                 left = json.loads(path.read_text())
                 executor, runs = left["executor"], left["runs"]
-            except (OSError, ValueError, TypeError, KeyError):
+            except (OSError, ValueError, TypeError, KeyError, RecursionError):
                 continue
             if executor == self._cluster.executor and self._queue.lives(path.stem):
                 yield from ((run, path.stem) for run in runs)

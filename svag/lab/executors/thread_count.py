@@ -88,10 +88,11 @@ def kept(file: Path, choose: Callable[[], Division], workers: int | None = None)
             not used.
     """
     place = [socket.gethostname(), cores(), os.environ.get(VARIABLES[0]), workers]
-    with suppress(OSError, ValueError, TypeError, KeyError):
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         found = json.loads(file.read_text())
-        if found["place"] == place:
-            return Division(*found["layout"])
+        layout = Division(*found["layout"])
+        if found["place"] == place and _is_whole(layout):
+            return layout
     layout = choose()
     with suppress(OSError):  # if the folder cannot be written, the first record raises
         file.write_text(json.dumps({"place": place, "layout": layout}))
@@ -102,6 +103,12 @@ def plain(workers: int | None = None) -> Division:
     """Return a layout without measuring: by default one run per core, else equal shares."""
     count = workers or cores()
     return Division(count, _most(cores(), count), 0.0)
+
+
+def _is_whole(layout: Division) -> bool:
+    """Whether a layout that was read has values that a layout can have."""
+    counts = all(type(count) is int and count >= 1 for count in layout[:2])
+    return counts and type(layout.seconds) in (int, float) and layout.seconds >= 0
 
 
 def _most(available: int, workers: int | None) -> int:

@@ -44,6 +44,11 @@ class Worker:
         failure = self._failure
         if self._loaded is not None and run.version != self._loaded[0].version:
             failure = f"the code of {self._source} has changed since the study began"
+        elif self._loaded is not None and run.data != self._loaded[1].fingerprint:
+            failure = (
+                f"the data of {self._source} are not those that the study began with; have its "
+                "load function return the same at every call and on every machine"
+            )
         if self._loaded is None or failure is not None:
             with RecordWriter(place.directory, run, source=self._source) as recorder:
                 recorder.end("error", message=str(failure))
