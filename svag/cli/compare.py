@@ -299,7 +299,7 @@ class _Job:
                 count = workers or max(1, thread_count.cores() // cluster.threads)
                 return thread_count.Division(count, cluster.threads, seconds(cluster.threads))
             return thread_count.chosen(seconds, workers)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if trial:
                 what = f"the first steps of {self.task.name!r} failed"
                 raise ProblemError(f"{what}: {in_one_line(error)}") from error

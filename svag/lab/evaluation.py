@@ -115,10 +115,12 @@ class Evaluation:
         try:
             return float(value)
         except (TypeError, ValueError, RuntimeError):
-            shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+            found = type(value).__name__
+            if isinstance(value, Tensor):
+                found = f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
             raise ProblemError(
-                f"the {what} of {self._problem.name!r} is {type(value).__name__}{shape} on a "
-                "batch; return one real number"
+                f"the {what} of {self._problem.name!r} is {found} on a batch; return one real "
+                "number, such as the mean"
             ) from None
 
     def _parts(self, split: Split) -> Iterator[Split]:

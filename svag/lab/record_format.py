@@ -119,7 +119,6 @@ def check_run(line: Mapping[str, Any]) -> None:
     Raises:
         WrongLine: a field is missing or has a value outside its set.
     """
-    _flat(line)
     for name in _TEXTS:
         _text(line, name)
     for name in ("method", "device"):
@@ -160,6 +159,7 @@ def check_run(line: Mapping[str, Any]) -> None:
         raise WrongLine(_short(str(error), 300)) from None
     if line["metric"] == LOSS.name and line["metric_better"] != "smaller":
         raise WrongLine("metric_better='larger'; of the loss, smaller is better")
+    _flat(line)
 
 
 def check_eval(line: Mapping[str, Any], run: Mapping[str, Any], after: int) -> None:

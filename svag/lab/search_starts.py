@@ -42,7 +42,7 @@ def starts(problem: Problem, data: Data, base: Run, methods: Iterable[str]) -> d
         return {}
     try:
         theta, gradient, count = _norms(problem, data, base)
-    except Exception:  # the problem's runs will record the error
+    except (Exception, SystemExit):  # the problem's runs will record the error
         return {}
     found = {}
     for key in methods:

@@ -71,7 +71,7 @@ def train(
             raise
         except RecordError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             trace = "".join(traceback.format_exception(error))
             message = in_one_line(error)
             recorder.end("error", message=message, traceback=trace, **attempt.noted())

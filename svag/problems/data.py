@@ -125,8 +125,9 @@ def locate(data_set: DataSet, data_dir: Path | None = None) -> dict[str, Path]:
             f"{data_set.title} cannot be downloaded: get {names} {data_set.origin} and name "
             "its folder as data directory or $SVAG_DATA"
         )
+    known = {file.checksum: file.name for file in data_set.files}
     for file in data_set.files:
-        check(paths[file.name], file, f"get it again {data_set.remedy(file.name)}")
+        check(paths[file.name], file, f"get it again {data_set.remedy(file.name)}", known)
     return paths
 
 

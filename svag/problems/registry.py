@@ -78,9 +78,8 @@ def load(problem: Problem, data_dir: Path | None = None) -> Data:
         ((1297, 1, 8, 8), 500)
     """
     if data_dir is not None and not data_dir.is_dir():
-        raise DataError(
-            f"data directory {str(data_dir)!r} does not exist; name one that does, or none"
-        )
+        state = "is not a directory" if data_dir.exists() else "does not exist"
+        raise DataError(f"data directory {str(data_dir)!r} {state}; name another, or none")
     seed_everything(0)  # so that a random split is the same at every call
     try:
         data = problem.load(data_dir)

@@ -104,15 +104,10 @@ def _differentiable(value: Any) -> Tensor:
     """Return the loss of a batch.
 
     Raises:
-        ProblemError: it is no tensor of one real number, or has no gradient.
+        ProblemError: it is no tensor, or has no gradient.
     """
     if not isinstance(value, Tensor):
         raise ProblemError(f"the loss of a batch is {type(value).__name__}; return a tensor")
-    if value.numel() != 1 or not value.is_floating_point():
-        raise ProblemError(
-            f"the loss of a batch is of shape {tuple(value.shape)} and {value.dtype}; return the "
-            "mean over the batch, one real number"
-        )
     if not value.requires_grad:
         raise ProblemError(
             "the loss of a batch depends on no parameter that requires a gradient; do not detach "

@@ -239,7 +239,10 @@ class TestFolder:
 
     @pytest.mark.parametrize(
         "spoilt",
-        ["", "[]", "{}", '{"when": "now"}', "not json", '{"when": 1, "base": {}, "methods": 3}'],
+        [
+            *("", "[]", "{}", '{"when": "now"}', "not json", "[" * 100_000),
+            '{"when": 1, "base": {}, "methods": 3}',
+        ],
     )
     def test_a_file_that_is_no_study(self, tmp_path, spoilt):
         study = keep(tmp_path, study_of("m-sgd"))

@@ -35,6 +35,18 @@ def analysed(*tops, seeds=5, noise=0.001, loss=None, base=None, **settings):
     return of_records(study, records)
 
 
+def test_a_loss_that_is_never_finite_is_not_blamed_on_step_sizes():
+    study = study_of("m-sgd", "adam", lrs={"m-sgd": 0.1, "adam": 0.1}, starts={})
+    for start, said in ((None, True), (1.0, False)):
+        records = []
+        for key in study.methods:
+            _, runs = follow(study, key, lambda lr, seed: None)
+            records += [record(run, None, train_loss=start) for run in runs]
+        assert (
+            "not finite even before the first step" in verdict(of_records(study, records))
+        ) is said
+
+
 @pytest.mark.parametrize(
     ("tops", "words"),
     [

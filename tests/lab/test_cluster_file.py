@@ -67,7 +67,10 @@ def test_a_file_of_each_kind(tmp_path):
         ("kind: ray\nresources: {CPU: 4}", "cores, GPUs and memory are num_cpus, num_gpus and"),
         ("kind: ray\nresources: {'': 1}", "resources is {'': 1}; give a mapping"),
         ("kind: slurm\nslurm_partition:", "slurm_partition has no value; give one, or leave"),
-        ("kind: slurm\ndriver: {timeout_min: -1}", "c.yml: driver: timeout_min is -1; give a whole"),
+        (
+            "kind: slurm\ndriver: {timeout_min: -1}",
+            "c.yml: driver: timeout_min is -1; give a whole",
+        ),
         ("kind: slurm\ndriver: {slurm_qos: ''}", "c.yml: driver: slurm_qos has no value"),
         ("kind: !!python/object/apply:os.system [ls]", "c.yml is not YAML: could not determine"),
     ],

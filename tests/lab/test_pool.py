@@ -251,6 +251,23 @@ def test_ctrl_c_here(task):
     assert task.statuses(runs) == ["done", "done"]
 
 
+def test_data_that_differ_in_a_worker_are_an_error_of_its_runs(tmp_path):
+    task = Task(
+        tmp_path,
+        "\nmade = load\ndef load(data_dir):\n    data = made(data_dir)\n"
+        "    data.train.inputs[0] += os.getpid()\n    return data\n",
+    )
+    (run,) = task.runs(1)
+    assert ended(carry_out(task.here(), [run])) == [1]
+    assert task.record(run).status == "done"
+    (other,) = task.runs(2)
+    pool = task.pool(1)
+    carry_out(pool, [other])
+    task.close()
+    assert task.record(other).status == "error"
+    assert "are not those that the study began with" in task.record(other).end["message"]
+
+
 def test_an_edit_during_a_study_is_an_error_of_the_runs_that_follow(task):
     (run,) = task.runs(62)
     pooled = task.pool(1)

@@ -230,6 +230,10 @@ def test_expected_runs():
         ({"grids": {"m-sgd": (0.1, 1.0)}, "lrs": {"m-sgd": 0.1}}, "give one of both"),
         ({"smallest_effect": -1.0}, "smallest effect -1.0"),
         ({"base": replace(RUN, steps=0)}, "steps=0"),
+        ({"base": replace(RUN, steps=10**20)}, "steps=1000"),
+        ({"base": replace(RUN, eval_examples=10**20)}, "at least 1 and at most 2"),
+        ({"base": replace(RUN, weight_decay=math.inf)}, "weight_decay=inf; it is a finite"),
+        ({"seeds": 2.0}, "seeds=2.0"),
     ],
 )
 def test_a_study_that_cannot_be(changes, words):

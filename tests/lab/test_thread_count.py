@@ -44,6 +44,10 @@ def test_a_choice_is_kept_on_its_machine(tmp_path, monkeypatch):
     assert kept(file, lambda: first, workers=8) == first
     file.write_text("{")
     assert kept(file, lambda: second) == second
+    whole = file.read_text()
+    for spoilt in ("[8, 0, 1.0]", '["8", 1, 1.0]', "[8, 1]", "[8, 1, null]"):
+        file.write_text(whole.replace("[8, 1, 1.0]", spoilt))
+        assert kept(file, lambda: first) == first
 
 
 def test_new_processes_have_the_limit_and_this_one_does_not(monkeypatch):

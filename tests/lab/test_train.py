@@ -1,6 +1,7 @@
 """One run: deterministic, every example once an epoch, and a status for whatever happens."""
 
 import json
+import math
 import re
 from dataclasses import asdict, replace
 
@@ -299,6 +300,60 @@ class Failing(nn.Linear):
         return super().forward(inputs)
 
 
+def test_a_model_that_ends_the_process_is_a_status(tmp_path):
+    record = trained(tmp_path, classification(lambda: Failing(SystemExit(3)), points()), points())
+    assert (record.status, record.end["message"][:13]) == ("error", "SystemExit: 3")
+
+
+def test_what_changes_its_batch_in_place_leaves_the_data_as_they_were(tmp_path):
+    """Else every evaluation would change the data of the steps and of the runs that follow."""
+
+    class Doubling(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs.mul_(2))
+
+    def loss(outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets.remainder_(3))
+
+    def prepare(inputs):
+        return inputs.sub_(1)
+
+    data = points()
+    data.train.targets.add_(3)
+    before = data.fingerprint
+    problem = classification(
+        lambda: Doubling(3, 3), data, loss=loss, prepare=prepare, metric=SPREAD, steps=4
+    )
+    found = [trained(tmp_path / name, problem, data).findings for name in ("once", "again")]
+    assert found[0] == found[1]
+    assert replace(data).fingerprint == before
+
+
+SPREAD = Metric(
+    name="spread",
+    function=lambda outputs, _: outputs.neg_().std(),
+    larger_is_better=True,
+    over="split",
+)
+
+
+@pytest.mark.parametrize("part", [False, True], ids=["model", "part"])
+def test_a_model_that_an_earlier_run_has_trained_is_refused(tmp_path, part):
+    shared, data = nn.Linear(3, 3), points()
+
+    def make():
+        return nn.Sequential(shared, nn.Linear(3, 3)) if part else shared
+
+    first, second = (
+        trained(tmp_path, classification(make, data), data, seed=seed) for seed in (1, 2)
+    )
+    assert first.status == "done"
+    assert second.end["message"].startswith("ProblemError: the model function of 'points' returned")
+    shared.requires_grad_(False)
+    frozen = classification(lambda: nn.Sequential(shared, nn.Linear(3, 3)), data)
+    assert [trained(tmp_path, frozen, data, seed=n).status for n in (3, 4)] == ["done"] * 2
+
+
 def test_a_model_that_raises_is_a_status(tmp_path):
     data = points()
     error = RuntimeError("boom [/here]\nand there")
@@ -320,6 +375,32 @@ def test_any_part_of_a_problem_that_raises_is_a_status(tmp_path, part):
     record = trained(tmp_path, replace(problem, **{part: broken}), data, run_of(problem, data))
     assert record.status == "error"
     assert record.end["message"].startswith(f"ValueError: no {part} (")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schedule": lambda step, steps: math.nan}, "the schedule of 'points' returned nan at st"),
+        ({"schedule": lambda step, steps: -1.0}, "the schedule of 'points' returned -1.0 at step"),
+        ({"schedule": lambda step, steps: None}, "the schedule of 'points' returned None at step"),
+        ({"loss": lambda *both: 1.0}, "the loss of a batch is float; return a tensor"),
+        ({"loss": lambda out, _: out.sum().detach()}, "depends on no parameter that requires a g"),
+        (
+            {"loss": lambda out, _: out.sum() * 1j},
+            "the loss of 'points' is a tensor of shape () and torch.complex64",
+        ),
+        ({"loss": lambda out, _: out}, "is a tensor of shape (43, 3) and torch.float32 on"),
+        ({"model": nn.Identity}, "has no parameter that requires a gradient"),
+        ({"model": lambda: print}, "returned builtin_function_or_method instead of a torch.nn.M"),
+    ],
+)
+def test_what_cannot_be_trained_is_no_divergence(tmp_path, changes, said):
+    data = points()
+    problem = classification(**{"model": lambda: nn.Linear(3, 3), "data": data, **changes})
+    record = trained(tmp_path, problem, data, run_of(problem, data))
+    assert record.status == "error"
+    assert record.end["message"].startswith("ProblemError: ")
+    assert said in record.end["message"]
 
 
 @pytest.mark.parametrize("value", [1.5, -0.1, 93.0])

@@ -98,6 +98,13 @@ def test_truncated_file(labels):
     assert FASHION_MNIST.address + LABELS in text
 
 
+def test_a_file_under_the_name_of_another(labels):
+    images = FASHION_MNIST.files[2]
+    shutil.copyfile(labels, labels.with_name(images.name))
+    text = message(replace(FASHION_MNIST, files=(images, FILE)), labels.parent)
+    assert f"{images.name!r} is {LABELS}; get it again".replace("'", "", 1) in text
+
+
 def test_flipped_bit(labels):
     content = bytearray(labels.read_bytes())
     content[3000] ^= 1

@@ -91,7 +91,6 @@ class SlurmCluster:
     slurm: Mapping[str, Any] = field(default_factory=dict)
     driver: Mapping[str, Any] = field(default_factory=dict)
 
-
     @property
     def gpus(self) -> bool:
         """Whether jobs are given GPUs."""
@@ -217,7 +216,9 @@ def _mapping(text: str, name: str) -> dict[Any, Any]:
             return super().construct_mapping(node, deep)
 
         def construct_number(self, node: Any) -> Any:
-            made = self.construct_yaml_int if node.tag.endswith(":int") else self.construct_yaml_float
+            made = (
+                self.construct_yaml_int if node.tag.endswith(":int") else self.construct_yaml_float
+            )
             return node.value if ":" in node.value else made(node)
 
     for kind in ("int", "float"):
