@@ -75,7 +75,9 @@ def dissect(
             "--variants/--no-variants", help="Also rotated axes and larger batches, as time allows."
         ),
     ] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of the model and of all draws.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the model and of all draws.")
+    ] = 0,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, or auto: cuda if this machine has it, else cpu.")
     ] = "auto",
@@ -102,7 +104,7 @@ def dissect(
     from svag.diagnosis.plan import DissectionPlan
     from svag.diagnosis.problem_dissection import Point, dissect_problem
     from svag.entrants import entrant, split
-    from svag.errors import InvalidOption
+    from svag.errors import InvalidOption, ProblemError, SvagError, in_one_line
     from svag.lab.base_run import base_run
     from svag.lab.devices import device_named
     from svag.report import dissection
@@ -133,6 +135,11 @@ def dissect(
         plan = replace(plan, spent=time.perf_counter() - started)
         with _Bar(console) as bar:
             found = dissect_problem(task, data, base, plan, point, bar.show)
+    except SvagError:
+        raise
+    except (Exception, SystemExit) as error:  # a user's model and loss may raise anything
+        what = f"{task.name!r} could not be dissected"
+        raise ProblemError(f"{what}: {in_one_line(error)}") from error
     except KeyboardInterrupt:
         say(console, "interrupted; nothing was written")
         raise typer.Exit(130) from None

@@ -92,6 +92,10 @@ class Batches:
         self._generator.set_state(state["order"])
         self._augmenting.set_state(state["augmentation"])
         waiting = state["waiting"]
+        if waiting is not None:
+            whole = waiting.dtype == torch.long and waiting.shape[1:] == (self._size,)
+            if not (whole and waiting.min() >= 0 and waiting.max() < len(self._split)):
+                raise ValueError("the batches that are left of the epoch are not of this split")
         self._waiting = [] if waiting is None else list(waiting.unbind())
 
     def _begin_epoch(self) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from svag import __version__
 from svag.errors import in_one_line
-from svag.lab.records import environment
+from svag.lab.records import environment, of_lines
 from svag.lab.run import Run
 from svag.lab.step_state import NotResumable, State
 
@@ -70,6 +70,7 @@ class Checkpoints:
             differing = _differing(content, _header(self._run))
             found = Checkpoint(**content["checkpoint"])
             there, here = content["computed"], _computed()
+            differing = differing or _impossible(found, self._run)
         except FileNotFoundError:
             return None
         except Exception as error:  # for a damaged file torch raises many kinds of errors
@@ -147,6 +148,21 @@ def _differing(content: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     for name, value in expected.items():
         if content.get(name) != value:
             return f"is of {name} {content.get(name)}, not {value}"
+    return ""
+
+
+def _impossible(found: Checkpoint, run: Run) -> str:
+    """Describe what no checkpoint of a run can have; empty if all is well."""
+    if not (type(found.step) is int and 0 <= found.step < run.steps):
+        return f"is of step {found.step!r:.60}, of a run of {run.steps}"
+    if (taken := found.state.get("taken", found.step)) != found.step:
+        return f"is of step {found.step}, its state of step {taken!r:.60}"
+    if not 0 <= found.seconds < float("inf"):
+        return f"is of {found.seconds!r:.60} seconds"
+    record = of_lines(run, found.lines)
+    last = record.evals[-1]["step"] if record.evals else -1
+    if record.end is not None or last != found.step // run.eval_every * run.eval_every:
+        return f"is of step {found.step}, its lines end with step {last}"
     return ""
 
 

@@ -248,6 +248,21 @@ def read(path: Path) -> Record | None:
     return record
 
 
+def of_lines(run: Run, lines: Iterable[Mapping[str, Any]]) -> Record:
+    """Return the record of a run with these lines after its ``run`` line.
+
+    Raises:
+        RecordError: a line violates the format.
+    """
+    record = Record(run=asdict(run))
+    try:
+        for line in lines:
+            record = _taken(record, dict(line), run.id)
+    except WrongLine as wrong:
+        raise RecordError(f"a line of run {run.id}: {wrong}") from None
+    return record
+
+
 def _taken(record: Record | None, line: dict[str, Any], name: str) -> Record:
     """Return the record with the next line of its file added; ``name`` is the file's stem."""
     kind = line.get("kind")

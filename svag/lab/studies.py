@@ -147,7 +147,7 @@ def keep(directory: Path, study: Study) -> Study:
     path = directory / "studies" / f"{study.id}.json"
     if path.exists():
         study = replace(study, starts=_read(path).study.starts)
-    content = {"when": datetime.now(UTC).isoformat(timespec="seconds"), **asdict(study)}
+    content = {"when": datetime.now(UTC).isoformat(timespec="milliseconds"), **asdict(study)}
     scratch = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,8 @@ def filed(directory: Path) -> list[Filed]:
 def _read(path: Path) -> Filed:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        when, base = str(content.pop("when")), content.pop("base")
+        when, base = content.pop("when"), content.pop("base")
+        datetime.fromisoformat(when)
         content["methods"] = tuple(content["methods"])
         content["grids"] = {key: tuple(points) for key, points in content["grids"].items()}
         known = {f.name for f in fields(Run)}

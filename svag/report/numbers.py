@@ -13,6 +13,7 @@ NONE: Final = "\N{EN DASH}"
 
 _NBSP = "\N{NO-BREAK SPACE}"
 _MOST_DECIMALS = 5
+_WRITTEN_OUT = 1e15
 _LEAST_POWER, _GREATEST_POWER = -4, 6  # of ten, of numbers that are written out
 
 
@@ -23,7 +24,10 @@ def headed(figure: Figure) -> str:
 
 
 def number(value: float, decimals: int, *, signed: bool = False) -> str:
-    """Write a number with a true minus sign; a small one that would be rounded to 0 as ``1.2e-05``.
+    """Write a number with a true minus sign.
+
+    One that would be rounded to 0 is written as ``1.2e-05``, one of more than 15 digits as
+    ``1.234e+20``.
 
     Args:
         value: the number.
@@ -33,6 +37,8 @@ def number(value: float, decimals: int, *, signed: bool = False) -> str:
     if not math.isfinite(value):
         return NONE
     plus = "+" if signed else ""
+    if abs(value) >= _WRITTEN_OUT:
+        return f"{value:{plus}.3e}".replace("-", MINUS)
     text = f"{value:{plus}.{decimals}f}"
     if float(text) == 0:
         tiny = abs(value) > 10.0 ** -(decimals + 6)

@@ -1,6 +1,7 @@
 """A run that is broken off anywhere goes on as if nothing had been, or begins again."""
 
 import copy
+import math
 import random
 from dataclasses import replace
 
@@ -663,7 +664,31 @@ def changed(name, value):
     return change
 
 
+def within(*names, **values):
+    """Change values of the checkpoint, or of a part of it."""
+
+    def change(path):
+        content = torch.load(path, weights_only=True)
+        part = content["checkpoint"]
+        for name in names:
+            part = part[name]
+        part.update(values)
+        torch.save(content, path)
+
+    return change
+
+
 DAMAGES = {
+    "a step too many": (within(step=20), "is of step 20, of a run of 20"),
+    "a step that is no number": (within(step="8"), "is of step '8', of a run of 20"),
+    "the state of another step": (within("state", taken=5), "of step 8, its state of step 5"),
+    "no time": (within(seconds=math.nan), "is of nan seconds"),
+    "lines that are missing": (within(lines=[]), "is of step 8, its lines end with step -1"),
+    "lines of another kind": (within(lines=[{"kind": "end"}]), "cannot be read"),
+    "another batch size": (
+        within("state", "batches", waiting=torch.zeros(3, 2, dtype=torch.long)),
+        "does not fit",
+    ),
     "empty": (lambda path: path.write_bytes(b""), "cannot be read"),
     "cut off": (lambda path: path.write_bytes(path.read_bytes()[:1000]), "cannot be read"),
     "no archive": (lambda path: path.write_bytes(b"checkpoint" * 100), "cannot be read"),

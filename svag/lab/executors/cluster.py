@@ -204,33 +204,36 @@ def _mapping(text: str, name: str) -> dict[Any, Any]:
         raise ClusterError(
             "a cluster file needs PyYAML; pip install 'svag[ray]' or 'svag[slurm]'"
         ) from error
-
-    class Loader(yaml.SafeLoader):
-        """Refuses a key that stands twice, and leaves 1:30, 90 in YAML 1.1, a text."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            for key in names:
-                if names.count(key) > 1:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice")
-            return super().construct_mapping(node, deep)
-
-        def construct_number(self, node: Any) -> Any:
-            made = (
-                self.construct_yaml_int if node.tag.endswith(":int") else self.construct_yaml_float
-            )
-            return node.value if ":" in node.value else made(node)
-
-    for kind in ("int", "float"):
-        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.construct_number)
     try:
-        content = yaml.load(text, Loader)
+        document = yaml.compose(text, yaml.SafeLoader)
+        _check_nodes(document, name)
+        content = None if document is None else yaml.SafeLoader("").construct_document(document)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ClusterError(f"{name} is not YAML: {reason}") from error
     if not isinstance(content, dict):
         raise ClusterError(f"{name}: a cluster file has lines `key: value`, first kind: ray")
     return content
+
+
+def _check_nodes(node: Any, name: str) -> None:
+    """Refuse a key that stands twice, and leave 1:30, which is 90 in YAML 1.1, a text."""
+    waiting, met = [node], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in met or node is None:
+            continue
+        met.add(id(node))
+        if isinstance(node.value, str):
+            if ":" in node.value and node.tag.endswith((":int", ":float")):
+                node.tag = "tag:yaml.org,2002:str"
+            continue
+        parts = [pair if isinstance(pair, tuple) else (pair,) for pair in node.value]
+        keys = [pair[0].value for pair in parts if len(pair) == 2]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ClusterError(f"{name}: the key {key!r} stands twice; write it once")
+        waiting += [one for pair in parts for one in pair]
 
 
 def _value(key: str, value: Any, name: str) -> Any:
