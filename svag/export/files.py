@@ -54,12 +54,13 @@ def write_parquet(table: Table, path: Path) -> None:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a text in UTF-8.
+    """Write a text in UTF-8; lone surrogates, which UTF-8 lacks, are escaped.
 
     Raises:
         RecordError: the file cannot be written.
     """
-    _whole(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    content = text.encode(errors="backslashreplace")
+    _whole(path, lambda scratch: scratch.write_bytes(content))
 
 
 def _written(cell: Cell) -> str:

@@ -39,4 +39,6 @@ def write_page(path: Path, **filled: Any) -> None:
     """
     template = environment().get_template("page.html.j2")
     plotly = Markup(get_plotlyjs()) if filled["charts"] else ""
-    path.write_text(template.render(plotly=plotly, **filled), encoding="utf-8")
+    path.write_text(
+        template.render(plotly=plotly, **filled), encoding="utf-8", errors="backslashreplace"
+    )
