@@ -282,6 +282,47 @@ def test_a_process_says_the_same(command):
     assert "no study in missing" in unusable((done.returncode, done.stdout, done.stderr))
 
 
+def test_any_terminal_will_do(svag, tmp_path):
+    """Of any encoding, in a notebook of another environment, and with a full disk behind it."""
+    spec = write_task(tmp_path)
+    assert (
+        svag("compare", spec, "--methods", "m-sgd", *LRS[:2], "--seeds", 2, "--workers", 1)[0] == 0
+    )
+    command = [sys.executable, "-m", "svag", "report", "runs/task"]
+    odd = {**os.environ, "PYTHONIOENCODING": "ascii", "MPLBACKEND": "module://of.another.place"}
+    done = subprocess.run(command, capture_output=True, text=True, env=odd)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert re.search(r"M-SGD +0.3 +2 +\d.* \?.", done.stdout)
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert "No space left" in unusable((done.returncode, "", done.stderr.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("status",), ("report",), ("export",), ("compare", "wilson", "--data-dir")],
+    ids=lambda command: command[0],
+)
+def test_what_the_system_refuses_is_one_line(svag, command):
+    assert "File name too long" in unusable(svag(*command, "n" * 300))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("self.linear(inputs)", "self.linear(inputs[:, :2])", "could not be dissected: RuntimeErr"),
+        ("self.linear(inputs)", "raise SystemExit(3)", "could not be dissected: SystemExit: 3 ("),
+    ],
+)
+def test_a_problem_that_cannot_be_dissected(svag, tmp_path, old, new, words):
+    spec = write_task(tmp_path)
+    task = tmp_path / "task.py"
+    task.write_text(task.read_text().replace(f"return {old}", new, 1))
+    assert words in unusable(svag("dissect", spec, "--budget", "5s", "-q"))
+
+
 @pytest.fixture
 def broken_data(tmp_path):
     """A data directory of the real files, one of them replaced."""

@@ -129,6 +129,14 @@ class Data:
     train: Split
     test: Split
 
+    def __post_init__(self) -> None:
+        for name in ("train", "test"):
+            split = getattr(self, name)
+            if not isinstance(split, Split):
+                raise InvalidOption(
+                    f"{name} of the data is {type(split).__name__}; give a svag.problems.Split"
+                )
+
     def to(self, device: torch.device) -> "Data":
         """Return both splits on a device."""
         return Data(self.train.to(device), self.test.to(device))
@@ -286,17 +294,23 @@ class Problem:
         return loss_metric(self.loss)
 
     def check(self, data: Data) -> None:
-        """Check that all values of the data are finite.
+        """Check that the data are dense tensors, and that all their values are finite.
 
         Raises:
-            InvalidOption: some value is NaN or infinite.
+            InvalidOption: a tensor is sparse or has no values, or some value is NaN or infinite.
         """
         for split_name in ("train", "test"):
             split: Split = getattr(data, split_name)
             for name in ("inputs", "targets"):
                 for where, tensor in tensors(getattr(split, name)):
-                    if tensor.is_floating_point() and not tensor.isfinite().all():
+                    what = f"the {name}{where} of the {split_name} split of {self.name!r}"
+                    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
                         raise InvalidOption(
-                            f"the {name}{where} of the {split_name} split of {self.name!r} hold "
-                            "NaN or infinite values; fill or leave out these examples"
+                            f"{what} are no dense tensor with its values in memory; give one, such "
+                            "as tensor.to_dense()"
+                        )
+                    inexact = tensor.is_floating_point() or tensor.is_complex()
+                    if inexact and not tensor.isfinite().all():
+                        raise InvalidOption(
+                            f"{what} hold NaN or infinite values; fill or leave out these examples"
                         )

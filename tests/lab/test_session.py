@@ -117,6 +117,22 @@ def test_data_that_are_not_finite_are_refused_by_name(value):
     problem = classification(lambda: nn.Linear(3, 3), data)
     with pytest.raises(InvalidOption, match="the inputs of the train split of 'points' hold NaN"):
         problem.check(data)
+    waves = Split(data.train.inputs.to(torch.complex64), data.train.targets)
+    with pytest.raises(InvalidOption, match="the inputs of the test split of 'points' hold NaN"):
+        problem.check(Data(points().train, waves))
+
+
+@pytest.mark.parametrize("form", [torch.Tensor.to_sparse, lambda tensor: tensor.to("meta")])
+def test_data_without_values_in_memory_are_refused_by_name(form):
+    data = points()
+    problem = classification(lambda: nn.Linear(3, 3), data)
+    with pytest.raises(InvalidOption, match="the inputs of the test split of 'points' are no den"):
+        problem.check(Data(data.train, Split(form(data.test.inputs), data.test.targets)))
+
+
+def test_data_are_made_of_splits():
+    with pytest.raises(InvalidOption, match=r"test of the data is NoneType; give a svag\.problems"):
+        Data(points().train, None)
 
 
 # --- the metric
