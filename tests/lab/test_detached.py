@@ -76,7 +76,18 @@ def test_a_driver_that_is_killed_is_not_taken_for_one_that_is_done(folder, svag)
 WRONG = '{"kind": "pbs", "id": "1", "host": "", "study": "", "started": ""}'
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"kind": "local"}', "[" * 100_000, WRONG])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"kind": "local"}',
+        "[" * 100_000,
+        WRONG,
+        WRONG.replace("pbs", "local").replace('"1"', '"x"'),
+    ],
+)
 def test_a_spoilt_note_of_a_driver_is_none(tmp_path, content):
     (tmp_path / "driver.json").write_text(content)
     assert detached.found(tmp_path) is None

@@ -305,7 +305,11 @@ def test_numbers_that_are_null(rows: Rows, make: Callable[[Rows], str]) -> None:
 
 
 def test_records_that_cannot_be_read(tmp_path: Path) -> None:
-    for text in (None, "", "x", "[]", '{"kind": "noise"}', '{"kind": "dissection"}\n{}'):
+    begun = '{"kind": "dissection"'
+    for text in (
+        *(None, "", "x", "[]", "[" * 100_000, '{"kind": "noise"}', f"{begun}}}\n{{}}"),
+        *(f"{begun}}}", f'{begun}, "methods": null}}', f'{begun}, "methods": [], "cells": 3}}'),
+    ):
         if text is not None:
             (tmp_path / FILE).write_text(text)
         with pytest.raises(RecordError, match=FILE):

@@ -120,7 +120,8 @@ def found(directory: Path) -> Driver | None:
     except (OSError, ValueError, TypeError, RecursionError):
         return None
     texts = all(isinstance(value, str) for value in asdict(driver).values())
-    return driver if texts and driver.kind in _WHAT else None
+    known = texts and driver.kind in _WHAT
+    return driver if known and (driver.kind != "local" or driver.id.isdecimal()) else None
 
 
 def state(directory: Path, driver: Driver) -> State:

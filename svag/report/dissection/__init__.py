@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Final
 
-from svag.analysis.dissection_records import read
-from svag.errors import RecordError
+from jinja2 import TemplateError
+
+from svag.analysis.dissection_records import FILE, read
+from svag.errors import RecordError, SvagError, in_one_line
 from svag.report.dissection.page import page
 from svag.report.dissection.sorted_records import Found
 
@@ -27,13 +29,20 @@ def write(records: Path, directory: Path | None = None) -> Path:
         RecordError: the records cannot be read, or the page cannot be written.
     """
     path = (directory or records) / PAGE
-    found = Found(read(records))
+    rows = read(records)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        page(found, path, records)
+        page(Found(rows), path, records)
+    except SvagError:
+        raise
     except OSError as error:
         where = error.filename or path
         raise RecordError(
             f"cannot write {where}: {error.strerror}; choose another folder with --out"
+        ) from error
+    except (LookupError, TypeError, ValueError, AttributeError, TemplateError) as error:
+        raise RecordError(
+            f"{records / FILE} lacks a field or has one of another type ({in_one_line(error)}); "
+            f"`svag dissect PROBLEM --out {records}` writes it"
         ) from error
     return path
