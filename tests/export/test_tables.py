@@ -69,7 +69,7 @@ def test_any_double_reads_back_to_the_bit(tmp_path):
     values = [*AWKWARD, *drawn(2000)]
     run = replace(BASE, metric="loss", metric_better="smaller", metric_unit="",
                   metric_low=None, metric_high=None, method="sgd", lr=0.1 + 0.2,
-                  steps=len(values))  # fmt: skip
+                  steps=len(values), eval_every=1)  # fmt: skip
     with RecordWriter(tmp_path, run) as recorder:
         for step, value in enumerate(values):
             recorder.eval(step, train_loss=value, test_loss=-value)
@@ -159,7 +159,10 @@ def test_half_a_surrogate_pair_is_escaped(tmp_path):
 def test_whole_numbers_among_floats_make_no_mixed_column(tmp_path):
     for seed, value in ((1, 1), (2, 0.5)):
         with RecordWriter(tmp_path, replace(BASE_RUN, seed=seed)) as recorder:
-            recorder.end("done", step=100, train_loss=value, test_loss=value, test_accuracy=value)
+            figures = {"train_loss": value, "test_loss": value, "test_accuracy": value}
+            for step in range(0, BASE.steps + 1, BASE.eval_every):
+                recorder.eval(step, **figures)
+            recorder.end("done", step=BASE.steps, **figures)
     table = tables.runs([folders.read(tmp_path)])
     assert sorted(table.column("test_accuracy")) == [0.5, 1.0]
     assert {type(cell) for cell in table.column("test_accuracy")} == {float}

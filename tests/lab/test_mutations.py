@@ -13,13 +13,15 @@ from typing import get_args
 
 import pytest
 
-from lab.synthetic import LOSS_RUN, RUN
+from lab import synthetic
 from svag.errors import RecordError
 from svag.lab.record_format import FINISHED, Status
 from svag.lab.records import Record, find, load, path_of, read
 from svag.lab.run import Run
 
 Line = dict[str, object]
+
+RUN, LOSS_RUN = (replace(run, eval_every=10) for run in (synthetic.RUN, synthetic.LOSS_RUN))
 
 LITERALS = (
     *("null", "true", "false", '""', '"text"', '"0.5"', "[]", "[0.5]", "{}", '{"a": {"b": 1}}'),

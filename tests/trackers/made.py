@@ -10,7 +10,9 @@ from svag.lab.records import RecordWriter
 from svag.lab.run import Run
 from svag.trackers.runs import Tracked, tracked
 
-RUN = replace(BASE, method="m-svag", anatomy="m", lr=0.1 + 0.2, seed=7, beta=0.9)
+RUN = replace(
+    BASE, method="m-svag", anatomy="m", lr=0.1 + 0.2, seed=7, beta=0.9, steps=20, eval_examples=100
+)
 VALUES = (2.5, 1 / 3, 0.1 + 0.2)
 
 
@@ -32,7 +34,7 @@ def record(folder: Path, run: Run = RUN, status: str | None = "done", shift: flo
         elif status == "error":
             recorder.end("error", message="ValueError: no", wall_time=1.0)
         elif status is not None:
-            recorder.end(status, step=25, train_loss=float("nan"), wall_time=4.0)
+            recorder.end(status, step=20, train_loss=float("nan"), wall_time=4.0)
 
 
 def every_status(folder: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_run_that_was_cut_short_is_sent_again_and_once(tmp_path, place, projec
 
 
 def test_more_points_than_a_request_holds_all_arrive(tmp_path, place, project):
-    run = replace(RUN, steps=700)
+    run = replace(RUN, steps=700, eval_every=1)
     with RecordWriter(tmp_path, run) as recorder:
         for step in range(701):
             recorder.eval(step, train_loss=float(step), test_loss=0.5, test_accuracy=0.5)

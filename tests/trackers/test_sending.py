@@ -18,7 +18,7 @@ def test_a_run_is_sent_with_its_settings_curves_figures_and_status(tmp_path):
     assert run.name == "m-svag lr=0.3 seed=7"
     hyper = run.hyperparameters
     assert (hyper["method"], hyper["lr"], hyper["seed"]) == ("m-svag", 0.1 + 0.2, 7)
-    assert (hyper["steps"], hyper["batch_size"], hyper["beta"]) == (100, 32, 0.9)
+    assert (hyper["steps"], hyper["batch_size"], hyper["beta"]) == (20, 32, 0.9)
     assert "beta2" not in hyper
     assert [point.step for point in run.points] == [0, 10, 20]
     assert [point.seconds for point in run.points] == [0.0, 1.5, 3.0]

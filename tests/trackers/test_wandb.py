@@ -123,7 +123,7 @@ def test_another_project_is_sent_the_runs_too(tmp_path):
 
 
 def test_a_long_run_arrives_whole(tmp_path):
-    with RecordWriter(tmp_path, replace(RUN, steps=700)) as recorder:
+    with RecordWriter(tmp_path, replace(RUN, steps=700, eval_every=1)) as recorder:
         for step in range(701):
             recorder.eval(step, train_loss=step / 7, test_loss=0.5, test_accuracy=0.5)
         final = {"train_loss": 100.0, "test_loss": 0.5, "test_accuracy": 0.5}
