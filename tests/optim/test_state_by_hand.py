@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -204,29 +205,33 @@ def test_an_optimizer_in_backward_trains_as_one_that_steps_behind_it(case, check
 # --------------------------------------------------------------- memory, and what autograd sees
 
 
-@pytest.mark.parametrize(
-    "way", ["replaced", "cleared", "deleted", "average replaced", "parameter out of its group"]
-)
-def test_what_is_taken_out_of_the_state_is_freed_at_once(way, engine):
-    param = nn.Parameter(torch.zeros(4))
-    optimizer = svag.MSVAG([param], **engine)
-    stepped(optimizer, param, 2)
-    average = weakref.ref(optimizer.state[param]["exp_avg"])
-    if way == "parameter out of its group":
-        del optimizer.state[param]
-        average = weakref.ref(param)
-        optimizer.param_groups[0]["params"] = [nn.Parameter(torch.zeros(4))]
-        del param
-    elif way == "replaced":
-        optimizer.state[param] = copy.deepcopy(optimizer.state[param])
-    elif way == "cleared":
-        optimizer.state.clear()
-    elif way == "deleted":
-        del optimizer.state[param]
-    else:
-        optimizer.state[param]["exp_avg"] = torch.zeros(4)
+def average_replaced(optimizer: Any, param: Any) -> None:
+    optimizer.state[param]["exp_avg"] = torch.zeros(4)
+
+
+TAKEN_OUT: dict[str, Callable[[Any, Any], object]] = {
+    "replaced": lambda o, p: o.state.update({p: copy.deepcopy(o.state[p])}),
+    "cleared": lambda o, p: o.state.clear(),
+    "deleted": lambda o, p: o.state.pop(p),
+    "average replaced": average_replaced,
+}
+
+
+def test_what_is_taken_out_of_the_state_is_freed_at_once(engine):
+    kept, optimizers = {}, []
+    for way, take_out in TAKEN_OUT.items():
+        param = nn.Parameter(torch.zeros(4))
+        optimizer = svag.MSVAG([param], **engine)
+        stepped(optimizer, param, 2)
+        kept[way] = weakref.ref(optimizer.state[param]["exp_avg"])
+        take_out(optimizer, param)
+        optimizers.append(optimizer)
+    del optimizer.state[param]
+    optimizer.param_groups[0]["params"] = [nn.Parameter(torch.zeros(4))]
+    kept["parameter out of its group"] = weakref.ref(param)
+    del param
     gc.collect()
-    assert average() is None
+    assert [way for way, tensor in kept.items() if tensor() is not None] == []
 
 
 @pytest.mark.parametrize("what", ["parameter", "gradient", "average"])
