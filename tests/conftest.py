@@ -82,7 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Spare the garbage collector what stays to the end: ten thousand tests and what they import."""
+    """Spare the garbage collector what stays to the end: all tests and what they import."""
     gc.collect()
     gc.freeze()
 
