@@ -28,6 +28,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Send what a worker has measured to the process that prints it (pytest-xdist)."""
     from measured import WORST
 
+    gc.unfreeze()
     if hasattr(session.config, "workeroutput"):
         figures = [(name, float(value), float(bound)) for name, (value, bound) in WORST.items()]
         session.config.workeroutput["worst"] = figures

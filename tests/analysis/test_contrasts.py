@@ -62,7 +62,8 @@ def test_what_has_no_weight_has_no_part():
 
 def test_one_run_has_no_interval():
     made = [Sample(np.array([1.0]))] * 4
-    assert single(made, WEIGHTS[SIGN]) == Effect(0.0, None)
+    effect = single(made, WEIGHTS[SIGN])
+    assert (effect.estimate, effect.interval) == (0.0, None)
     assert all(effect.interval is None for effect in simultaneous(made, FAMILY).values())
 
 
