@@ -157,23 +157,20 @@ def _where(op: Operation) -> "Where | Sequence[Where]":
     return _nonzero(op) if len(op.inputs) == 1 and len(op.args) == 1 else elementwise(op)
 
 
-@rule("sort", "topk", "argsort", "msort", "kthvalue")
+@rule("sort", "topk", "argsort", "msort")
 def _sorted(op: Operation) -> "Where | Sequence[Where]":
     """Sort or topk: along the examples' dimension, owners are sorted with the values."""
     source = op.args[0] if op.args else op.inputs[0]
     where = op.where(source)
     if not isinstance(where, Layout | Scattered):
         return where if isinstance(where, Single) else op.unknown()
-    at = {"topk": 2, "kthvalue": 2}.get(op.name, 1)
-    dim = 0 if op.name == "msort" else op.given("dim", at, -1)
+    dim = 0 if op.name == "msort" else op.given("dim", 2 if op.name == "topk" else 1, -1)
     if isinstance(dim, bool):
         dim = op.args[2] if len(op.args) > 2 else -1
     dim = dim % source.dim()
-    if op.name == "kthvalue" and op.out.dim() < source.dim() and where.dim != dim:
-        return where.at(where.dim - (dim < where.dim))
     if where.dim != dim:
         return where
-    if op.name in ("msort", "kthvalue"):
+    if op.name == "msort":
         return op.unknown()
     if op.name == "topk" and op.out.shape[dim] < source.shape[dim]:
         return op.chooses()

@@ -17,9 +17,8 @@ from svag.variance.per_example.owners.products import joined
 _CHANNELS = frozenset(
     {f"conv{n}d" for n in (1, 2, 3)}
     | {f"conv_transpose{n}d" for n in (1, 2, 3)}
-    | {"group_norm", "instance_norm", "batch_norm", "im2col", "col2im", "fold", "unfold_"}
-    | {"grid_sampler", "grid_sample", "affine_grid_generator", "channel_shuffle"}
-    | {"local_response_norm", "convolution"}
+    | {"group_norm", "instance_norm", "batch_norm", "im2col", "col2im", "convolution"}
+    | {"grid_sampler", "affine_grid_generator", "channel_shuffle"}
 )
 
 
@@ -31,7 +30,7 @@ def _batch_first(op: Operation) -> Where:
     for tensor, where in op.pairs():
         if isinstance(where, Single):
             return op.unknown()
-        if where.dim != 0 or (tensor is not op.inputs[0] and op.name not in _TWO):
+        if where.dim != 0 or (tensor is not op.inputs[0] and op.name != "grid_sampler"):
             return op.mixes()
         if op.out.shape[0] != tensor.shape[0]:
             return op.unknown()
@@ -51,9 +50,6 @@ def _grouped_by_example(op: Operation) -> Where | None:
     return one
 
 
-_TWO = frozenset({"grid_sampler", "grid_sample"})
-
-
 @rule("layer_norm", "rms_norm", "native_layer_norm", "fused_rms_norm")
 def _over_features(op: Operation) -> Where:
     x, shape = op.inputs[0], op.given("normalized_shape", 1)
@@ -66,15 +62,14 @@ def _over_features(op: Operation) -> Where:
 
 
 _POOLS = {
-    **{f"{kind}_pool{n}d": n for kind in ("max", "avg", "lp") for n in (1, 2, 3)},
+    **{f"{kind}_pool{n}d": n for kind in ("max", "avg") for n in (1, 2, 3)},
     **{f"adaptive_{kind}_pool{n}d": n for kind in ("max", "avg") for n in (1, 2, 3)},
     **{f"max_pool{n}d_with_indices": n for n in (1, 2, 3)},
-    **{f"adaptive_max_pool{n}d_with_indices": n for n in (1, 2, 3)},
     **{f"upsample_{kind}{n}d": n for kind in ("nearest", "_nearest_exact") for n in (1, 2, 3)},
     **{f"{kind}_pad{n}d": n for kind in ("reflection", "replication") for n in (1, 2, 3)},
     **{"upsample_linear1d": 1, "upsample_bilinear2d": 2, "upsample_bicubic2d": 2},
     **{"upsample_trilinear3d": 3, "pixel_shuffle": 3, "pixel_unshuffle": 3, "max_unpool2d": 2},
-    **{"_upsample_bilinear2d_aa": 2, "interpolate": 1},
+    **{"_upsample_bilinear2d_aa": 2},
 }
 
 
@@ -83,7 +78,7 @@ def _spatial(op: Operation) -> Where:
     """Keep the examples if their dimension is before those that are pooled."""
     x = op.inputs[0]
     where = op.where(x)
-    if not isinstance(where, IS_PLACED) or op.name == "interpolate":
+    if not isinstance(where, IS_PLACED):
         return op.unknown()
     if isinstance(where, Layout | Scattered) and where.dim >= x.dim() - _POOLS[op.name]:
         return op.mixes()

@@ -21,7 +21,7 @@ _LOSSES = (
     *("smooth_l1_loss", "huber_loss", "binary_cross_entropy", "kl_div", "poisson_nll_loss"),
     *("binary_cross_entropy_with_logits", "soft_margin_loss", "hinge_embedding_loss"),
     *("margin_ranking_loss", "cosine_embedding_loss", "triplet_margin_loss", "ctc_loss"),
-    *("multi_margin_loss", "multilabel_margin_loss", "cross_entropy", "gaussian_nll_loss"),
+    *("multi_margin_loss", "multilabel_margin_loss"),
 )
 _ENTRYWISE = frozenset(
     {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "kl_div"}

@@ -107,10 +107,8 @@ def _linear(op: Operation) -> Where:
 _FACTORS = {"addmm": ("mat1", "mat2"), "addmv": ("mat", "vec")}
 
 
-@rule("addmm", "baddbmm", "addmv", "addbmm", "addr")
+@rule("addmm", "baddbmm", "addmv")
 def _add_product(op: Operation) -> Where:
-    if op.name in ("addbmm", "addr"):
-        return op.unknown()
     first, second = _FACTORS.get(op.name, ("batch1", "batch2"))
     shift, a, b = op.given("input", 0), op.given(first, 1), op.given(second, 2)
     left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
@@ -163,18 +161,16 @@ def matrix_letters(a: int, b: int) -> tuple[list[str], str]:
     return [left, right], spare + "m" * (a > 1) + "p" * (b > 1)
 
 
-@rule("tensordot", "cdist", "bilinear", "kron", "chain_matmul")
-def _other_products(op: Operation) -> Where:
-    if op.name == "cdist":
-        a, b = op.args[:2]
-        left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
-        right = [*right[:-2], op.out.dim() - 1, None]
-        return joined(op, [moved(op, a, left), moved(op, b, right)], op.out)
-    if op.name == "tensordot":
-        return _tensordot(op)
-    return op.unknown()
+@rule("cdist")
+def _distances(op: Operation) -> Where:
+    """Distances of rows: as a matrix product with the second factor transposed."""
+    a, b = op.args[:2]
+    left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
+    right = [*right[:-2], op.out.dim() - 1, None]
+    return joined(op, [moved(op, a, left), moved(op, b, right)], op.out)
 
 
+@rule("tensordot")
 def _tensordot(op: Operation) -> Where:
     """The result has the dimensions that are not summed over, those of the first factor first."""
     a, b, dims = op.given("a", 0), op.given("b", 1), op.given("dims", 2, 2)
