@@ -166,7 +166,6 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         )
         passes = Passes(self._model, recorder, self._inputs, self._check, self._check_every)
         self._mode = Interception(recorder, _RULES, otherwise, _ALWAYS, passes)
-        passes.mode = self._mode
         self._handles = passes.hooks()
         self._mode.__enter__()  # type: ignore[no-untyped-call]
         self._custom = CustomFunctions(self._mode)

@@ -101,7 +101,7 @@ class Replacement:
             finally:
                 written.restore()
             self._drawn = torch.random.get_rng_state()
-            return [t.detach() for t in tensors_in(_values(output))]
+            return [t.detach() for t in tensors_in((output,))]
 
     def compare(self, output: Any) -> None:
         """Compare with the output of the original call.
@@ -109,7 +109,7 @@ class Replacement:
         Raises:
             PerExampleError: the model mixes examples.
         """
-        outputs = list(tensors_in(_values(output)))
+        outputs = list(tensors_in((output,)))
         every = tensors_in((*self.args, *self.kwargs.values()))
         if self._outputs is None or len(outputs) != len(self._outputs):
             return
@@ -128,7 +128,7 @@ class Replacement:
         Raises:
             PerExampleError: the model mixes examples.
         """
-        outputs = list(tensors_in(_values(output)))
+        outputs = list(tensors_in((output,)))
         if self._moved is None:
             return
         plain, drawn = self._run(self.args, self.kwargs, dropout=False), self._drawn
@@ -354,7 +354,3 @@ class _NoDropout(WrittenParameters):
                 return unguarded(func)(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             return func(*args, **kwargs)
-
-
-def _values(output: Any) -> Sequence[Any]:
-    return list(output.values()) if isinstance(output, dict) else [output]

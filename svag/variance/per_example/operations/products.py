@@ -15,7 +15,7 @@ from svag.variance.per_example.contributions.base import (
 )
 from svag.variance.per_example.operations.layers import conjugate, features_last, positions
 from svag.variance.per_example.owners.following import state_of
-from svag.variance.per_example.owners.placement import CONSTANT, Layout, Placed
+from svag.variance.per_example.owners.placement import CONSTANT, Layout
 from svag.variance.per_example.owners.products import letters, matrix_letters
 from svag.variance.per_example.recording.functions import Call
 from svag.variance.per_example.recording.interception import Interception
@@ -48,7 +48,7 @@ def product(mode: Interception, func: Call, args: Sequence[Any], name: str) -> T
     marks = [mode.where_of(given[n], func) for n in batch]
     if any(not isinstance(where, Layout) for where in marks):
         return None
-    places = [_letter(terms[n], where, given[n]) for n, where in zip(batch, marks, strict=True)]
+    places = [terms[n][where.dim] for n, where in zip(batch, marks, strict=True)]
     where = cast(Layout, marks[0])
     same = all(w[1:] == where[1:] for w in marks)  # type: ignore[index]
     letter = places[0]
@@ -99,10 +99,6 @@ def _terms(name: str, args: Sequence[Any]) -> tuple[list[Tensor] | None, list[st
     return given, *matrix_letters(given[0].dim(), given[1].dim())
 
 
-def _letter(term: str, where: Placed, tensor: Tensor) -> str:
-    return term[where.dim]
-
-
 def _plain_sizes(given: Sequence[Tensor], terms: Sequence[str]) -> bool:
     """Whether every letter has one size and is once in a term, so that nothing is broadcast."""
     sizes: dict[str, int] = {}
@@ -125,10 +121,7 @@ def _latin(equation: str) -> str:
 def _times_matrix(mode: Interception, func: Call, left: Tensor, right: Tensor) -> Tensor:
     """Run X @ W as a dense layer with the weight W^T."""
     where = features_last(mode, func, left)
-    if left.dim() == 1:
-        output = func(left, mode.given(right, where))
-    else:
-        output = func(left, mode.given(right, where))
+    output = func(left, mode.given(right, where))
 
     def products(delta: Tensor, data: Tensor) -> Contributions:
         return Products(positions(conjugate(data), where), positions(delta, where))

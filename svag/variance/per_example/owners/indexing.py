@@ -48,7 +48,7 @@ def _gather(op: Operation) -> "Where | Sequence[Where]":
     if dim is None:
         return op.unknown()
     if not isinstance(where, IS_PLACED):
-        return elementwise(op, [index]) if _alone(source, op) else op.unknown()
+        return elementwise(op, [index]) if where is CONSTANT else op.unknown()
     if isinstance(where, Single) or source.dim() == 0:
         return where
     dim = dim % source.dim()
@@ -58,11 +58,6 @@ def _gather(op: Operation) -> "Where | Sequence[Where]":
         where.dim, where.examples, where.owners(source.shape[where.dim])[: op.out.shape[where.dim]]
     )
     return join(op, kept, picked, op.out) if isinstance(picked, IS_PLACED) else kept
-
-
-def _alone(source: Tensor, op: Operation) -> bool:
-    """Whether the source is constant and only the index depends on the examples."""
-    return op.where(source) is CONSTANT
 
 
 @rule("getitem")

@@ -54,16 +54,10 @@ def _of_matrices(op: Operation) -> Where:
     return where if isinstance(where, IS_PLACED) and len(op.inputs) == 1 else op.unknown()
 
 
-_TRANSFORMS = (
-    *(
-        f"fft_{kind}{n}"
-        for kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
-        for n in ("", 2, "n")
-    ),
-)
+_TRANSFORMS = ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
 
 
-@rule(*_TRANSFORMS)
+@rule(*(f"fft_{kind}{n}" for kind in _TRANSFORMS for n in ("", 2, "n")))
 def _transformed(op: Operation) -> Where:
     """Keep the dimensions that are not transformed."""
     x = op.given("input", 0)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from svag.variance.per_example.owners.operation import Operation, rule, summed
+from svag.variance.per_example.owners.operation import SUMMED, Operation, rule
 from svag.variance.per_example.owners.placement import (
     Layout,
     Lost,
@@ -43,7 +43,7 @@ def _loss(op: Operation) -> Where:
         return _first_dimension(op)
     if op.out.dim() or isinstance(lined, Single | Lost):
         return lined
-    return summed(op)
+    return SUMMED
 
 
 _CLASSES = frozenset({"cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss2d"})
@@ -58,7 +58,7 @@ def _first_dimension(op: Operation) -> Where:
     if any(w.dim != (first if t.dim() > 1 and t is op.inputs[0] else 0) for t, w in found):
         return op.mixes()
     lined = joined(op, [w.at(0) for _, w in found], empty((found[0][0].shape[found[0][1].dim],)))
-    return lined if op.out.dim() or isinstance(lined, Lost) else summed(op)
+    return lined if op.out.dim() or isinstance(lined, Lost) else SUMMED
 
 
 def _classified(op: Operation) -> Where:

@@ -126,8 +126,3 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
-
-
-def summed(op: Operation) -> Where:
-    """Return the mark of a result that is a sum over all examples."""
-    return SUMMED

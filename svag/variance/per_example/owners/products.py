@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from svag.variance.per_example.owners.elementwise import elementwise, join
-from svag.variance.per_example.owners.operation import Operation, rule, summed
+from svag.variance.per_example.owners.operation import SUMMED, Operation, rule
 from svag.variance.per_example.owners.placement import (
     CONSTANT,
     IS_PLACED,
@@ -82,7 +82,7 @@ def _matmul(op: Operation) -> Where:
 def _weighted(op: Operation) -> Where:
     """Sum the products of the entries of two vectors, as losses of examples and their weights."""
     lined = elementwise(op, shape=op.inputs[0])
-    return summed(op) if isinstance(lined, Layout | Scattered) else lined
+    return SUMMED if isinstance(lined, Layout | Scattered) else lined
 
 
 def _product_dims(a: int, b: int, out: int) -> tuple[list[int | None], list[int | None]]:

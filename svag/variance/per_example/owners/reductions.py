@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from svag.variance.per_example.owners.elementwise import elementwise
-from svag.variance.per_example.owners.operation import Operation, rule, summed
+from svag.variance.per_example.owners.operation import SUMMED, Operation, rule
 from svag.variance.per_example.owners.placement import (
     CONSTANT,
     IS_PLACED,
@@ -41,7 +41,7 @@ def _reduction(op: Operation) -> Where:
         if op.name in ("argmax", "argmin"):
             return op.chooses()
         if op.name in _SUMS or not op.out.requires_grad:
-            return summed(op)
+            return SUMMED
         return op.mixes()
     keeps = op.out.dim() == source.dim()
     return where if keeps else where.at(where.dim - sum(d < where.dim for d in reduced))

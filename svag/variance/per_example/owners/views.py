@@ -55,7 +55,7 @@ def _reshaped(op: Operation) -> Where:
         return CONSTANT if where is CONSTANT else op.unknown()
     if isinstance(where, Single):
         return where
-    if isinstance(where, Layout) and isinstance(op.out, Tensor):
+    if isinstance(where, Layout):
         found = _through_reshape(source.shape, where, op.out.shape)
         if found is not None:
             return found

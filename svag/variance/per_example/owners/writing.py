@@ -137,11 +137,9 @@ def _index_add(op: Operation) -> Where:
 @rule("index_copy")
 def _index_copy(op: Operation) -> Where:
     target, dim, index = op.args[0], op.given("dim", 1), op.given("index", 2)
-    parts = (*[slice(None)] * (dim % target.dim()), index)
-    values = op.given("source", 3)
     if dim % target.dim() != 0:
         return op.unknown()
-    return _overwritten(op, target, parts, values)
+    return _overwritten(op, target, (index,), op.given("source", 3))
 
 
 def _added(op: Operation, target: Tensor, dim: int, index: Tensor, values: Tensor) -> Where:
