@@ -57,7 +57,7 @@ def _gather(op: Operation) -> "Where | Sequence[Where]":
     kept = placed(
         where.dim, where.examples, where.owners(source.shape[where.dim])[: op.out.shape[where.dim]]
     )
-    return join(op, kept, picked, op.out) if isinstance(picked, IS_PLACED) else kept
+    return join(op, kept, picked, op.out.shape) if isinstance(picked, IS_PLACED) else kept
 
 
 @rule("getitem")
@@ -112,9 +112,7 @@ def _looked_up(op: Operation, source: Tensor, index: Any) -> "Where | Sequence[W
     if any(p.dtype == torch.bool for p in parts):
         return op.unknown()
     shape = torch.broadcast_shapes(*(p.shape for p in parts))
-    front = torch.empty(shape, device="meta")
-    one = Operation(op.func, op.name, op.args, op.kwargs, op.inputs, op.states, [front])
-    return elementwise(one, parts)
+    return elementwise(op, parts, shape)
 
 
 def _chosen(mask: Tensor, where: Layout | Scattered) -> Owners:

@@ -34,7 +34,7 @@ def _batch_first(op: Operation) -> Where:
             return op.mixes()
         if op.out.shape[0] != tensor.shape[0]:
             return op.unknown()
-    return elementwise_at_zero(op)
+    return joined(op, [where for _, where in op.pairs()])
 
 
 def _grouped_by_example(op: Operation) -> Where | None:
@@ -112,7 +112,7 @@ def _cell(op: Operation) -> Where:
     found = [where for _, where in op.pairs()]
     if any(isinstance(w, Single) or w.dim != 0 for w in found):
         return op.unknown()
-    return elementwise_at_zero(op)
+    return joined(op, found)
 
 
 @rule("pack_padded_sequence")
@@ -126,8 +126,3 @@ def _packs(op: Operation) -> "Where | Sequence[Where]":
     if len(owners) != where.examples or sorted(owners) != list(range(where.examples)):
         return [op.unknown(), CONSTANT]
     return [Packed(op.outputs[1], owners), CONSTANT]
-
-
-def elementwise_at_zero(op: Operation) -> Where:
-    """Join the inputs' rows along the first dimension."""
-    return joined(op, [where for _, where in op.pairs()], op.out)

@@ -24,7 +24,7 @@ def _solved(op: Operation) -> Where:
         over = [batch, None]
     first = [*range(batch - a.dim() + 2, batch)]
     second = [*range(batch - b.dim() + 2, batch)]
-    return joined(op, [moved(op, a, [*first, None, None]), moved(op, b, [*second, *over])], op.out)
+    return joined(op, [moved(op, a, [*first, None, None]), moved(op, b, [*second, *over])])
 
 
 @rule("grouped_mm")
@@ -33,7 +33,7 @@ def _grouped_product(op: Operation) -> Where:
     a, b = op.inputs[:2]
     if a.dim() != 2 or b.dim() != 3 or op.where(b) is not CONSTANT:
         return op.unknown()
-    return joined(op, [moved(op, a, [0, None])], op.out)
+    return joined(op, [moved(op, a, [0, None])])
 
 
 _OF_MATRICES = (

@@ -1,7 +1,5 @@
 """Rules for losses and distances: where the examples are in them, and which sum over examples."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -57,7 +55,8 @@ def _first_dimension(op: Operation) -> Where:
         return op.unknown()
     if any(w.dim != (first if t.dim() > 1 and t is op.inputs[0] else 0) for t, w in found):
         return op.mixes()
-    lined = joined(op, [w.at(0) for _, w in found], empty((found[0][0].shape[found[0][1].dim],)))
+    tensor, where = found[0]
+    lined = joined(op, [w.at(0) for _, w in found], [tensor.shape[where.dim]])
     return lined if op.out.dim() or isinstance(lined, Lost) else SUMMED
 
 
@@ -74,7 +73,7 @@ def _classified(op: Operation) -> Where:
             return op.mixes()
         else:
             found.append(where.at(where.dim - (where.dim > 1)))
-    return joined(op, found, empty(shape))
+    return joined(op, found, shape)
 
 
 def lined_up(op: Operation) -> Where:
@@ -87,20 +86,11 @@ def lined_up(op: Operation) -> Where:
         shape = torch.broadcast_shapes(*(t.shape for t, _ in op.pairs()))
     except RuntimeError:
         return op.unknown()
-    return joined(op, [_right(t, w, len(shape)) for t, w in op.pairs()], empty(shape))
+    return joined(op, [_right(t, w, len(shape)) for t, w in op.pairs()], shape)
 
 
 def _right(tensor: Tensor, where: Placed, dims: int) -> Placed:
     return where if isinstance(where, Single) else where.at(where.dim + dims - tensor.dim())
-
-
-def empty(shape: Sequence[int]) -> Tensor:
-    """Return a tensor without memory, for its shape.
-
-    Args:
-        shape: the shape.
-    """
-    return torch.empty(shape, device="meta")
 
 
 @rule("cosine_similarity", "pairwise_distance")

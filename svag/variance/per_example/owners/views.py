@@ -139,11 +139,7 @@ def _reach(tensor: Tensor) -> int:
 def _broadcast_tensors(op: Operation) -> "Where | Sequence[Where]":
     """Each output is one input, expanded."""
     given = op.args[0] if isinstance(op.args[0], list | tuple) else op.args
-    found: list[Where] = []
-    for tensor, out in zip(given, op.outputs, strict=True):
-        one = Operation(op.func, op.name, op.args, op.kwargs, op.inputs, op.states, [out])
-        found.append(elementwise(one, [tensor]))
-    return found
+    return [elementwise(op, [tensor], op.out.shape) for tensor in given]
 
 
 @rule("tril", "triu")

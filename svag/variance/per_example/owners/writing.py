@@ -125,7 +125,7 @@ def _added_by_mask(op: Operation, target: Tensor, parts: Any, values: Tensor) ->
     found = _overwritten(op, target, parts, values)
     if not isinstance(where, Layout | Scattered) or not isinstance(found, Layout | Scattered):
         return found
-    return join(op, where, found, target)
+    return join(op, where, found, target.shape)
 
 
 @rule("index_add")
@@ -154,7 +154,7 @@ def _added(op: Operation, target: Tensor, dim: int, index: Tensor, values: Tenso
         return op.unknown()
     if isinstance(given, Layout | Scattered) and given.dim != dim:
         if isinstance(where, IS_PLACED):
-            return join(op, given, where, target)
+            return join(op, given, where, target.shape)
         return given
     if isinstance(where, Layout | Scattered) and where.dim != dim:
         return op.mixes()
