@@ -18,6 +18,7 @@ from svag.variance.per_example.owners.following import state_of
 from svag.variance.per_example.owners.marks import mark_of
 from svag.variance.per_example.owners.operation_names import plain_name
 from svag.variance.per_example.owners.placement import IS_PLACED, Lost, Placed
+from svag.variance.per_example.recording.functions import is_in_place
 from svag.variance.per_example.structures import replaced, tensors_in
 
 _MOST = 10_000  # operations of a loss
@@ -158,9 +159,7 @@ class LossTape:
         numbers: dict[float, float],
     ) -> None:
         """Run one operation again; it writes into copies."""
-        name = getattr(func, "__name__", "")
-        writes = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-        if (writes or name.startswith("__i")) and args and isinstance(args[0], Tensor):
+        if is_in_place(func) and args and isinstance(args[0], Tensor):
             target = known.get(id(args[0]), args[0])
             known[id(args[0])] = target.clone() if target.requires_grad else target.detach().clone()
         again = func(*_again(args, known, numbers), **_again(kwargs, known, numbers))

@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge
 
 from svag.errors import PerExampleError, SvagError
 from svag.variance.per_example.contributions.base import Contributions, Shared
-from svag.variance.per_example.owners.placement import Placed, Single, row_selector
+from svag.variance.per_example.owners.placement import Placed, others_zero
 
 Term: TypeAlias = tuple[Tensor, Tensor | None]
 """Gradient of an operation's output, and its input: what a gradient is a sum of products of."""
@@ -174,7 +174,7 @@ class Verification:
             grads = autograd.grad(roots, tensors, gradients, retain_graph=True, allow_unused=True)
             found = [(t, g, w) for (t, w), g in zip(cut, grads, strict=True) if g is not None]
             if found:
-                kept = [self._only_one(g, where) for _, g, where in found]
+                kept = [others_zero(where, g, self.example) for _, g, where in found]
                 self._go_back(autograd, [t for t, _, _ in found], kept, recorder.params)
         except RuntimeError as error:  # of torch, which does not run reentrant checkpoints in grad
             if isinstance(error, SvagError) or "use_reentrant" not in str(error):
@@ -182,14 +182,6 @@ class Verification:
             raise PerExampleError(f"the model has {REENTRANT}") from error
         finally:
             recorder.silent = False
-
-    def _only_one(self, grad: Tensor, where: Placed) -> Tensor:
-        """Set the gradient to 0 for all other examples."""
-        if isinstance(where, Single):
-            return grad if where.example == self.example else torch.zeros_like(grad)
-        rows = row_selector(where, grad, self.example)
-        kept = torch.zeros_like(grad)
-        return kept.index_copy_(where.dim, rows, grad.index_select(where.dim, rows))
 
     def _go_back(
         self,

@@ -27,7 +27,7 @@ from svag.variance.per_example.owners.placement import (
 from svag.variance.per_example.recording.functions import Call, name_of
 from svag.variance.per_example.recording.interception import Interception
 from svag.variance.per_example.recording.taps import Factory
-from svag.variance.per_example.structures import replaced, tensors_in
+from svag.variance.per_example.structures import called_with, tensors_in
 
 _SUMS = frozenset({"add", "sub", "subtract"})
 BROADCAST = _SUMS | {
@@ -43,7 +43,7 @@ def broadcast(
 ) -> Any:
     """Broadcast a parameter; in the backward pass each example has its own copy of it."""
     tensors = list(tensors_in((*args, *kwargs.values())))
-    followed = [t for t in tensors if mode.recorder.source_of(t) is not None]
+    followed = mode.recorder.followed(tensors)
     batch = [t for t in tensors if state_of(t) is not CONSTANT]
     linear = name in _SUMS and not kwargs and len(args) == 2
     marks = [state_of(t) for t in batch]
@@ -81,7 +81,7 @@ def biased_attention(
     query, key, bias = given["query"], given["key"], given.get("attn_mask")
     others = [t for t in tensors_in(tuple(given.values())) if t is not bias]
     where = state_of(query)
-    if bias is None or any(mode.recorder.source_of(t) is not None for t in others):
+    if bias is None or mode.recorder.followed(others):
         return None
     if not isinstance(where, Layout | Scattered) or where.dim >= query.dim() - 2:
         return None
@@ -91,7 +91,7 @@ def biased_attention(
     sums = _copies(torch.add, (copies, bias), {}, bias, [], copies, where, linear=True)
     copies = mode.tap(copies, [], [(bias, sums)], where, observe=True)
     with mode:
-        return func(*replaced(args, {id(bias): copies}), **replaced(kwargs, {id(bias): copies}))
+        return called_with(func, args, kwargs, {id(bias): copies})
 
 
 def _with_sums(
@@ -188,6 +188,6 @@ def _gradient(
     with torch.enable_grad():
         copies = own.detach().requires_grad_()
         given = {k: copies if t is own else t.detach() for k, t in given.items()}
-        out = func(*replaced(args, given), **replaced(kwargs, given))
+        out = called_with(func, args, kwargs, given)
     (found,) = torch.autograd.grad(out, copies, delta.to(out.dtype), materialize_grads=True)
     return found.detach()  # torch 2.9 makes zeros that require gradients

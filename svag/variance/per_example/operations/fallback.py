@@ -51,8 +51,7 @@ def otherwise(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[
     """
     name = plain_name(func)
     if name in _REFUSED:
-        followed = {id(t): t for t in tensors_in(args) if mode.recorder.source_of(t) is not None}
-        raise PerExampleError(unknown(mode, func, followed))
+        raise PerExampleError(unknown(mode, func, mode.recorder.followed(tensors_in(args))))
     if is_in_place(func) and not (name == "setitem" or _writes_rows(mode, name, args, kwargs)):
         return _out_of_place(mode, name, args, kwargs)
     if name == "masked_fill":

@@ -1,7 +1,7 @@
 """Operations run on one example at a time: ``torch.func.vmap`` of their backward pass."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -24,7 +24,7 @@ from svag.variance.per_example.owners.placement import (
 from svag.variance.per_example.recording.functions import Call, name_of
 from svag.variance.per_example.recording.interception import Interception
 from svag.variance.per_example.recording.taps import Factory
-from svag.variance.per_example.structures import replaced, tensors_in
+from svag.variance.per_example.structures import called_with, replaced, tensors_in
 
 
 class Pullbacks(Contributions):
@@ -74,24 +74,24 @@ def by_vmap(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[st
     The operation needs a rule that says where the examples are in its output.
     """
     tensors = list(tensors_in((*args, *kwargs.values())))
-    followed = {id(t): t for t in tensors if mode.recorder.source_of(t) is not None}
+    followed = {id(t): t for t in mode.recorder.followed(tensors)}
     batch = {id(t): t for t in tensors if state_of(t) is not CONSTANT}
     marks = {key: mode.where_of(t, func) for key, t in batch.items()}
     before = [t._version for t in tensors]
     out = func(*args, **kwargs)
     if not isinstance(out, Tensor) or before != [t._version for t in tensors]:
-        raise PerExampleError(unknown(mode, func, followed))
+        raise PerExampleError(unknown(mode, func, followed.values()))
     follow(func, args, kwargs, tensors, [out])
     where = mark_of(out)
     if not isinstance(where, Layout) or not all(isinstance(w, Layout) for w in marks.values()):
         return by_masks(mode, func, args, kwargs, out)
     layouts = cast(dict[int, Layout], marks)
-    what = f"{name_of(func)} of {_labels(mode, followed)}"
+    what = f"{name_of(func)} of {_labels(mode, followed.values())}"
     frozen = {key: t.detach() for key, t in followed.items()}
 
     def call(params: dict[int, Tensor], *inputs: Tensor) -> Tensor:
         given = {**frozen, **dict(zip(batch, inputs, strict=True)), **params}
-        return cast(Tensor, func(*replaced(args, given), **replaced(kwargs, given)))
+        return cast(Tensor, called_with(func, args, kwargs, given))
 
     def one_by_one(values: Sequence[Tensor]) -> list[Tensor]:
         return [layouts[k].one_by_one(t) for k, t in zip(batch, values, strict=True)]
@@ -149,7 +149,7 @@ def _with_rows(
     if len(aliases) != len(followed):
         return None
     with mode:
-        return func(*replaced(args, aliases), **replaced(kwargs, aliases))
+        return called_with(func, args, kwargs, aliases)
 
 
 def _works_on_one(call: Callable[..., Tensor], rows: Sequence[Tensor], outputs: Tensor) -> bool:
@@ -164,7 +164,7 @@ def _works_on_one(call: Callable[..., Tensor], rows: Sequence[Tensor], outputs: 
     return bool(torch.allclose(alone, outputs[0].detach(), rtol=1e-2, atol=1e-2, equal_nan=True))
 
 
-def unknown(mode: Interception, func: Call, followed: dict[int, Tensor]) -> str:
+def unknown(mode: Interception, func: Call, followed: Iterable[Tensor]) -> str:
     """Return the message for an operation without a rule.
 
     Args:
@@ -179,5 +179,5 @@ def unknown(mode: Interception, func: Call, followed: dict[int, Tensor]) -> str:
     )
 
 
-def _labels(mode: Interception, followed: dict[int, Tensor]) -> str:
-    return ", ".join(mode.recorder.label(t) for t in followed.values())
+def _labels(mode: Interception, followed: Iterable[Tensor]) -> str:
+    return ", ".join(map(mode.recorder.label, followed))

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from svag.errors import PerExampleError
+from svag.variance.per_example.owners.marks import whole_of
 
 NOTED = frozenset({Tensor.register_hook, Tensor.retain_grad})
 """Operations that :func:`note_hook` and :class:`Retained` record."""
@@ -39,7 +40,7 @@ def note_hook(func: Callable[..., Any], args: Sequence[Any]) -> bool:
     """
     if func is not Tensor.register_hook or not getattr(args[0], _APART, False):
         return False
-    setattr(_whole(args[0]), _HOOKED, True)
+    setattr(whole_of(args[0]), _HOOKED, True)
     return True
 
 
@@ -53,7 +54,7 @@ def refuse_change(name: str, tensor: Any) -> None:
     Raises:
         PerExampleError: it has a hook.
     """
-    if isinstance(tensor, Tensor) and getattr(_whole(tensor), _HOOKED, False):
+    if isinstance(tensor, Tensor) and getattr(whole_of(tensor), _HOOKED, False):
         raise PerExampleError(
             f"{name} changes a tensor of shape {tuple(tensor.shape)} in place that has a hook "
             "(register_hook) and comes from the model or from a recurrent layer. autograd drops "
@@ -83,8 +84,3 @@ class Retained:
         finally:
             for tensor, grad in zip(tensors, before, strict=True):
                 tensor.grad = grad
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    base = tensor._base if tensor._is_view() else None
-    return tensor if base is None else base

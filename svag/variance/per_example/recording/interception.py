@@ -9,7 +9,12 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from svag.errors import PerExampleError
-from svag.variance.per_example.owners.following import follow, state_of, take_mark
+from svag.variance.per_example.owners.following import (
+    follow,
+    is_transformed,
+    state_of,
+    take_mark,
+)
 from svag.variance.per_example.owners.marks import (
     mark,
     mark_learned,
@@ -39,7 +44,6 @@ from svag.variance.per_example.recording.functions import (
     handles,
     is_composite,
     is_in_place,
-    is_transformed,
     name_of,
     replaces_data,
     reshapes_in_place,
@@ -185,7 +189,7 @@ class Interception(TorchFunctionMode):
         if torch._C._current_graph_task_id() != -1:
             for tensor in tensors:
                 recall(tensor)
-        followed = [t for t in tensors if self.recorder.source_of(t) is not None]
+        followed = self.recorder.followed(tensors)
         if not followed:
             return self._plain(func, args, kwargs, tensors)
         refuse_selective(func)

@@ -5,7 +5,7 @@ every operation that uses a parameter.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -103,6 +103,10 @@ class Recorder:
                 "or use svag.micro_batch_variance"
             )
         return cast(Source, source)
+
+    def followed(self, tensors: Iterable[Tensor]) -> list[Tensor]:
+        """Return those that are followed parameters or were computed from parameters alone."""
+        return [t for t in tensors if self.source_of(t) is not None]
 
     def replaces(self, source: Source | None) -> bool:
         """Whether a closed form may replace autograd's gradient by its own sum.
