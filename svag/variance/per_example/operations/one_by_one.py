@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -85,31 +86,21 @@ def by_vmap(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[st
     where = mark_of(out)
     if not isinstance(where, Layout) or not all(isinstance(w, Layout) for w in marks.values()):
         return by_masks(mode, func, args, kwargs, out)
-    layouts = cast(dict[int, Layout], marks)
-    what = f"{name_of(func)} of {_labels(mode, followed.values())}"
-    frozen = {key: t.detach() for key, t in followed.items()}
-
-    def call(params: dict[int, Tensor], *inputs: Tensor) -> Tensor:
-        given = {**frozen, **dict(zip(batch, inputs, strict=True)), **params}
-        return cast(Tensor, called_with(func, args, kwargs, given))
-
-    def one_by_one(values: Sequence[Tensor]) -> list[Tensor]:
-        return [layouts[k].one_by_one(t) for k, t in zip(batch, values, strict=True)]
-
-    values = [t.detach() for t in batch.values()]
-    if plain_name(func).startswith("linalg") or not _works_on_one(
-        call, one_by_one(values), where.one_by_one(out)
-    ):
-        found = _with_rows(mode, func, args, kwargs, tensors, followed, out, layouts)
+    params = {key: t.detach() for key, t in followed.items()}
+    one = _OnOne(func, args, kwargs, params, cast(dict[int, Layout], marks))
+    if plain_name(func).startswith("linalg") or not one.works(batch.values(), out, where):
+        found = _with_rows(
+            mode, func, args, kwargs, followed, out, next(iter(one.layouts.values()))
+        )
         return by_masks(mode, func, args, kwargs, out) if found is None else found
+    what = f"{name_of(func)} of {_labels(mode, followed.values())}"
 
     def factory(key: int) -> Factory:
         def pullbacks(delta: Tensor, *data: Tensor) -> Contributions:
             def alone(param: Tensor, *inputs: Tensor) -> Tensor:
-                return call({key: param}, *inputs)
+                return one.run({key: param}, inputs)
 
-            rows = one_by_one(data)
-            return Pullbacks(alone, frozen[key], where.one_by_one(delta), rows, what)
+            return Pullbacks(alone, params[key], where.one_by_one(delta), one.rows(data), what)
 
         return pullbacks
 
@@ -117,21 +108,53 @@ def by_vmap(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[st
     return mode.tap(out, list(batch.values()), uses, where, observe=True, copy=True)
 
 
+@dataclass(frozen=True)
+class _OnOne:
+    """An operation, the parameters it takes (detached) and the mini-batch's marks, both by id."""
+
+    func: Call
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    params: dict[int, Tensor]
+    layouts: dict[int, Layout]
+
+    def run(self, params: dict[int, Tensor], inputs: Sequence[Tensor]) -> Tensor:
+        """Run it on one example's inputs, and on other values of some parameters."""
+        given = {**self.params, **dict(zip(self.layouts, inputs, strict=True)), **params}
+        return cast(Tensor, called_with(self.func, self.args, self.kwargs, given))
+
+    def rows(self, batch: Iterable[Tensor]) -> list[Tensor]:
+        """Return the tensors of the mini-batch, ``(B, *shape of one example)`` each."""
+        every = zip(self.layouts.values(), batch, strict=True)
+        return [where.one_by_one(tensor) for where, tensor in every]
+
+    def works(self, batch: Iterable[Tensor], out: Tensor, where: Layout) -> bool:
+        """Whether it gives the same output on the first example alone as in the mini-batch."""
+        expected = where.one_by_one(out.detach())[0]
+        first = [rows[0] for rows in self.rows(t.detach() for t in batch)]
+        try:
+            with torch.no_grad():
+                alone = self.run({}, first)
+        except RuntimeError:
+            return False
+        same = alone.shape == expected.shape
+        return same and torch.allclose(alone, expected, rtol=1e-2, atol=1e-2, equal_nan=True)
+
+
 def _with_rows(
     mode: Interception,
     func: Call,
     args: Sequence[Any],
     kwargs: dict[str, Any],
-    tensors: Sequence[Tensor],
     followed: dict[int, Tensor],
     out: Tensor,
-    layouts: dict[int, Layout],
+    some: Layout,
 ) -> Any:
-    """Use tensors computed from parameters that have their own rows for each example.
+    """Run an operation on tensors from parameters that have their own rows for each example.
 
-    Their examples are along the dimension that the operation combines with the mini-batch's.
+    A dimension holds the examples if the operation then has a rule for its output; None if a
+    tensor has no such dimension. ``some`` is the mark of a tensor of the mini-batch.
     """
-    some = next(iter(layouts.values()))
     aliases: dict[int, Tensor] = {}
     for key, tensor in followed.items():
         for dim, size in enumerate(tensor.shape):
@@ -150,18 +173,6 @@ def _with_rows(
         return None
     with mode:
         return called_with(func, args, kwargs, aliases)
-
-
-def _works_on_one(call: Callable[..., Tensor], rows: Sequence[Tensor], outputs: Tensor) -> bool:
-    """Whether the operation on the first example alone gives the same output as in the batch."""
-    try:
-        with torch.no_grad():
-            alone = call({}, *(row[0] for row in rows))
-    except RuntimeError:
-        return False
-    if alone.shape != outputs.shape[1:]:
-        return False
-    return bool(torch.allclose(alone, outputs[0].detach(), rtol=1e-2, atol=1e-2, equal_nan=True))
 
 
 def unknown(mode: Interception, func: Call, followed: Iterable[Tensor]) -> str:
