@@ -12,14 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import utils
 
-from svag.variance.grad_var import (
-    Parameters,
-    is_current,
-    listed,
-    rescale,
-    restamp,
-    widened,
-)
+from svag.variance.grad_var import Parameters, is_current, listed, rescale, restamp, widened
 from svag.variance.rescaling import follow_torch
 
 

@@ -12,13 +12,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from svag.errors import (
-    InvalidOption,
-    PerExampleError,
-    SparseGradient,
-    SvagError,
-    TooFewSamples,
-)
+from svag.errors import InvalidOption, PerExampleError, SparseGradient, SvagError, TooFewSamples
 from svag.variance import micro_batch_variance, within_batch_variance
 from variance.oracle import one_by_one, relative_error, variance_of_sum
 

@@ -7,12 +7,7 @@ import torch
 from torch import Tensor
 
 from svag.errors import PerExampleError
-from svag.variance.per_example.contributions.base import (
-    Contributions,
-    Direct,
-    PlacedRows,
-    Shared,
-)
+from svag.variance.per_example.contributions.base import Contributions, Direct, PlacedRows, Shared
 from svag.variance.per_example.owners.following import follow, state_of
 from svag.variance.per_example.owners.marks import mark
 from svag.variance.per_example.owners.operation_names import plain_name

@@ -6,18 +6,9 @@ from typing import Any, cast
 from torch import Tensor
 
 from svag.errors import PerExampleError
-from svag.variance.per_example.contributions.base import (
-    Contributions,
-    PlacedRows,
-)
+from svag.variance.per_example.contributions.base import Contributions, PlacedRows
 from svag.variance.per_example.owners.following import follow, state_of
-from svag.variance.per_example.owners.placement import (
-    CONSTANT,
-    Layout,
-    Placed,
-    Scattered,
-    Single,
-)
+from svag.variance.per_example.owners.placement import CONSTANT, Layout, Placed, Scattered, Single
 from svag.variance.per_example.recording.functions import Call, name_of
 from svag.variance.per_example.recording.interception import Interception
 from svag.variance.per_example.recording.taps import Factory

@@ -9,19 +9,13 @@ import torch
 from torch import Tensor
 
 from svag.errors import PerExampleError
-from svag.variance.per_example.contributions.base import (
-    Contributions,
-)
+from svag.variance.per_example.contributions.base import Contributions
 from svag.variance.per_example.operations.expanded import placed_state
 from svag.variance.per_example.operations.masked import by_masks
 from svag.variance.per_example.owners.following import follow, state_of
 from svag.variance.per_example.owners.marks import mark, mark_of
 from svag.variance.per_example.owners.operation_names import plain_name
-from svag.variance.per_example.owners.placement import (
-    CONSTANT,
-    IS_PLACED,
-    Layout,
-)
+from svag.variance.per_example.owners.placement import CONSTANT, IS_PLACED, Layout
 from svag.variance.per_example.recording.functions import Call, name_of
 from svag.variance.per_example.recording.interception import Interception
 from svag.variance.per_example.recording.taps import Factory

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from svag.variance.per_example.owners.marks import (
-    note_rows,
-)
+from svag.variance.per_example.owners.marks import note_rows
 from svag.variance.per_example.owners.operation import SUMMED, Operation, rule
 from svag.variance.per_example.owners.placement import (
     CONSTANT,

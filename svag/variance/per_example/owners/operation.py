@@ -6,9 +6,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from svag.variance.per_example.owners.marks import (
-    is_learned,
-)
+from svag.variance.per_example.owners.marks import is_learned
 from svag.variance.per_example.owners.placement import (
     CONSTANT,
     IS_PLACED,

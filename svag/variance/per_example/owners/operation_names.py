@@ -62,37 +62,10 @@ _ELEMENTWISE = frozenset(
     | {"arccosh", "arcsinh", "arctanh", "log_sigmoid", "logsigmoid", "hardswish", "rrelu", "prelu"}
     | {"elu", "celu", "selu", "leaky_relu", "hardsigmoid", "conj_physical"}  # no tag in torch 2.9
     | {"isclose", "isreal", "float_power", "floor_divide", "true_divide", "special_expit", "fill"}
-    | {
-        "special_erf",
-        "special_log1p",
-        "triu",
-        "tril",
-        "zero",
-        "conj",
-        "resolve_conj",
-    }
-    | {
-        "resolve_neg",
-        "bucketize",
-        "view_as_real",
-        "lerp",
-        "nan_to_num",
-        "retain_grad",
-        "fake_quantize",
-        "fake_quantize_per_tensor_affine",
-    }
-    | {
-        "complex",
-        "polar",
-        "positive",
-        "uniform",
-        "normal",
-        "exponential",
-        "clone",
-        "alias",
-        "sign",
-        "hardtanh",
-    }
+    | {"special_erf", "special_log1p", "triu", "tril", "zero", "conj", "resolve_conj"}
+    | {"resolve_neg", "bucketize", "view_as_real", "lerp", "nan_to_num", "retain_grad"}
+    | {"fake_quantize", "fake_quantize_per_tensor_affine", "complex", "polar", "positive"}
+    | {"uniform", "normal", "exponential", "clone", "alias", "sign", "hardtanh"}
 )
 
 

@@ -26,18 +26,8 @@ from svag.variance.per_example.owners.placement import (
 )
 
 _VIEWS = (
-    *(
-        "squeeze",
-        "unsqueeze",
-        "transpose",
-        "swapaxes",
-        "swapdims",
-        "permute",
-        "movedim",
-        "moveaxis",
-        "t",
-    ),
-    *("T", "mT", "H", "mH", "adjoint", "select", "narrow", "unbind", "split", "chunk"),
+    *("squeeze", "unsqueeze", "transpose", "swapaxes", "swapdims", "permute", "movedim", "t"),
+    *("moveaxis", "T", "mT", "H", "mH", "adjoint", "select", "narrow", "unbind", "split", "chunk"),
     *("tensor_split", "split_with_sizes", "hsplit", "vsplit", "dsplit", "expand", "expand_as"),
     *("broadcast_to", "diagonal", "unfold", "atleast_1d", "atleast_2d"),
     *("atleast_3d", "unsafe_split", "unsafe_chunk", "diag", "diag_embed", "narrow_copy"),

@@ -9,12 +9,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from svag.errors import PerExampleError
-from svag.variance.per_example.owners.following import (
-    follow,
-    is_transformed,
-    state_of,
-    take_mark,
-)
+from svag.variance.per_example.owners.following import follow, is_transformed, state_of, take_mark
 from svag.variance.per_example.owners.marks import (
     mark,
     mark_learned,
