@@ -65,11 +65,11 @@ _POOLS = {
     **{f"{kind}_pool{n}d": n for kind in ("max", "avg") for n in (1, 2, 3)},
     **{f"adaptive_{kind}_pool{n}d": n for kind in ("max", "avg") for n in (1, 2, 3)},
     **{f"max_pool{n}d_with_indices": n for n in (1, 2, 3)},
-    **{f"upsample_{kind}{n}d": n for kind in ("nearest", "_nearest_exact") for n in (1, 2, 3)},
+    **{f"upsample_nearest{kind}{n}d": n for kind in ("", "_exact") for n in (1, 2, 3)},
     **{f"{kind}_pad{n}d": n for kind in ("reflection", "replication") for n in (1, 2, 3)},
     **{"upsample_linear1d": 1, "upsample_bilinear2d": 2, "upsample_bicubic2d": 2},
     **{"upsample_trilinear3d": 3, "pixel_shuffle": 3, "pixel_unshuffle": 3, "max_unpool2d": 2},
-    **{"_upsample_bilinear2d_aa": 2},
+    **{f"upsample_{kind}2d_aa": 2 for kind in ("bilinear", "bicubic")},
 }
 
 
