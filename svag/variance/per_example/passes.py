@@ -103,7 +103,7 @@ class Passes:
         forget_addresses()
 
     def _plan(self, module: nn.Module, examples: int, args: Any, kwargs: dict[str, Any]) -> None:
-        """Decide whether this call is verified; if so, run it with the other examples replaced."""
+        """Decide whether this call is verified, and run it with others replaced if it is new."""
         recorder = self.recorder
         if self.check is False:
             return
@@ -155,10 +155,10 @@ class Passes:
         return output
 
     def _check_escapes(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Replace several examples if the model read numbers from tensors at places not seen yet.
+        """Call the model with others replaced if new lines of code read numbers from tensors.
 
-        No one replacement changes every number: a maximum only does if it belonged to an example
-        that is replaced.
+        It takes several calls: a maximum, for one, changes only if the example that has it is
+        replaced.
         """
         if not self._escapes.found((*args, *kwargs.values())):
             return
@@ -194,7 +194,7 @@ class Passes:
         tensor.register_hook(arrived)
 
     def _with_cuts(self, output: Any) -> Any:
-        """Return aliases of the outputs, whose gradients can be read if the loss is not seen."""
+        """Return the outputs as aliases, to verify from if svag does not know the loss."""
         verification = self.recorder.verification
         if verification is None or not _is_plain(output):
             return output

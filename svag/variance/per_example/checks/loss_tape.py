@@ -22,7 +22,7 @@ from svag.variance.per_example.recording.functions import is_in_place
 from svag.variance.per_example.structures import replaced, tensors_in
 
 _MOST = 10_000  # operations of a loss
-_USUAL = frozenset({0.0, 0.5, 1.0, 2.0, -1.0})  # too common to tell where they come from
+_USUAL = frozenset({0.0, 0.5, 1.0, 2.0, -1.0})  # constants of many losses, too
 
 _checked: "weakref.WeakKeyDictionary[nn.Module, set[Hashable]]" = weakref.WeakKeyDictionary()
 
@@ -31,8 +31,8 @@ class LossTape:
     """Records the operations after the model, those of the loss, to run them again.
 
     Targets, and values that the loss computes from them alone, such as the number of tokens, are
-    not replaced. A number that the loss reads from a tensor is read again where it is used as it
-    is; what Python or NumPy computes from it stays.
+    not replaced. If the loss reads a number from a tensor and passes it to an operation, the run
+    passes the number that it reads itself; what Python or NumPy computed from it stays the same.
 
     Args:
         example: the example that is not replaced.

@@ -111,7 +111,7 @@ class Verification:
 
     Args:
         examples: B, the number of examples.
-        turn: number of verified passes before; each pass verifies another example.
+        turn: number of passes of this kind before, which chooses the example.
 
     Attributes:
         example: the example whose contributions are compared.
@@ -123,7 +123,7 @@ class Verification:
         self.example = example_of(turn, examples)
         self._cut: list[tuple[Tensor | GradientEdge, Placed]] = []
         self._alone: dict[int, Tensor] = {}
-        self._asked: set[int] = set()  # parameters that had not been frozen since
+        self._asked: set[int] = set()  # parameters that were trainable when autograd ran for one
         self._mine: dict[int, Tensor] = {}
         self._scales: dict[int, float] = {}
         self._dtypes: dict[int, torch.dtype] = {}
@@ -225,7 +225,7 @@ class Verification:
         self._mine[id(param)] = mine if before is None else before + mine
 
     def check(self, param: Tensor, name: str, grad: Tensor, total: Tensor | None) -> None:
-        """Compare the sum of the contributions with the gradient, and one with autograd's.
+        """Compare all contributions with the gradient, and one example's with autograd's.
 
         Args:
             param: the parameter.

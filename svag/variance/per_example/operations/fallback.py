@@ -103,11 +103,11 @@ def _out_of_place(
 
 
 def _filled(input: Tensor, mask: Tensor, value: Any) -> Tensor:
-    """``masked_fill``, whose value cannot have a row for each example."""
+    """``masked_fill`` by torch.where, which also takes a value with a row for each example."""
     value = value.to(input.dtype) if isinstance(value, Tensor) else value
     return torch.where(mask, value, input)
 
 
 def copy_(target: Tensor, _: Any, value: Tensor) -> Tensor:
-    """``target.copy_(value)``, as errors name it."""
+    """``target.copy_(value)``, as a function of the name that errors give."""
     return target.copy_(value)

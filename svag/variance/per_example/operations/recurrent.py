@@ -102,7 +102,9 @@ class Watch(torch.autograd.Function):
         start, (out, *last) = rest[:n], rest[n:]
         ctx.kind, ctx.site, ctx.weights, ctx.packed, ctx.n = kind, site, weights, packed, n
         ctx.save_for_backward(x, out, *start)
-        return tuple(t.clone() for t in (out, *last))  # a view could not be changed in place
+        return tuple(
+            t.clone() for t in (out, *last)
+        )  # these can be changed in place, views could not
 
     @staticmethod
     @once
@@ -172,7 +174,7 @@ class Layer(torch.autograd.Function):
 
 
 def _gradients(site: Site, gates: Gates, delta: Tensor) -> list[Tensor]:
-    """Give the contributions of each weight to the recorder; return the sums that replace."""
+    """Give each weight's contributions to the recorder; return sums that replace its gradient."""
     site.recorder.refuse_reentrant(site)
     where = site.where
 
@@ -197,7 +199,7 @@ def _gradients(site: Site, gates: Gates, delta: Tensor) -> list[Tensor]:
 
 
 def _place(n: int) -> Callable[..., Contributions]:
-    """Return the factory of the n-th weight."""
+    """Return the factory of the n-th weight, which takes those of all weights."""
     return lambda make: make[n]()
 
 
@@ -334,7 +336,9 @@ def _one(
 def _marked(
     out: Tensor, last: list[tuple[Tensor, ...]], where: Layout | Scattered, batch_first: bool
 ) -> tuple[Tensor, ...]:
-    result = (out.transpose(0, 1) if batch_first else out).clone()  # may be changed in place
+    result = (
+        out.transpose(0, 1) if batch_first else out
+    ).clone()  # the user may change it in place
     view_differs(result)
     mark(result, where.at(0 if batch_first else 1))
     return (result, *_stacked(last, where))

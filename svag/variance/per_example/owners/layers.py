@@ -1,4 +1,4 @@
-"""Rules for layers without parameters of their own, or with parameters that do not train."""
+"""Rules for layers whose parameters do not train, or that have none: convolution, pooling, LSTM."""
 
 from collections.abc import Sequence
 

@@ -19,18 +19,13 @@ from svag.variance.per_example.owners.placement import (
 SUMMED = Summed("a sum over the examples")
 
 
-class _Inside:
-    """Whether a call of the model is running."""
-
-    model = False
-
-
-_INSIDE = _Inside()
+_inside_model = False
 
 
 def inside_model(answer: bool) -> None:
     """Set whether a call of the model is running."""
-    _INSIDE.model = answer
+    global _inside_model
+    _inside_model = answer
 
 
 def couples(tensor: Tensor, where: Where) -> bool:
@@ -44,7 +39,7 @@ def couples(tensor: Tensor, where: Where) -> bool:
         tensor: the tensor.
         where: its mark.
     """
-    return isinstance(where, Summed) and (_INSIDE.model or is_learned(tensor))
+    return isinstance(where, Summed) and (_inside_model or is_learned(tensor))
 
 
 @dataclass(frozen=True)

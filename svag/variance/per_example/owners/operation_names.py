@@ -48,8 +48,8 @@ def only_like(name: str, args: Sequence[Any], followed: Sequence[Tensor]) -> boo
         args: its positional arguments.
         followed: the parameters, or tensors computed from them, among the arguments.
     """
-    asks = name in LIKE_FIRST or name in FACTORIES
-    return asks and (name in FACTORIES or not any(args[0] is t for t in followed))
+    of_others = name in LIKE_FIRST and not any(args[0] is t for t in followed)
+    return name in FACTORIES or of_others
 
 
 _ELEMENTWISE = frozenset(

@@ -114,7 +114,7 @@ class Single:
 
     example: int
     examples: int
-    dim = -1
+    dim = -1  # no dimension
 
     def examples_first(self, tensor: Tensor) -> Tensor:
         """Return ``(B, 1, *shape)``, 0 for all other examples."""
@@ -256,7 +256,7 @@ def same_rows(a: "Layout | Scattered", b: "Layout | Scattered", size: int) -> bo
 
 
 def with_rows_along(where: Placed, tensor: Tensor, dim: int) -> Placed:
-    """Turn the mark Single into one for the only row along a dimension; others stay.
+    """Turn a Single into the mark of its one row along a dimension of size 1; others stay.
 
     Args:
         where: mark of the tensor.

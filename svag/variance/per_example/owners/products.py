@@ -1,7 +1,6 @@
-"""Rules for products, attention, convolution, pooling and normalisation.
+"""Rules for products of vectors and matrices, einsum and attention.
 
-Each rule says where the examples are in the output, from the dimensions that the operation sums or
-works over.
+The examples may be along any dimension that the product does not sum over.
 """
 
 from collections.abc import Sequence

@@ -87,7 +87,7 @@ def _marked(op: Operation, target: Tensor, parts: Sequence[Any]) -> Where:
 
 
 def _by_mask(op: Operation, target: Tensor, parts: Any) -> Where:
-    """Write where a mask of the mini-batch is true; the mask's owners are those of the target."""
+    """Return the mark of a constant, for writing where a mask is true: that of the mask, if any."""
     mask = parts[0] if len(parts) == 1 else None
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() > target.dim():
         return CONSTANT

@@ -103,8 +103,9 @@ def fill_in_place(
 ) -> Any:
     """Run an operation that writes rows of the mini-batch into a tensor computed from parameters.
 
-    As ``h = token.expand(B, T, D).clone(); h[mask] = x[mask]``. The examples are where the rows
-    written put them; the tensor's old entries, those that are left, belong to the same examples.
+    As ``h = token.expand(B, T, D).clone(); h[mask] = x[mask]``. The written rows say which example
+    each row of the tensor belongs to. The entries that are left there come from the parameters, and
+    belong to the same example.
 
     Args:
         recorder: the open context's recorder.

@@ -1,8 +1,8 @@
 """Hooks on tensors that are changed in place afterwards, and gradients of tensors inside the model.
 
-autograd drops the hooks of a view if it is changed in place, and keeps those of other tensors. So a
-tensor with hooks must be a view if it is one without svag. Where this cannot be had, the change is
-refused.
+When a tensor is changed in place, autograd drops its hooks if it is a view, else it keeps them.
+svag returns views for some tensors that are none without it, and the other way round. A change of
+such a tensor is refused once it has a hook.
 """
 
 import weakref
@@ -32,7 +32,7 @@ def view_differs(tensor: Tensor) -> None:
 
 
 def note_hook(func: Callable[..., Any], args: Sequence[Any]) -> bool:
-    """Record a hook on such a tensor; return whether it is one.
+    """Record a hook on a tensor of :func:`view_differs`; return whether it is one.
 
     Args:
         func: the operation.

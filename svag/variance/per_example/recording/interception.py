@@ -218,7 +218,7 @@ class Interception(TorchFunctionMode):
         if verified and _may_sum(plain_name(func), placed):
             return self._cut(func, args, kwargs)
         given = args
-        if placed and reshapes_in_place(func):  # rules need the shape before
+        if placed and reshapes_in_place(func):  # rules compare with the old shape
             given = args[0].detach(), *args[1:]
             mark(given[0], state_of(args[0]))
             tensors = [given[0], *tensors[1:]]
@@ -237,7 +237,7 @@ class Interception(TorchFunctionMode):
         return out
 
     def _cut(self, func: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Run an operation that may sum over examples on aliases, whose gradients can be read."""
+        """Run an operation that may sum over examples on aliases, to verify from there."""
         aliases: dict[int, Tensor] = {}
         cuts: list[tuple[Tensor | GradientEdge, Placed]] = []
         for tensor in tensors_in((*args, *kwargs.values())):
