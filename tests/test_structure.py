@@ -57,7 +57,6 @@ FLOORS = (
     ),
     (
         "svag.variance.per_example.schedule",
-        "svag.variance.per_example.recording.hooked",
         "svag.variance.per_example.recording.compiled_functions",
         "svag.variance.per_example.checks.kept_attributes",
         "svag.variance.per_example.owners.marks",
@@ -65,7 +64,7 @@ FLOORS = (
         "svag.variance.per_example.owners.owner_tensors",
         "svag.variance.per_example.contributions.moments",
     ),
-    ("svag.variance.per_example.owners.operation",),
+    ("svag.variance.per_example.owners.operation", "svag.variance.per_example.recording.hooked"),
     (
         "svag.variance.per_example.owners.elementwise",
         "svag.variance.per_example.owners.on_owners",

@@ -2,6 +2,6 @@
 
 :func:`svag.dissect` measures at the current parameters, in this order: directions of the methods
 (``directions.py``), what one step along each is worth (``improvement.py``), a short race
-(``race.py``), the curvature (``curvature.py``), and variants of the directions. The conclusion
+(``race.py``), the curvature (``curvature/``), and variants of the directions. The conclusion
 (``conclusion.py``) follows from what was measured. Everything is recorded (``findings.py``).
 """

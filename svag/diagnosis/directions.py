@@ -34,8 +34,6 @@ from svag.variance import grad_var
 _OLDER = 0.04
 """Weight of the gradients before a block in a draw at its end."""
 
-_LEAST_BLOCK = 1
-
 
 def block_length(entrants: Sequence[Entrant]) -> int:
     """Return the number of gradients from one draw to the next, for the slowest first moment.
@@ -45,9 +43,8 @@ def block_length(entrants: Sequence[Entrant]) -> int:
         >>> block_length([entrant("m-svag")]), block_length([entrant("sgd")])
         (31, 1)
     """
-    betas = [_beta(one) for one in entrants]
-    slowest = max(betas, default=0.0)
-    return max(_LEAST_BLOCK, math.ceil(math.log(_OLDER) / math.log(slowest))) if slowest else 1
+    slowest = max((_beta(one) for one in entrants), default=0.0)
+    return max(1, math.ceil(math.log(_OLDER) / math.log(slowest))) if slowest else 1
 
 
 def _beta(one: Entrant) -> float:

@@ -78,13 +78,11 @@ def dissect_problem(
             f"--after {point.after} trains from initialisation, and --at {point.at} loads saved "
             "parameters; give one of them"
         )
-    own = problem.step is not None or problem.optimizers is not None
-    if own:
+    if problem.step is not None or problem.optimizers is not None:
         return _race_alone(problem, data, base, plan, point, progress)
     session = _session(problem, data, base, point)
     model = session.model
-    if problem.carry_state:
-        setattr(model, "carried_state", None)  # noqa: B010
+    _forget(problem, model)
     training, _ = splits_of(data.to(session.device), base, in_order=problem.carry_state)
     batches = Batches(
         training,
@@ -179,6 +177,7 @@ def _load(model: nn.Module, path: Path) -> None:
 
 
 def _forget(problem: Problem, model: nn.Module) -> None:
+    """Clear the state that a model carries from one batch to the next."""
     if problem.carry_state:
         setattr(model, "carried_state", None)  # noqa: B010
 

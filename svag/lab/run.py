@@ -7,10 +7,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from svag.lab.record_format import (
-    Better,
-    Select,
-)
+from svag.lab.record_format import Better, Select
 from svag.quantity import Quantity
 
 STUDY = (

@@ -12,14 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import utils
 
-from svag.variance.grad_var import (
-    Parameters,
-    dtype_of_variance,
-    is_current,
-    listed,
-    rescale,
-    restamp,
-)
+from svag.variance.grad_var import Parameters, is_current, listed, rescale, restamp, widened
 from svag.variance.rescaling import follow_torch
 
 
@@ -112,6 +105,6 @@ def clip_grad_value_(
 def _shrinkage(grad: Tensor, clip_value: float) -> Tensor:
     """Return the factor of clipping for each entry, in the variance's dtype; 0/0 is 1."""
     with torch.no_grad():
-        wide = grad.to(dtype_of_variance(grad))
+        wide = widened(grad)
         factor = grad.clamp(min=-clip_value, max=clip_value).to(wide.dtype).div_(wide)
         return factor.masked_fill_(grad == 0, 1.0)

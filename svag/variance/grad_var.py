@@ -81,6 +81,11 @@ def dtype_of_variance(grad: Tensor) -> torch.dtype:
     return torch.promote_types(grad.dtype, torch.float32)
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """Return the tensor itself, or a float32 copy of one in half precision."""
+    return tensor.to(dtype_of_variance(tensor))
+
+
 def current(param: Tensor) -> Tensor:
     """Return the variance of the current gradient of ``param``.
 

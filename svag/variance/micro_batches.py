@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from svag.errors import SparseGradient, TooFewSamples
-from svag.variance.grad_var import Parameters, attach, clear, listed
+from svag.variance.grad_var import Parameters, attach, clear, listed, widened
 from svag.variance.rescaling import follow_torch
 
 Buffers: TypeAlias = dict[Tensor, Tensor]
@@ -151,7 +151,7 @@ class micro_batch_variance:  # noqa: N801 - reads as the function it is used as
         self._sums.update(gradients)
         if self._count > 1:
             past = (self._count - 1) / self._count
-            spreads = {p: _wide(g).square().mul_(past) for p, g in gradients.items()}
+            spreads = {p: widened(g).square().mul_(past) for p, g in gradients.items()}
             self._spreads.update(spreads)
 
     def _fold(self, gradients: Buffers) -> None:
@@ -164,9 +164,9 @@ class micro_batch_variance:  # noqa: N801 - reads as the function it is used as
             return
         k, sums = self._count, [self._sums[p] for p in gradients]
         torch._foreach_add_(sums, list(gradients.values()))
-        scratch = [_wide(gradient) for gradient in gradients.values()]
+        scratch = [widened(gradient) for gradient in gradients.values()]
         torch._foreach_mul_(scratch, k)
-        torch._foreach_sub_(scratch, [_wide(total) for total in sums])
+        torch._foreach_sub_(scratch, [widened(total) for total in sums])
         if k == 2:
             torch._foreach_mul_(scratch, scratch)
             torch._foreach_mul_(scratch, 0.5)
@@ -178,7 +178,7 @@ class micro_batch_variance:  # noqa: N801 - reads as the function it is used as
     def _fold_zeros(self, params: list[Tensor]) -> None:
         """Add S^2 / (k (k-1)) to the spreads of parameters without a gradient, for which c = 0."""
         for param in params:
-            total = _wide(self._sums[param])
+            total = widened(self._sums[param])
             if self._count == 2:
                 self._spreads[param] = torch.zeros_like(total)
             weight = 1 / (self._count * (self._count - 1))
@@ -210,11 +210,6 @@ def _owned(param: Tensor) -> Tensor:
     if grad.requires_grad or grad._is_view():  # after create_graph=True; view of a DDP bucket
         grad = grad.detach().clone()
     return torch.view_as_real(grad) if grad.is_complex() else grad
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Return the tensor itself, or a float32 copy of one in half precision."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _shaped(reals: Tensor, param: Tensor) -> Tensor:

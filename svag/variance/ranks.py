@@ -12,7 +12,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from svag.errors import InvalidOption, TooFewSamples
-from svag.variance.grad_var import attach, had_variance
+from svag.variance.grad_var import attach, had_variance, widened
 from svag.variance.rescaling import follow_torch
 
 if TYPE_CHECKING:
@@ -102,11 +102,6 @@ def _spread(squares: Tensor, total: Tensor, ranks: int) -> Tensor:
     return squares.div_(ranks - 1).clamp_(min=0.0)
 
 
-def _wide(flat: Tensor) -> Tensor:
-    """Return the tensor itself, or a float32 copy of one in half precision."""
-    return flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
-
-
 class _AfterBackward:
     """Calls a function at the end of the current backward pass."""
 
@@ -164,7 +159,7 @@ def _reduce_bucket(state: _BucketSquares, bucket: dist.GradBucket) -> Future[Ten
     """All-reduce the contributions of a bucket and their squares."""
     flat, params = bucket.buffer(), bucket.parameters()
     layouts = list(map(_layout, params, bucket.gradients(), itertools.repeat(flat)))
-    total = _wide(flat).div_(state.ranks)
+    total = widened(flat).div_(state.ranks)
     squares = total.square()
     work = dist.all_reduce(squares, group=state.group, async_op=True)
     summed = dist.all_reduce(total, group=state.group, async_op=True)
@@ -230,7 +225,7 @@ class _ShardSquares:
             )
         if self._end.is_new():
             self._shards.clear()
-        ranks, wide, total = group.size(), _wide(input_tensor), _wide(output_tensor)
+        ranks, wide, total = group.size(), widened(input_tensor), widened(output_tensor)
         squares = torch.empty_like(total)
         dist.reduce_scatter_tensor(total, wide, op=op, group=group)
         dist.reduce_scatter_tensor(squares, wide.square(), op=op, group=group)
@@ -239,7 +234,7 @@ class _ShardSquares:
         if total is not output_tensor:
             output_tensor.copy_(total)
         variance = _spread(squares, total, ranks)
-        norm = _wide(output_tensor).norm() if op == dist.ReduceOp.SUM else None
+        norm = widened(output_tensor).norm() if op == dist.ReduceOp.SUM else None
         self._shards.append(_Shard(variance, output_tensor, norm))
 
     @torch.no_grad()
@@ -262,7 +257,7 @@ class _Shard:
         """Return the variance, rescaled if FSDP summed gradients and divided them afterwards."""
         if self.norm is None:
             return self.variance
-        factor = (_wide(self.reduced).norm() / self.norm).nan_to_num_(nan=1.0)
+        factor = (widened(self.reduced).norm() / self.norm).nan_to_num_(nan=1.0)
         return self.variance.mul_(factor).mul_(factor)
 
 

@@ -99,10 +99,20 @@ def graph(s: Any, x: Tensor) -> Tensor:
     return s.end(arrived / count.unsqueeze(1)).view(b, t, d)
 
 
+def resized(s: Any, x: Tensor) -> Tensor:
+    h = functional.interpolate(s.start(x), scale_factor=2, mode="nearest-exact").unsqueeze(1)
+    for mode in ("bilinear", "bicubic"):
+        h = functional.interpolate(h, x.shape[1:], mode=mode, antialias=True)
+    return s.end(h)
+
+
 USES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     f.__name__: f
-    for f in (spectral, complex_product, inner, summed_letter, unequal_lengths, searched)
-} | {f.__name__: f for f in (taken_along, solved, normal_density, modulated, quantised, graph)}
+    for f in (
+        *(spectral, complex_product, inner, summed_letter, unequal_lengths, searched, resized),
+        *(taken_along, solved, normal_density, modulated, quantised, graph),
+    )
+}
 
 
 @every_size
@@ -129,13 +139,15 @@ def test_losses_times_their_weights(size: Size) -> None:
 
 
 @every_size
-def test_weight_norm_of_a_whole_weight(size: Size) -> None:
+@pytest.mark.parametrize("dim", [0, None])
+@pytest.mark.parametrize("steps", [False, True])
+def test_weight_norm(size: Size, dim: int | None, steps: bool) -> None:
     torch.manual_seed(0)
-    normed = parametrizations.weight_norm(layer(size[2]).double(), dim=None)
-    model = Calls(lambda s, x: s.end(x), end=normed)
+    normed = parametrizations.weight_norm(layer(size[2]).double(), dim=dim)
+    model, x = Calls(lambda s, x: s.end(x), end=normed), sequences(size)
     for _ in range(2):
         model.zero_grad()
-        assert_right(model, terms(sequences(size)))
+        assert_right(model, terms(x if steps else x[:, 0]))
 
 
 def test_experts_by_a_grouped_product() -> None:

@@ -31,11 +31,7 @@ from tests.variance.alone import (
     warmed,
     words,
 )
-from tests.variance.attribution import (
-    Calls,
-    refused,
-    table,
-)
+from tests.variance.attribution import Calls, refused, table
 
 CASES = Cases()
 

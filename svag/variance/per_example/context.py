@@ -54,8 +54,8 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
     contributions must add up to ``p.grad``, which in a verified pass is autograd's, bit for bit. In
     the first pass, with ``check=True``, and where the model reads numbers from tensors in a line of
     code that is new, the model is also called again with the other examples replaced; attributes,
-    buffers and generators are restored. A verified pass costs one to two plain passes more. For a
-    model that returns only its loss, the operations that svag knows are verified. ``check=False``
+    buffers and generators are restored. A verified pass costs one to two plain passes more. If the
+    model returns the loss itself, only the first and the third check are possible. ``check=False``
     skips verification; operations that are known to mix examples are still refused.
 
     Checkpointing (``use_reentrant=False``) works, and so do custom ``autograd.Function`` classes.
@@ -166,7 +166,6 @@ class within_batch_variance(AbstractContextManager["within_batch_variance"]):  #
         )
         passes = Passes(self._model, recorder, self._inputs, self._check, self._check_every)
         self._mode = Interception(recorder, _RULES, otherwise, _ALWAYS, passes)
-        passes.mode = self._mode
         self._handles = passes.hooks()
         self._mode.__enter__()  # type: ignore[no-untyped-call]
         self._custom = CustomFunctions(self._mode)

@@ -45,7 +45,6 @@ class Passes:
     ) -> None:
         self.model, self.recorder, self.inputs = model, recorder, inputs
         self.check, self.every = check, every
-        self.mode: Interception | None = None
         self._depth = 0
         self._seen = -1  # number of backward passes when the current forward pass began
         self._tape: LossTape | None = None
@@ -104,16 +103,14 @@ class Passes:
         forget_addresses()
 
     def _plan(self, module: nn.Module, examples: int, args: Any, kwargs: dict[str, Any]) -> None:
-        """Decide whether this call is verified; if so, run it with the other examples replaced."""
+        """Decide whether this call is verified, and run it with others replaced if it is new."""
         recorder = self.recorder
-        due = self.check
-        turn = 0
-        if due is None or due:
-            turn = turn_of(self.model, kind_of(self.model, module, examples, args, kwargs))
-            due = due or turn % self.every == 0
-            if self._tape is None:
-                self._tape = LossTape(example_of(turn, examples))
-        if not due:
+        if self.check is False:
+            return
+        turn = turn_of(self.model, kind_of(self.model, module, examples, args, kwargs))
+        if self._tape is None:
+            self._tape = LossTape(example_of(turn, examples))
+        if not self.check and turn % self.every != 0:
             return
         if recorder.verification is None:
             recorder.verification = Verification(examples, turn)
@@ -148,20 +145,20 @@ class Passes:
                 self.recorder.silent = False
         if self.check is not False and self._examples:
             self._check_escapes(module, args, kwargs, output)
-        for tensor in tensors_in(_values(output)):
+        for tensor in tensors_in((output,)):
             self._refuse_lost(module, tensor)
             self._constant |= tensor.requires_grad and state_of(tensor) is CONSTANT
         if self._tape is None:
             return None
         output = self._with_cuts(output)
-        self._tape.outputs += [t for t in tensors_in(_values(output)) if t.requires_grad]
+        self._tape.outputs += [t for t in tensors_in((output,)) if t.requires_grad]
         return output
 
     def _check_escapes(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Replace several examples if the model read numbers from tensors at places not seen yet.
+        """Call the model with others replaced if new lines of code read numbers from tensors.
 
-        No one replacement changes every number: a maximum only does if it belonged to an example
-        that is replaced.
+        It takes several calls: a maximum, for one, changes only if the example that has it is
+        replaced.
         """
         if not self._escapes.found((*args, *kwargs.values())):
             return
@@ -197,7 +194,7 @@ class Passes:
         tensor.register_hook(arrived)
 
     def _with_cuts(self, output: Any) -> Any:
-        """Return aliases of the outputs, whose gradients can be read if the loss is not seen."""
+        """Return the outputs as aliases, to verify from if svag does not know the loss."""
         verification = self.recorder.verification
         if verification is None or not _is_plain(output):
             return output
@@ -299,10 +296,6 @@ class Hook:
 
     def __reduce__(self) -> tuple[type["Hook"], tuple[()]]:
         return Hook, ()
-
-
-def _values(output: Any) -> Sequence[Any]:
-    return list(output.values()) if isinstance(output, dict) else [output]
 
 
 def _is_plain(output: Any) -> bool:

@@ -48,6 +48,13 @@ def replaced(values: Any, by_id: Mapping[int, Tensor]) -> Any:
     return rebuilt(values, lambda t: by_id.get(id(t), t))
 
 
+def called_with(
+    func: Callable[..., Any], args: Any, kwargs: dict[str, Any], by_id: Mapping[int, Tensor]
+) -> Any:
+    """Call a function with some of the tensors in its arguments replaced."""
+    return func(*replaced(args, by_id), **replaced(kwargs, by_id))
+
+
 def rebuilt(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return the structure with every tensor changed."""
     if isinstance(values, Tensor):

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from svag.variance.per_example.owners.following import state_of
 from svag.variance.per_example.owners.placement import CONSTANT
+from svag.variance.per_example.recording.functions import SET_DATA
 from svag.variance.per_example.structures import tensors_in
 
 Place = tuple[str, int]
 
-_SET_DATA = vars(torch._C.TensorBase)["data"].__set__
 _READS = frozenset(
     {Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__, Tensor.__int__}
     | {Tensor.__float__, Tensor.__index__, Tensor.__complex__, Tensor.__contains__}
     | {torch.equal, Tensor.equal, torch.allclose, Tensor.allclose}
-    | {torch.is_nonzero, Tensor.is_nonzero, _SET_DATA}
+    | {torch.is_nonzero, Tensor.is_nonzero, SET_DATA}
 )
 _HIDDEN = tuple(str(Path(p).parent) for p in (torch.__file__, __file__))
 

@@ -18,10 +18,11 @@ from svag.variance.per_example.owners.following import state_of
 from svag.variance.per_example.owners.marks import mark_of
 from svag.variance.per_example.owners.operation_names import plain_name
 from svag.variance.per_example.owners.placement import IS_PLACED, Lost, Placed
+from svag.variance.per_example.recording.functions import is_in_place
 from svag.variance.per_example.structures import replaced, tensors_in
 
 _MOST = 10_000  # operations of a loss
-_USUAL = frozenset({0.0, 0.5, 1.0, 2.0, -1.0})  # too common to tell where they come from
+_USUAL = frozenset({0.0, 0.5, 1.0, 2.0, -1.0})  # constants of many losses, too
 
 _checked: "weakref.WeakKeyDictionary[nn.Module, set[Hashable]]" = weakref.WeakKeyDictionary()
 
@@ -30,8 +31,8 @@ class LossTape:
     """Records the operations after the model, those of the loss, to run them again.
 
     Targets, and values that the loss computes from them alone, such as the number of tokens, are
-    not replaced. A number that the loss reads from a tensor is read again where it is used as it
-    is; what Python or NumPy computes from it stays.
+    not replaced. If the loss reads a number from a tensor and passes it to an operation, the run
+    passes the number that it reads itself; what Python or NumPy computed from it stays the same.
 
     Args:
         example: the example that is not replaced.
@@ -158,9 +159,7 @@ class LossTape:
         numbers: dict[float, float],
     ) -> None:
         """Run one operation again; it writes into copies."""
-        name = getattr(func, "__name__", "")
-        writes = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-        if (writes or name.startswith("__i")) and args and isinstance(args[0], Tensor):
+        if is_in_place(func) and args and isinstance(args[0], Tensor):
             target = known.get(id(args[0]), args[0])
             known[id(args[0])] = target.clone() if target.requires_grad else target.detach().clone()
         again = func(*_again(args, known, numbers), **_again(kwargs, known, numbers))

@@ -35,7 +35,7 @@ _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
 class Replacement:
-    """A call of the model with the other examples replaced, made before the call itself.
+    """A call of the model with the other examples replaced, made before the user's call.
 
     Args:
         model: the model, whose state is restored afterwards.
@@ -101,7 +101,7 @@ class Replacement:
             finally:
                 written.restore()
             self._drawn = torch.random.get_rng_state()
-            return [t.detach() for t in tensors_in(_values(output))]
+            return [t.detach() for t in tensors_in((output,))]
 
     def compare(self, output: Any) -> None:
         """Compare with the output of the original call.
@@ -109,7 +109,7 @@ class Replacement:
         Raises:
             PerExampleError: the model mixes examples.
         """
-        outputs = list(tensors_in(_values(output)))
+        outputs = list(tensors_in((output,)))
         every = tensors_in((*self.args, *self.kwargs.values()))
         if self._outputs is None or len(outputs) != len(self._outputs):
             return
@@ -128,7 +128,7 @@ class Replacement:
         Raises:
             PerExampleError: the model mixes examples.
         """
-        outputs = list(tensors_in(_values(output)))
+        outputs = list(tensors_in((output,)))
         if self._moved is None:
             return
         plain, drawn = self._run(self.args, self.kwargs, dropout=False), self._drawn
@@ -136,7 +136,7 @@ class Replacement:
         if plain is None or other is None or not len(plain) == len(other) == len(outputs):
             return
         if not torch.equal(drawn, self._drawn):
-            return  # random numbers were drawn for others, too, so this example's changed
+            return  # more or fewer random numbers were drawn, so this example got others, too
         found = self._difference(outputs, plain, other)
         if found is not None:
             self._refuse_changing(outputs, plain)
@@ -236,7 +236,10 @@ def _holds(tensor: Tensor, rows: Tensor, dim: int) -> bool:
 
 
 def _apart(mine: Tensor, two: Tensor, where: Scattered, example: int) -> tuple[float, float]:
-    """Return norms for the message: of the difference if the rows did not move, and of the rows."""
+    """Return the norms of the change and of the rows, for the message.
+
+    The change is that of the rows in the same places, or the rows themselves if places are missing.
+    """
     if len(where.list) != two.shape[where.dim]:
         return float(mine.norm()), float(mine.norm())
     return differ(mine, rows_of(two, where, example)) or (0.0, float(mine.norm()))
@@ -340,6 +343,8 @@ def _without_autocast_cache() -> Iterator[None]:
 
 
 class _NoDropout(WrittenParameters):
+    """Runs operations without dropout, and copies parameters that they write into."""
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation, without dropout."""
         kwargs = dict(kwargs or {})
@@ -354,7 +359,3 @@ class _NoDropout(WrittenParameters):
                 return unguarded(func)(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             return func(*args, **kwargs)
-
-
-def _values(output: Any) -> Sequence[Any]:
-    return list(output.values()) if isinstance(output, dict) else [output]

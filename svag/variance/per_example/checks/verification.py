@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge
 
 from svag.errors import PerExampleError, SvagError
 from svag.variance.per_example.contributions.base import Contributions, Shared
-from svag.variance.per_example.owners.placement import Placed, Single, row_selector
+from svag.variance.per_example.owners.placement import Placed, others_zero
 
 Term: TypeAlias = tuple[Tensor, Tensor | None]
 """Gradient of an operation's output, and its input: what a gradient is a sum of products of."""
@@ -111,7 +111,7 @@ class Verification:
 
     Args:
         examples: B, the number of examples.
-        turn: number of verified passes before; each pass verifies another example.
+        turn: number of passes of this kind before, which chooses the example.
 
     Attributes:
         example: the example whose contributions are compared.
@@ -123,7 +123,7 @@ class Verification:
         self.example = example_of(turn, examples)
         self._cut: list[tuple[Tensor | GradientEdge, Placed]] = []
         self._alone: dict[int, Tensor] = {}
-        self._asked: set[int] = set()  # parameters that had not been frozen since
+        self._asked: set[int] = set()  # parameters that were trainable when autograd ran for one
         self._mine: dict[int, Tensor] = {}
         self._scales: dict[int, float] = {}
         self._dtypes: dict[int, torch.dtype] = {}
@@ -174,7 +174,7 @@ class Verification:
             grads = autograd.grad(roots, tensors, gradients, retain_graph=True, allow_unused=True)
             found = [(t, g, w) for (t, w), g in zip(cut, grads, strict=True) if g is not None]
             if found:
-                kept = [self._only_one(g, where) for _, g, where in found]
+                kept = [others_zero(where, g, self.example) for _, g, where in found]
                 self._go_back(autograd, [t for t, _, _ in found], kept, recorder.params)
         except RuntimeError as error:  # of torch, which does not run reentrant checkpoints in grad
             if isinstance(error, SvagError) or "use_reentrant" not in str(error):
@@ -182,14 +182,6 @@ class Verification:
             raise PerExampleError(f"the model has {REENTRANT}") from error
         finally:
             recorder.silent = False
-
-    def _only_one(self, grad: Tensor, where: Placed) -> Tensor:
-        """Set the gradient to 0 for all other examples."""
-        if isinstance(where, Single):
-            return grad if where.example == self.example else torch.zeros_like(grad)
-        rows = row_selector(where, grad, self.example)
-        kept = torch.zeros_like(grad)
-        return kept.index_copy_(where.dim, rows, grad.index_select(where.dim, rows))
 
     def _go_back(
         self,
@@ -233,7 +225,7 @@ class Verification:
         self._mine[id(param)] = mine if before is None else before + mine
 
     def check(self, param: Tensor, name: str, grad: Tensor, total: Tensor | None) -> None:
-        """Compare the sum of the contributions with the gradient, and one with autograd's.
+        """Compare all contributions with the gradient, and one example's with autograd's.
 
         Args:
             param: the parameter.

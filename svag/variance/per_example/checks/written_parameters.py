@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from svag.variance.per_example.recording.functions import Call, is_in_place
+from svag.variance.per_example.recording.functions import Call, is_in_place, replaces_data
 from svag.variance.per_example.structures import tensors_in
 
 
@@ -62,9 +62,7 @@ class WrittenParameters(TorchFunctionMode):
 def _written(func: Call, args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """Yield the tensors that an operation writes into."""
     yield from tensors_in((kwargs.get("out"),))
-    name = getattr(func, "__name__", "")
-    is_data = name == "__set__" and getattr(func.__self__, "__name__", "") == "data"  # type: ignore[attr-defined]
-    if args and (is_data or is_in_place(func)):
+    if args and (replaces_data(func) or is_in_place(func)):
         yield from tensors_in(args[:1])  # a tensor, or the list of torch._foreach_mul_
 
 

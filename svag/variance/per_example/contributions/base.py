@@ -46,7 +46,7 @@ class Contributions(ABC):
 
     @property
     def innermost(self) -> "Contributions":
-        """The contributions to the tensor computed from the parameter, from which these follow."""
+        """The contributions that these are computed from: to a tensor made from the parameter."""
         return self
 
     @abstractmethod

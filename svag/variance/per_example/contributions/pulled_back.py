@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from svag.variance.per_example.contributions.base import (
-    Contributions,
-)
+from svag.variance.per_example.contributions.base import Contributions
 
 
 class PulledBack(Contributions):

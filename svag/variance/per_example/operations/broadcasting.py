@@ -1,18 +1,13 @@
 """Parameters that are broadcast: in the backward pass each example has its own copy of them."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from svag.errors import PerExampleError
-from svag.variance.per_example.contributions.base import (
-    Contributions,
-    Direct,
-    PlacedRows,
-    Shared,
-)
+from svag.variance.per_example.contributions.base import Contributions, Direct, PlacedRows, Shared
 from svag.variance.per_example.owners.following import follow, state_of
 from svag.variance.per_example.owners.marks import mark
 from svag.variance.per_example.owners.operation_names import plain_name
@@ -27,7 +22,7 @@ from svag.variance.per_example.owners.placement import (
 from svag.variance.per_example.recording.functions import Call, name_of
 from svag.variance.per_example.recording.interception import Interception
 from svag.variance.per_example.recording.taps import Factory
-from svag.variance.per_example.structures import replaced, tensors_in
+from svag.variance.per_example.structures import called_with, tensors_in
 
 _SUMS = frozenset({"add", "sub", "subtract"})
 BROADCAST = _SUMS | {
@@ -43,18 +38,23 @@ def broadcast(
 ) -> Any:
     """Broadcast a parameter; in the backward pass each example has its own copy of it."""
     tensors = list(tensors_in((*args, *kwargs.values())))
-    followed = [t for t in tensors if mode.recorder.source_of(t) is not None]
+    followed = mode.recorder.followed(tensors)
     batch = [t for t in tensors if state_of(t) is not CONSTANT]
     linear = name in _SUMS and not kwargs and len(args) == 2
     marks = [state_of(t) for t in batch]
     if all(isinstance(where, Summed) for where in marks):
-        return _with_sums(mode, func, args, kwargs, followed, linear)
+        if not linear:
+            raise PerExampleError(_scaled_sum(mode, func, followed))
+        return _with_sums(mode, func, args, followed)
     for tensor in batch:
         mode.where_of(tensor, func)
     out = func(*args, **kwargs)
     follow(func, args, kwargs, tensors, [out])
     where = mode.where_of(out, func)
-    uses = [(t, _copies(func, args, kwargs, t, batch, out, where, linear)) for t in followed]
+    if linear:
+        uses = [(t, _summed(t, out, where, _sign(func, args, t))) for t in followed]
+    else:
+        uses = [(t, _copies(func, args, kwargs, t, batch, out, where)) for t in followed]
     copy = name not in _KEEP_NO_OUTPUT
     return mode.tap(out, [] if linear else batch, uses, where, observe=True, copy=copy)
 
@@ -64,8 +64,8 @@ def write_copies(mode: Interception, func: Call, target: Tensor, index: Any, val
     with mode:
         region = target[tuple(index) if isinstance(index, list) else index]
     where = mode.where_of(region, func)
-    sums = _copies(torch.add, (region, value), {}, value, [], region, where, linear=True)
-    copies = mode.tap(value.expand(region.shape).clone(), [], [(value, sums)], where, observe=True)
+    uses = [(value, _summed(value, region, where))]
+    copies = mode.tap(value.expand(region.shape).clone(), [], uses, where, observe=True)
     with mode:
         return func(target, index, copies)
 
@@ -81,38 +81,34 @@ def biased_attention(
     query, key, bias = given["query"], given["key"], given.get("attn_mask")
     others = [t for t in tensors_in(tuple(given.values())) if t is not bias]
     where = state_of(query)
-    if bias is None or any(mode.recorder.source_of(t) is not None for t in others):
+    if bias is None or mode.recorder.followed(others):
         return None
     if not isinstance(where, Layout | Scattered) or where.dim >= query.dim() - 2:
         return None
     if bias.dim() > query.dim():
         return None
     copies = bias.expand(*query.shape[:-1], key.shape[-2]).clone()
-    sums = _copies(torch.add, (copies, bias), {}, bias, [], copies, where, linear=True)
-    copies = mode.tap(copies, [], [(bias, sums)], where, observe=True)
+    copies = mode.tap(copies, [], [(bias, _summed(bias, copies, where))], where, observe=True)
     with mode:
-        return func(*replaced(args, {id(bias): copies}), **replaced(kwargs, {id(bias): copies}))
+        return called_with(func, args, kwargs, {id(bias): copies})
+
+
+def _scaled_sum(mode: Interception, func: Call, followed: Sequence[Tensor]) -> str:
+    return (
+        f"{name_of(func)} multiplies {', '.join(map(mode.recorder.label, followed))} with a "
+        "sum over the examples, so its gradient has no part of each example; multiply before "
+        "the losses are added up (reduction='none'), or use svag.micro_batch_variance"
+    )
 
 
 def _with_sums(
-    mode: Interception,
-    func: Call,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-    followed: Sequence[Tensor],
-    linear: bool,
+    mode: Interception, func: Call, args: Sequence[Any], followed: Sequence[Tensor]
 ) -> Any:
     """Add a penalty to a loss: each example gets an equal share of the penalty's gradient."""
-    if not linear:
-        raise PerExampleError(
-            f"{name_of(func)} multiplies {', '.join(map(mode.recorder.label, followed))} with a "
-            "sum over the examples, so its gradient has no part of each example; multiply before "
-            "the losses are added up (reduction='none'), or use svag.micro_batch_variance"
-        )
     examples = mode.recorder.examples
 
     def shared(tensor: Tensor) -> Factory:
-        sign = -1 if plain_name(func) != "add" and _is_second(func, args, tensor) else 1
+        sign = _sign(func, args, tensor)
 
         def parts(delta: Tensor) -> Contributions:
             return Shared(sign * delta.sum_to_size(tensor.shape), examples)
@@ -120,17 +116,28 @@ def _with_sums(
         return parts
 
     sums = next(s for s in map(state_of, tensors_in(args)) if s is not CONSTANT)
-    out = func(*args, **kwargs)
+    out = func(*args)
     uses = [(t, shared(t)) for t in followed]
     tapped = mode.tap(out, [], uses, Single(0, examples), observe=True)
     mark(tapped, sums)
     return tapped
 
 
-def _is_second(func: Call, args: Sequence[Any], tensor: Tensor) -> bool:
-    """Whether a tensor is the second operand, as that which a subtraction subtracts."""
+def _sign(func: Call, args: Sequence[Any], tensor: Tensor) -> int:
+    """Return -1 for the operand that a subtraction subtracts, else 1."""
     reflected = name_of(func).startswith("__r") or name_of(func) == "rsub"
-    return (args[0] is tensor) if reflected else (args[1] is tensor)
+    is_second = (args[0] is tensor) if reflected else (args[1] is tensor)
+    return -1 if plain_name(func) != "add" and is_second else 1
+
+
+def _summed(tensor: Tensor, out: Tensor, where: Placed, sign: int = 1) -> Factory:
+    """Return the factory of a parameter that is added to the mini-batch, or subtracted."""
+    shape, dim = _own_shape(tensor, out, where)
+
+    def sums(delta: Tensor) -> Contributions:
+        return _by_example(sign * delta.sum_to_size(shape), tensor, where, dim)
+
+    return sums
 
 
 def _copies(
@@ -141,27 +148,27 @@ def _copies(
     batch: Sequence[Tensor],
     out: Tensor,
     where: Placed,
-    linear: bool,
 ) -> Factory:
-    """Return the function that makes the contributions of a broadcast parameter."""
-    shape, own_dim = _own_shape(tensor, out, where)
-    sign = -1 if linear and plain_name(func) != "add" and _is_second(func, args, tensor) else 1
+    """Return the factory of a broadcast parameter, which runs the operation again on its copies."""
+    shape, dim = _own_shape(tensor, out, where)
 
     def copies(delta: Tensor, *data: Tensor) -> Contributions:
-        if linear:
-            grad = sign * delta.sum_to_size(shape)
-        else:
-            own = tensor.detach().to(delta.dtype).expand(shape)
-            known = {id(t): d for t, d in zip(batch, data, strict=True)}
-            grad = _gradient(func, args, kwargs, {**known, id(tensor): own}, own, delta)
-        if isinstance(where, Single):
-            return Direct(where.examples_first(grad).sum(1))
-        mine = where.at(own_dim)
-        if tensor.dim() == len(shape) and tensor.shape[own_dim] == shape[own_dim]:
-            return PlacedRows(grad, cast(Layout, mine))
-        return Direct(mine.examples_first(grad).sum(1).reshape(-1, *tensor.shape))
+        own = tensor.detach().to(delta.dtype).expand(shape)
+        known = {id(t): d for t, d in zip(batch, data, strict=True)}
+        grad = _gradient(func, args, kwargs, {**known, id(tensor): own}, own, delta)
+        return _by_example(grad, tensor, where, dim)
 
     return copies
+
+
+def _by_example(grad: Tensor, tensor: Tensor, where: Placed, dim: int) -> Contributions:
+    """Return the contributions to a parameter, given the gradient of its copies along ``dim``."""
+    if isinstance(where, Single):
+        return Direct(where.examples_first(grad).sum(1))
+    mine = where.at(dim)
+    if tensor.dim() == grad.dim() and tensor.shape[dim] == grad.shape[dim]:
+        return PlacedRows(grad, mine)
+    return Direct(mine.examples_first(grad).sum(1).reshape(-1, *tensor.shape))
 
 
 def _own_shape(tensor: Tensor, out: Tensor, where: Placed) -> tuple[list[int], int]:
@@ -188,6 +195,6 @@ def _gradient(
     with torch.enable_grad():
         copies = own.detach().requires_grad_()
         given = {k: copies if t is own else t.detach() for k, t in given.items()}
-        out = func(*replaced(args, given), **replaced(kwargs, given))
+        out = called_with(func, args, kwargs, given)
     (found,) = torch.autograd.grad(out, copies, delta.to(out.dtype), materialize_grads=True)
     return found.detach()  # torch 2.9 makes zeros that require gradients

@@ -54,7 +54,7 @@ class CustomFunctions:
         if ours or recorder.silent or not torch._C._is_torch_function_enabled():
             return call(*args, **kwargs)
         tensors = list(tensors_in((*args, *kwargs.values())))
-        used = [t for t in tensors if recorder.source_of(t) is not None]
+        used = recorder.followed(tensors)
         if not used or not torch.is_grad_enabled():
             return call(*args, **kwargs)
         if all(state_of(t) is CONSTANT for t in tensors):

@@ -6,18 +6,9 @@ from typing import Any, cast
 from torch import Tensor
 
 from svag.errors import PerExampleError
-from svag.variance.per_example.contributions.base import (
-    Contributions,
-    PlacedRows,
-)
+from svag.variance.per_example.contributions.base import Contributions, PlacedRows
 from svag.variance.per_example.owners.following import follow, state_of
-from svag.variance.per_example.owners.placement import (
-    CONSTANT,
-    Layout,
-    Placed,
-    Scattered,
-    Single,
-)
+from svag.variance.per_example.owners.placement import CONSTANT, Layout, Placed, Scattered, Single
 from svag.variance.per_example.recording.functions import Call, name_of
 from svag.variance.per_example.recording.interception import Interception
 from svag.variance.per_example.recording.taps import Factory
@@ -30,7 +21,7 @@ def joined(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[str
     where = mode.where_of(known[0], func)
     dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
     dim = dim % tensors[0].dim()
-    followed = [t for t in tensors if mode.recorder.source_of(t) is not None]
+    followed = mode.recorder.followed(tensors)
     for tensor in followed:
         same = not isinstance(where, Single) and tensor.dim() > where.dim
         if not same or where.dim == dim or tensor.shape[where.dim] != known[0].shape[where.dim]:

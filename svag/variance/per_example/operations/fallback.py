@@ -51,8 +51,7 @@ def otherwise(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[
     """
     name = plain_name(func)
     if name in _REFUSED:
-        followed = {id(t): t for t in tensors_in(args) if mode.recorder.source_of(t) is not None}
-        raise PerExampleError(unknown(mode, func, followed))
+        raise PerExampleError(unknown(mode, func, mode.recorder.followed(tensors_in(args))))
     if is_in_place(func) and not (name == "setitem" or _writes_rows(mode, name, args, kwargs)):
         return _out_of_place(mode, name, args, kwargs)
     if name == "masked_fill":
@@ -104,11 +103,11 @@ def _out_of_place(
 
 
 def _filled(input: Tensor, mask: Tensor, value: Any) -> Tensor:
-    """``masked_fill``, whose value cannot have a row for each example."""
+    """``masked_fill`` by torch.where, which also takes a value with a row for each example."""
     value = value.to(input.dtype) if isinstance(value, Tensor) else value
     return torch.where(mask, value, input)
 
 
 def copy_(target: Tensor, _: Any, value: Tensor) -> Tensor:
-    """``target.copy_(value)``, as errors name it."""
+    """``target.copy_(value)``, as a function of the name that errors give."""
     return target.copy_(value)

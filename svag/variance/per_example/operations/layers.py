@@ -134,10 +134,7 @@ def convolution(dims: int, transposed: bool) -> Rule:
     ) -> Tensor:
         where = with_rows_along(mode.where_of(input, func), input, 0)
         if input.dim() != dims + 2 or where.dim != 0:
-            raise PerExampleError(
-                f"{name_of(func)} was given an input of shape {tuple(input.shape)} with the "
-                f"examples along dimension {where.dim}; give (batch, channels, ...)"
-            )
+            raise PerExampleError(_not_batch_first(func, input, where))
         output = func(input, mode.given(weight, where), mode.given(bias, where), **options)
         stride, dilation = _each(options["stride"], dims), _each(options["dilation"], dims)
         padding = _padding(options["padding"], weight.shape[2:], dilation)
@@ -154,6 +151,13 @@ def convolution(dims: int, transposed: bool) -> Rule:
         return mode.tap(output, [input], [(weight, windows), (bias, sums)], where)
 
     return rule
+
+
+def _not_batch_first(func: Call, input: Tensor, where: Placed) -> str:
+    return (
+        f"{name_of(func)} was given an input of shape {tuple(input.shape)} with the examples "
+        f"along dimension {where.dim}; give (batch, channels, ...)"
+    )
 
 
 def _each(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
@@ -245,11 +249,14 @@ def normalisation(
         options: further arguments of ``func``.
 
     Raises:
-        PerExampleError: the layer normalises over the examples.
+        PerExampleError: the examples are along a dimension that the layer normalises over, or not
+            the first of a layer with channels.
     """
     where = with_rows_along(mode.where_of(input, func), input, 0)
     shape = options.get("normalized_shape")
-    if where.dim >= input.dim() - len(shape) if shape else where.dim != 0:
+    if shape is None and where.dim != 0:
+        raise PerExampleError(_not_batch_first(func, input, where))
+    if shape is not None and where.dim >= input.dim() - len(shape):
         raise PerExampleError(
             f"{name_of(func)} normalises an input of shape {tuple(input.shape)} along dimension "
             f"{where.dim}, which holds the examples, and so mixes them; pass batch_dim, or use "
@@ -257,6 +264,8 @@ def normalisation(
         )
     own = {"bias": mode.given(bias, where)} if "bias" in _SIGNATURES[func].parameters else {}
     output = func(input, weight=mode.given(weight, where), **own, **options)
+    if options.get("use_input_stats"):  # of instance_norm, which updates running statistics then
+        options = {**options, "running_mean": None, "running_var": None}
 
     def scales(delta: Tensor, data: Tensor) -> Contributions:
         normalised = func(data, **options).mul_(delta)
@@ -299,49 +308,6 @@ def refuse_training(mode: Interception, func: Call, args: Sequence[Any], kwargs:
         )
 
 
-@_only("weight", "bias")
-def instance_norm(
-    mode: Interception,
-    func: Call,
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    **options: Any,
-) -> Tensor:
-    """Run instance normalisation with a tap behind it; running statistics are updated once.
-
-    Args:
-        mode: the open context's interception.
-        func: ``torch.nn.functional.instance_norm``.
-        input: ``(B, channels, ...)``.
-        weight: scale, ``(channels,)`` or None.
-        bias: shift, ``(channels,)`` or None.
-        options: further arguments of ``func``.
-
-    Raises:
-        PerExampleError: the examples are not along the first dimension.
-    """
-    frozen = {**options, "running_mean": None, "running_var": None, "use_input_stats": True}
-    if not options["use_input_stats"]:
-        frozen = options
-    where = with_rows_along(mode.where_of(input, func), input, 0)
-    if where.dim != 0:
-        raise PerExampleError(
-            f"{name_of(func)} was given an input of shape {tuple(input.shape)} with the examples "
-            f"along dimension {where.dim}; give (batch, channels, ...)"
-        )
-    given = {"weight": mode.given(weight, where), "bias": mode.given(bias, where)}
-    output = func(input, **given, **options)
-
-    def scales(delta: Tensor, data: Tensor) -> Contributions:
-        return Direct(_per_feature(func(data, **frozen).mul_(delta), where, None))
-
-    def shifts(delta: Tensor, _: Tensor) -> Contributions:
-        return Direct(_per_feature(delta, where, None))
-
-    return mode.tap(output, [input], [(weight, scales), (bias, shifts)], where)
-
-
 def _signature(*required: str, **defaults: Any) -> inspect.Signature:
     """Build the signature of a torch function that has no Python signature."""
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -370,7 +336,7 @@ RULES: dict[Call, Rule] = {
     functional.group_norm: normalisation,
     functional.rms_norm: normalisation,
     functional.batch_norm: normalisation,
-    functional.instance_norm: instance_norm,
+    functional.instance_norm: normalisation,
 }
 
 

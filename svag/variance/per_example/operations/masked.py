@@ -14,12 +14,12 @@ from svag.errors import PerExampleError
 from svag.variance.per_example.contributions.base import Contributions
 from svag.variance.per_example.owners.following import follow, state_of
 from svag.variance.per_example.owners.marks import mark_of
-from svag.variance.per_example.owners.placement import IS_PLACED, Placed, Single, row_selector
+from svag.variance.per_example.owners.placement import IS_PLACED, Placed, others_zero
 from svag.variance.per_example.recording.derived import run_again
 from svag.variance.per_example.recording.functions import Call, name_of
 from svag.variance.per_example.recording.interception import Interception
 from svag.variance.per_example.recording.taps import Factory
-from svag.variance.per_example.structures import replaced, tensors_in
+from svag.variance.per_example.structures import tensors_in
 
 
 class Masked(Contributions):
@@ -39,20 +39,12 @@ class Masked(Contributions):
 
     def rows(self, low: int, high: int) -> Tensor:
         """Return c_k by one backward pass each."""
-        return torch.stack([self._pulled(self._only(k)) for k in range(low, high)])
+        alone = (others_zero(self.where, self.delta, k) for k in range(low, high))
+        return torch.stack([self._pulled(delta) for delta in alone])
 
     def total(self, max_bytes: int) -> Tensor:
         """Return sum_k c_k by one backward pass."""
         return self._pulled(self.delta).clone()
-
-    def _only(self, example: int) -> Tensor:
-        if isinstance(self.where, Single):
-            mine = self.where.example == example
-            return self.delta if mine else torch.zeros_like(self.delta)
-        rows = row_selector(self.where, self.delta, example)
-        kept = torch.zeros_like(self.delta)
-        dim = self.where.dim
-        return kept.index_copy_(dim, rows, self.delta.index_select(dim, rows))
 
     def _pulled(self, delta: Tensor) -> Tensor:
         delta = delta.to(self.output.dtype)
@@ -81,7 +73,7 @@ def by_masks(
         PerExampleError: it is not clear which of the output's rows belong to which example.
     """
     tensors = list(tensors_in((*args, *kwargs.values())))
-    followed = {id(t): t for t in tensors if mode.recorder.source_of(t) is not None}
+    followed = {id(t): t for t in mode.recorder.followed(tensors)}
     if mark_of(out) is None:
         follow(func, args, kwargs, tensors, [out])
     where = state_of(out)
@@ -114,7 +106,7 @@ def _again(
     leaves = {key: t.detach().requires_grad_() for key, t in followed.items()}
     given = {id(t): t.detach() for t in tensors_in((*args, *kwargs.values()))} | leaves
     with torch._C.DisableTorchFunction(), torch.enable_grad():
-        again = run_again(func, replaced(args, given), replaced(kwargs, given))
+        again = run_again(func, args, kwargs, given)
     if not isinstance(again, Tensor) or again.shape != out.shape or not again.requires_grad:
         raise PerExampleError(f"{name_of(func)} gives another result when it runs again")
     if not torch.allclose(again.detach(), out.detach(), rtol=1e-3, atol=1e-5, equal_nan=True):

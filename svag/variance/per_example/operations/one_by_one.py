@@ -1,30 +1,25 @@
 """Operations run on one example at a time: ``torch.func.vmap`` of their backward pass."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from svag.errors import PerExampleError
-from svag.variance.per_example.contributions.base import (
-    Contributions,
-)
+from svag.variance.per_example.contributions.base import Contributions
 from svag.variance.per_example.operations.expanded import placed_state
 from svag.variance.per_example.operations.masked import by_masks
 from svag.variance.per_example.owners.following import follow, state_of
 from svag.variance.per_example.owners.marks import mark, mark_of
 from svag.variance.per_example.owners.operation_names import plain_name
-from svag.variance.per_example.owners.placement import (
-    CONSTANT,
-    IS_PLACED,
-    Layout,
-)
+from svag.variance.per_example.owners.placement import CONSTANT, IS_PLACED, Layout
 from svag.variance.per_example.recording.functions import Call, name_of
 from svag.variance.per_example.recording.interception import Interception
 from svag.variance.per_example.recording.taps import Factory
-from svag.variance.per_example.structures import replaced, tensors_in
+from svag.variance.per_example.structures import called_with, replaced, tensors_in
 
 
 class Pullbacks(Contributions):
@@ -74,42 +69,32 @@ def by_vmap(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[st
     The operation needs a rule that says where the examples are in its output.
     """
     tensors = list(tensors_in((*args, *kwargs.values())))
-    followed = {id(t): t for t in tensors if mode.recorder.source_of(t) is not None}
+    followed = {id(t): t for t in mode.recorder.followed(tensors)}
     batch = {id(t): t for t in tensors if state_of(t) is not CONSTANT}
     marks = {key: mode.where_of(t, func) for key, t in batch.items()}
     before = [t._version for t in tensors]
     out = func(*args, **kwargs)
     if not isinstance(out, Tensor) or before != [t._version for t in tensors]:
-        raise PerExampleError(unknown(mode, func, followed))
+        raise PerExampleError(unknown(mode, func, followed.values()))
     follow(func, args, kwargs, tensors, [out])
     where = mark_of(out)
     if not isinstance(where, Layout) or not all(isinstance(w, Layout) for w in marks.values()):
         return by_masks(mode, func, args, kwargs, out)
-    layouts = cast(dict[int, Layout], marks)
-    what = f"{name_of(func)} of {_labels(mode, followed)}"
-    frozen = {key: t.detach() for key, t in followed.items()}
-
-    def call(params: dict[int, Tensor], *inputs: Tensor) -> Tensor:
-        given = {**frozen, **dict(zip(batch, inputs, strict=True)), **params}
-        return cast(Tensor, func(*replaced(args, given), **replaced(kwargs, given)))
-
-    def one_by_one(values: Sequence[Tensor]) -> list[Tensor]:
-        return [layouts[k].one_by_one(t) for k, t in zip(batch, values, strict=True)]
-
-    values = [t.detach() for t in batch.values()]
-    if plain_name(func).startswith("linalg") or not _works_on_one(
-        call, one_by_one(values), where.one_by_one(out)
-    ):
-        found = _with_rows(mode, func, args, kwargs, tensors, followed, out, layouts)
+    params = {key: t.detach() for key, t in followed.items()}
+    one = _OnOne(func, args, kwargs, params, cast(dict[int, Layout], marks))
+    if plain_name(func).startswith("linalg") or not one.works(batch.values(), out, where):
+        found = _with_rows(
+            mode, func, args, kwargs, followed, out, next(iter(one.layouts.values()))
+        )
         return by_masks(mode, func, args, kwargs, out) if found is None else found
+    what = f"{name_of(func)} of {_labels(mode, followed.values())}"
 
     def factory(key: int) -> Factory:
         def pullbacks(delta: Tensor, *data: Tensor) -> Contributions:
             def alone(param: Tensor, *inputs: Tensor) -> Tensor:
-                return call({key: param}, *inputs)
+                return one.run({key: param}, inputs)
 
-            rows = one_by_one(data)
-            return Pullbacks(alone, frozen[key], where.one_by_one(delta), rows, what)
+            return Pullbacks(alone, params[key], where.one_by_one(delta), one.rows(data), what)
 
         return pullbacks
 
@@ -117,21 +102,53 @@ def by_vmap(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[st
     return mode.tap(out, list(batch.values()), uses, where, observe=True, copy=True)
 
 
+@dataclass(frozen=True)
+class _OnOne:
+    """An operation, the parameters it takes (detached) and the mini-batch's marks, both by id."""
+
+    func: Call
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    params: dict[int, Tensor]
+    layouts: dict[int, Layout]
+
+    def run(self, params: dict[int, Tensor], inputs: Sequence[Tensor]) -> Tensor:
+        """Run it on one example's inputs, and on other values of some parameters."""
+        given = {**self.params, **dict(zip(self.layouts, inputs, strict=True)), **params}
+        return cast(Tensor, called_with(self.func, self.args, self.kwargs, given))
+
+    def rows(self, batch: Iterable[Tensor]) -> list[Tensor]:
+        """Return the tensors of the mini-batch, ``(B, *shape of one example)`` each."""
+        every = zip(self.layouts.values(), batch, strict=True)
+        return [where.one_by_one(tensor) for where, tensor in every]
+
+    def works(self, batch: Iterable[Tensor], out: Tensor, where: Layout) -> bool:
+        """Whether it gives the same output on the first example alone as in the mini-batch."""
+        expected = where.one_by_one(out.detach())[0]
+        first = [rows[0] for rows in self.rows(t.detach() for t in batch)]
+        try:
+            with torch.no_grad():
+                alone = self.run({}, first)
+        except RuntimeError:
+            return False
+        same = alone.shape == expected.shape
+        return same and torch.allclose(alone, expected, rtol=1e-2, atol=1e-2, equal_nan=True)
+
+
 def _with_rows(
     mode: Interception,
     func: Call,
     args: Sequence[Any],
     kwargs: dict[str, Any],
-    tensors: Sequence[Tensor],
     followed: dict[int, Tensor],
     out: Tensor,
-    layouts: dict[int, Layout],
+    some: Layout,
 ) -> Any:
-    """Use tensors computed from parameters that have their own rows for each example.
+    """Run an operation on tensors from parameters that have their own rows for each example.
 
-    Their examples are along the dimension that the operation combines with the mini-batch's.
+    A dimension holds the examples if the operation then has a rule for its output; None if a
+    tensor has no such dimension. ``some`` is the mark of a tensor of the mini-batch.
     """
-    some = next(iter(layouts.values()))
     aliases: dict[int, Tensor] = {}
     for key, tensor in followed.items():
         for dim, size in enumerate(tensor.shape):
@@ -149,22 +166,10 @@ def _with_rows(
     if len(aliases) != len(followed):
         return None
     with mode:
-        return func(*replaced(args, aliases), **replaced(kwargs, aliases))
+        return called_with(func, args, kwargs, aliases)
 
 
-def _works_on_one(call: Callable[..., Tensor], rows: Sequence[Tensor], outputs: Tensor) -> bool:
-    """Whether the operation on the first example alone gives the same output as in the batch."""
-    try:
-        with torch.no_grad():
-            alone = call({}, *(row[0] for row in rows))
-    except RuntimeError:
-        return False
-    if alone.shape != outputs.shape[1:]:
-        return False
-    return bool(torch.allclose(alone, outputs[0].detach(), rtol=1e-2, atol=1e-2, equal_nan=True))
-
-
-def unknown(mode: Interception, func: Call, followed: dict[int, Tensor]) -> str:
+def unknown(mode: Interception, func: Call, followed: Iterable[Tensor]) -> str:
     """Return the message for an operation without a rule.
 
     Args:
@@ -179,5 +184,5 @@ def unknown(mode: Interception, func: Call, followed: dict[int, Tensor]) -> str:
     )
 
 
-def _labels(mode: Interception, followed: dict[int, Tensor]) -> str:
-    return ", ".join(mode.recorder.label(t) for t in followed.values())
+def _labels(mode: Interception, followed: Iterable[Tensor]) -> str:
+    return ", ".join(map(mode.recorder.label, followed))

@@ -19,6 +19,7 @@ from svag.variance.per_example.owners.placement import CONSTANT, Layout, Placed
 from svag.variance.per_example.owners.products import letters, matrix_letters
 from svag.variance.per_example.recording.functions import Call
 from svag.variance.per_example.recording.interception import Interception
+from svag.variance.per_example.recording.taps import Factory
 
 
 def product(mode: Interception, func: Call, args: Sequence[Any], name: str) -> Tensor | None:
@@ -33,9 +34,10 @@ def product(mode: Interception, func: Call, args: Sequence[Any], name: str) -> T
     Returns:
         The product; None if it is not one parameter times tensors of the mini-batch.
     """
-    given, terms, result = _terms(name, args)
-    if given is None or terms is None:
+    found = _terms(name, args)
+    if found is None:
         return None
+    given, terms, result = found
     followed = [n for n, t in enumerate(given) if mode.recorder.source_of(t) is not None]
     batch = [n for n, t in enumerate(given) if state_of(t) is not CONSTANT]
     if len(followed) != 1 or set(followed) & set(batch):
@@ -45,51 +47,65 @@ def product(mode: Interception, func: Call, args: Sequence[Any], name: str) -> T
         return None  # the gradient is the real part
     if name in ("matmul", "mm") and mine == 1 and given[1].dim() == 2:
         return _times_matrix(mode, func, *given)
-    marks = [mode.where_of(given[n], func) for n in batch]
-    if any(not isinstance(where, Layout) for where in marks):
+    marks, others = [mode.where_of(given[n], func) for n in batch], [terms[n] for n in batch]
+    letter = _letter_of_examples(others, marks)
+    if letter is None or letter not in result or len(given) - 1 != len(batch):
         return None
-    places = [_letter(terms[n], where, given[n]) for n, where in zip(batch, marks, strict=True)]
-    where = cast(Layout, marks[0])
-    same = all(w[1:] == where[1:] for w in marks)  # type: ignore[index]
-    letter = places[0]
-    if len(set(places)) > 1 or not same or letter not in result:
+    if not _plain_sizes(given, terms):
         return None
-    if not _plain_sizes(given, terms) or len(given) - 1 != len(batch):
-        return None
-    if not set(terms[mine]) <= {*result, *"".join(terms[n] for n in batch)}:
+    if not set(terms[mine]) <= {*result, *"".join(others)}:
         return None  # the parameter is summed over a dimension of its own
-    out = func(*args)
-    out_where = where.at(result.index(letter))
+    layouts = cast(list[Layout], marks)
+    out, where = func(*args), layouts[0].at(result.index(letter))
     if letter in terms[mine]:
-        equation = _latin(",".join([result, *[terms[n] for n in batch]]) + f"->{terms[mine]}")
-        rows_of_mine = where.at(terms[mine].index(letter))
+        rows = where.at(terms[mine].index(letter))
+        make = _placed([result, *others], terms[mine], rows)
+    else:
+        every = [where, *layouts]
+        make = _contracted([result, *others], terms[mine], letter, every, given[mine].shape)
+    data, uses = [given[n] for n in batch], [(given[mine], make)]
+    return mode.tap(out, data, uses, where, observe=True)
 
-        def placed(delta: Tensor, *data: Tensor) -> Contributions:
-            every = delta, *map(conjugate, data)
-            return PlacedRows(torch.einsum(equation, *every), rows_of_mine)
 
-        uses = [(given[mine], placed)]
-        return mode.tap(out, [given[n] for n in batch], uses, out_where, observe=True)
-    row = "\u2460", "\u2461"
-    inner = [result, *[terms[n] for n in batch]]
-    equation = ",".join("".join(row) + t.replace(letter, "") for t in inner)
-    equation = _latin(f"{equation}->{row[0]}{terms[mine]}")
-    layouts = [out_where, *marks]
+def _letter_of_examples(terms: Sequence[str], marks: Sequence[Placed]) -> str | None:
+    """Return the letter along which all factors have the same rows; None if there is none."""
+    if not all(isinstance(where, Layout) for where in marks):
+        return None
+    rows = {(t[w.dim], cast(Layout, w).at(0)) for t, w in zip(terms, marks, strict=True)}
+    return rows.pop()[0] if len(rows) == 1 else None
+
+
+def _placed(terms: Sequence[str], mine: str, where: Layout) -> Factory:
+    """Return the factory for a parameter that has its own rows for each example."""
+    equation = _latin(f"{','.join(terms)}->{mine}")
+
+    def placed(delta: Tensor, *data: Tensor) -> Contributions:
+        return PlacedRows(torch.einsum(equation, delta, *map(conjugate, data)), where)
+
+    return placed
+
+
+def _contracted(
+    terms: Sequence[str], mine: str, letter: str, layouts: Sequence[Layout], shape: torch.Size
+) -> Factory:
+    """Return the factory for a parameter that all examples share; ``letter`` is theirs."""
+    example, row = "\u2460", "\u2461"
+    split = [example + row + term.replace(letter, "") for term in terms]
+    equation = _latin(f"{','.join(split)}->{example}{mine}")
 
     def contracted(delta: Tensor, *data: Tensor) -> Contributions:
         every = delta, *map(conjugate, data)
         rows = [w.examples_first(t) for w, t in zip(layouts, every, strict=True)]
-        return Einsums(equation, rows, given[mine].shape)
+        return Einsums(equation, rows, shape)
 
-    uses = [(given[mine], contracted)]
-    return mode.tap(out, [given[n] for n in batch], uses, out_where, observe=True)
+    return contracted
 
 
-def _terms(name: str, args: Sequence[Any]) -> tuple[list[Tensor] | None, list[str] | None, str]:
+def _terms(name: str, args: Sequence[Any]) -> tuple[list[Tensor], list[str], str] | None:
     """Return the factors of a product, and the letters of their dimensions and the result's."""
     if name == "einsum":
         if not isinstance(args[0], str):
-            return None, None, ""
+            return None
         given = list(args[1]) if isinstance(args[1], list | tuple) else list(args[1:])
         return given, *letters(args[0], [t.dim() for t in given])
     if name == "bilinear":
@@ -97,10 +113,6 @@ def _terms(name: str, args: Sequence[Any]) -> tuple[list[Tensor] | None, list[st
         return list(args[:3]), [lead + "i", lead + "j", "oij"], lead + "o"
     given = list(args[:2])
     return given, *matrix_letters(given[0].dim(), given[1].dim())
-
-
-def _letter(term: str, where: Placed, tensor: Tensor) -> str:
-    return term[where.dim]
 
 
 def _plain_sizes(given: Sequence[Tensor], terms: Sequence[str]) -> bool:
@@ -125,10 +137,7 @@ def _latin(equation: str) -> str:
 def _times_matrix(mode: Interception, func: Call, left: Tensor, right: Tensor) -> Tensor:
     """Run X @ W as a dense layer with the weight W^T."""
     where = features_last(mode, func, left)
-    if left.dim() == 1:
-        output = func(left, mode.given(right, where))
-    else:
-        output = func(left, mode.given(right, where))
+    output = func(left, mode.given(right, where))
 
     def products(delta: Tensor, data: Tensor) -> Contributions:
         return Products(positions(conjugate(data), where), positions(delta, where))

@@ -102,7 +102,9 @@ class Watch(torch.autograd.Function):
         start, (out, *last) = rest[:n], rest[n:]
         ctx.kind, ctx.site, ctx.weights, ctx.packed, ctx.n = kind, site, weights, packed, n
         ctx.save_for_backward(x, out, *start)
-        return tuple(t.clone() for t in (out, *last))  # a view could not be changed in place
+        return tuple(
+            t.clone() for t in (out, *last)
+        )  # these can be changed in place, views could not
 
     @staticmethod
     @once
@@ -168,19 +170,11 @@ class Layer(torch.autograd.Function):
         with torch._C.DisableTorchFunction():
             gates = _back(ctx.kind, ctx.weights, ctx.packed, x, start, out, d_out, d_last)
             d_x = gates.by_input @ ctx.weights.w_ih if ctx.needs_input_grad[4] else None
-            return (
-                None,
-                None,
-                None,
-                None,
-                d_x,
-                *gates.start,
-                *_gradients(ctx.site, gates, d_out),
-            )
+            return (*[None] * 4, d_x, *gates.start, *_gradients(ctx.site, gates, d_out))
 
 
 def _gradients(site: Site, gates: Gates, delta: Tensor) -> list[Tensor]:
-    """Give the contributions of each weight to the recorder; return the sums that replace."""
+    """Give each weight's contributions to the recorder; return sums that replace its gradient."""
     site.recorder.refuse_reentrant(site)
     where = site.where
 
@@ -205,16 +199,11 @@ def _gradients(site: Site, gates: Gates, delta: Tensor) -> list[Tensor]:
 
 
 def _place(n: int) -> Callable[..., Contributions]:
-    """Return the factory of the n-th weight."""
+    """Return the factory of the n-th weight, which takes those of all weights."""
     return lambda make: make[n]()
 
 
-def _rule(
-    mode: Interception,
-    func: Call,
-    args: Sequence[Any],
-    kwargs: dict[str, Any],
-) -> Any:
+def _rule(mode: Interception, func: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Run the layers one after the other, each with its own backward pass."""
     if kwargs or len(args) != 9:
         raise PerExampleError(
@@ -285,11 +274,9 @@ def _layers(
         outs = []
         for d in range(directions):
             n = layer * directions + d
-            weights = stack.flat[n * size : (n + 1) * size]
+            weights = _weights(stack.flat[n * size : (n + 1) * size], stack.has_bias)
             start = [s[n] for s in starts]
-            out, *ends = _one(
-                mode, kind, x, start, weights, stack.has_bias, bool(d), packed or where
-            )
+            out, *ends = _one(mode, kind, x, start, weights, bool(d), packed or where)
             outs.append(out)
             last.append(tuple(ends))
         x = torch.cat(outs, -1) if stack.both else outs[0]
@@ -311,53 +298,47 @@ def _time_first(where: Layout | Scattered | Single, batch_first: bool) -> Layout
     )
 
 
+def _weights(flat: Sequence[Tensor], has_bias: bool) -> Weights:
+    """Name the weights of a layer and direction, which torch gives in one list."""
+    every = [*flat] if has_bias else [*flat[:2], None, None, *flat[2:]]
+    return Weights(*every, *[None] * (5 - len(every)))
+
+
 def _one(
     mode: Interception,
     kind: str,
     x: Tensor,
     start: Sequence[Tensor],
-    flat: Sequence[Tensor],
-    has_bias: bool,
+    weights: Weights,
     reverse: bool,
     where: Layout | Scattered | Packed,
 ) -> tuple[Tensor, ...]:
+    """Run a layer in one direction; return its output and its last states."""
     packed = where if isinstance(where, Packed) else None
     turn = (lambda t: t.flip(0)) if packed is None else packed.backwards
-    biases = flat[2:4] if has_bias else (None, None)
-    rest = flat[4:] if has_bias else flat[2:]
-    every = (*flat[:2], *biases, rest[0] if rest else None)
-    found = [(n, mode.recorder.source_of(w)) for n, w in enumerate(every)]
-    followed = [(n, w, source) for (n, source), w in zip(found, every, strict=True) if source]
-    replaces = all(mode.replaces(w, where) for _, w, _ in followed)
-    frozen = Weights(*(w if w is None else w.detach() for w in every))  # type: ignore[arg-type]
-    uses = [Use(source, _place(n), replaces) for n, _, source in followed]
+    sources = [mode.recorder.source_of(w) for w in weights]
+    replaces = all(mode.replaces(w, where) for w, s in zip(weights, sources, strict=True) if s)
+    frozen = Weights(*(w if w is None else w.detach() for w in weights))  # type: ignore[arg-type]
+    uses = [Use(source, _place(n), replaces) for n, source in enumerate(sources) if source]
     site = Site(mode.recorder, uses, where)
     x = turn(x) if reverse else x
     if replaces:
-        out, *last = Layer.apply(  # type: ignore[no-untyped-call]
-            kind, site, frozen, packed, x, *start, *site.replaced
-        )
+        inputs = kind, site, frozen, packed, x, *start, *site.replaced
+        out, *last = Layer.apply(*inputs)  # type: ignore[no-untyped-call]
     else:
-        out, ends = _run(kind, Weights(*every), packed, x, start)
-        saved = [s.detach() for s in start]
-        out, *last = Watch.apply(  # type: ignore[no-untyped-call]
-            kind,
-            site,
-            frozen,
-            packed,
-            x.detach(),
-            len(start),
-            *saved,
-            out,
-            *[e.squeeze(0) for e in ends],
-        )
+        out, ends = _run(kind, weights, packed, x, start)
+        saved, ends = [s.detach() for s in start], [e.squeeze(0) for e in ends]
+        seen = kind, site, frozen, packed, x.detach(), len(start), *saved, out, *ends
+        out, *last = Watch.apply(*seen)  # type: ignore[no-untyped-call]
     return (turn(out) if reverse else out, *last)
 
 
 def _marked(
     out: Tensor, last: list[tuple[Tensor, ...]], where: Layout | Scattered, batch_first: bool
 ) -> tuple[Tensor, ...]:
-    result = (out.transpose(0, 1) if batch_first else out).clone()  # may be changed in place
+    result = (
+        out.transpose(0, 1) if batch_first else out
+    ).clone()  # the user may change it in place
     view_differs(result)
     mark(result, where.at(0 if batch_first else 1))
     return (result, *_stacked(last, where))

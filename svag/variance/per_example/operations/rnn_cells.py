@@ -68,7 +68,7 @@ def _rule(cell: Cell) -> Rule:
             by_h = functional.linear(h, w_hh, b_hh)
             if not _in_step(where, (by_x, by_h, *tensors_in((state,)))):
                 return cell(by_x, by_h, state)
-        out = cell(by_x, by_h, state)  # works row by row, so that the owners of rows stay
+        out = cell(by_x, by_h, state)  # row by row, so results have the mark of the input
         for tensor in tensors_in((out,)):
             mark(tensor, where)  # type: ignore[arg-type]
         return out

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from svag.variance.per_example.owners.marks import (
-    note_rows,
-)
+from svag.variance.per_example.owners.marks import note_rows
 from svag.variance.per_example.owners.operation import SUMMED, Operation, rule
 from svag.variance.per_example.owners.placement import (
     CONSTANT,
@@ -27,16 +25,16 @@ from svag.variance.per_example.owners.placement import (
 
 
 def elementwise(
-    op: Operation, inputs: Sequence[Tensor] | None = None, shape: Tensor | None = None
+    op: Operation, inputs: Sequence[Tensor] | None = None, shape: Sequence[int] | None = None
 ) -> Where:
     """Align the inputs from the right, as broadcasting does, and join their marks.
 
     Args:
         op: the operation.
         inputs: the inputs that count; None for all.
-        shape: a tensor of the shape that they are broadcast to; None for the output.
+        shape: the shape that they are broadcast to; None for the output's.
     """
-    out = op.out if shape is None else shape
+    shape = op.out.shape if shape is None else shape
     if adds_singles(op):
         return SUMMED
     result: Placed | None = None
@@ -44,24 +42,24 @@ def elementwise(
         where = op.where(tensor)
         if not isinstance(where, IS_PLACED):
             continue
-        moved = _aligned(op, tensor, where, out)
+        moved = _aligned(op, tensor, where, shape)
         if isinstance(moved, Mark):
             return moved
-        joined = moved if result is None else join(op, result, moved, out)
+        joined = moved if result is None else join(op, result, moved, shape)
         if isinstance(joined, Mark):
             return joined
         result = joined
     if isinstance(result, Layout | Scattered):
-        _note_rows(op, result, out)
+        _note_rows(op, result, shape)
     return CONSTANT if result is None else result
 
 
-def _note_rows(op: Operation, where: Layout | Scattered, out: Tensor) -> None:
+def _note_rows(op: Operation, where: Layout | Scattered, shape: Sequence[int]) -> None:
     """Note whether constants with a gradient have a row for each row of the result."""
     for tensor, state in zip(op.inputs, op.states, strict=True):
         if state is CONSTANT and tensor.requires_grad:
-            dim = where.dim - out.dim() + tensor.dim()
-            own = dim >= 0 and tensor.shape[dim] == out.shape[where.dim]
+            dim = where.dim - len(shape) + tensor.dim()
+            own = dim >= 0 and tensor.shape[dim] == shape[where.dim]
             note_rows(tensor, where.at(dim) if own else SUMMED)
 
 
@@ -75,31 +73,31 @@ def adds_singles(op: Operation) -> bool:
     return not others and bool(singles) and (sums or len(singles) > 1)
 
 
-def _aligned(op: Operation, tensor: Tensor, where: Placed, out: Tensor) -> "Placed | Lost":
+def _aligned(op: Operation, tensor: Tensor, where: Placed, shape: Sequence[int]) -> "Placed | Lost":
     if isinstance(where, Single):
         return where
-    dim = where.dim + out.dim() - tensor.dim()
-    if dim < 0 or tensor.shape[where.dim] != out.shape[dim]:
+    dim = where.dim + len(shape) - tensor.dim()
+    if dim < 0 or tensor.shape[where.dim] != shape[dim]:
         if dim >= 0 and isinstance(where, Scattered) and len(set(where.list)) == 1:
             return Single(int(where.list[0]), where.examples)
         return op.mixes()
     return where.at(dim)
 
 
-def join(op: Operation, a: Placed, b: Placed, out: Tensor) -> "Placed | Lost":
+def join(op: Operation, a: Placed, b: Placed, shape: Sequence[int]) -> "Placed | Lost":
     """Join the marks that two inputs give the output; the operation mixes examples if they differ.
 
     Args:
         op: the operation.
         a: mark of one input, with dimensions of the output.
         b: mark of the other.
-        out: the output.
+        shape: shape of the output.
     """
     if isinstance(a, Single) or isinstance(b, Single):
         return _with_single(op, a, b)
     if a.dim != b.dim:
         return op.mixes()
-    size = out.shape[a.dim]
+    size = shape[a.dim]
     if same_rows(a, b, size):
         return a
     ours, theirs = a.owners(size), b.owners(size)

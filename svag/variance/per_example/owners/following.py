@@ -52,14 +52,14 @@ def state_of(tensor: Tensor) -> Where:
     """Return the mark of a tensor, also if svag did not see where it comes from."""
     where = mark_of(tensor)
     if where is None:
-        if _is_wrapped(tensor):
+        if is_transformed(tensor):
             return _TRANSFORMED
         return CONSTANT if tensor.is_leaf else _UNSEEN
     return where
 
 
-def _is_wrapped(tensor: Tensor) -> bool:
-    """Whether a tensor is batched or wrapped by torch.vmap or another transformation."""
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a tensor is wrapped by torch.vmap or another transformation of torch.func."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 

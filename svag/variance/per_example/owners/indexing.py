@@ -48,7 +48,7 @@ def _gather(op: Operation) -> "Where | Sequence[Where]":
     if dim is None:
         return op.unknown()
     if not isinstance(where, IS_PLACED):
-        return elementwise(op, [index]) if _alone(source, op) else op.unknown()
+        return elementwise(op, [index]) if where is CONSTANT else op.unknown()
     if isinstance(where, Single) or source.dim() == 0:
         return where
     dim = dim % source.dim()
@@ -57,12 +57,7 @@ def _gather(op: Operation) -> "Where | Sequence[Where]":
     kept = placed(
         where.dim, where.examples, where.owners(source.shape[where.dim])[: op.out.shape[where.dim]]
     )
-    return join(op, kept, picked, op.out) if isinstance(picked, IS_PLACED) else kept
-
-
-def _alone(source: Tensor, op: Operation) -> bool:
-    """Whether the source is constant and only the index depends on the examples."""
-    return op.where(source) is CONSTANT
+    return join(op, kept, picked, op.out.shape) if isinstance(picked, IS_PLACED) else kept
 
 
 @rule("getitem")
@@ -117,9 +112,7 @@ def _looked_up(op: Operation, source: Tensor, index: Any) -> "Where | Sequence[W
     if any(p.dtype == torch.bool for p in parts):
         return op.unknown()
     shape = torch.broadcast_shapes(*(p.shape for p in parts))
-    front = torch.empty(shape, device="meta")
-    one = Operation(op.func, op.name, op.args, op.kwargs, op.inputs, op.states, [front])
-    return elementwise(one, parts)
+    return elementwise(op, parts, shape)
 
 
 def _chosen(mask: Tensor, where: Layout | Scattered) -> Owners:
@@ -157,23 +150,20 @@ def _where(op: Operation) -> "Where | Sequence[Where]":
     return _nonzero(op) if len(op.inputs) == 1 and len(op.args) == 1 else elementwise(op)
 
 
-@rule("sort", "topk", "argsort", "msort", "kthvalue")
+@rule("sort", "topk", "argsort", "msort")
 def _sorted(op: Operation) -> "Where | Sequence[Where]":
     """Sort or topk: along the examples' dimension, owners are sorted with the values."""
     source = op.args[0] if op.args else op.inputs[0]
     where = op.where(source)
     if not isinstance(where, Layout | Scattered):
         return where if isinstance(where, Single) else op.unknown()
-    at = {"topk": 2, "kthvalue": 2}.get(op.name, 1)
-    dim = 0 if op.name == "msort" else op.given("dim", at, -1)
+    dim = 0 if op.name == "msort" else op.given("dim", 2 if op.name == "topk" else 1, -1)
     if isinstance(dim, bool):
         dim = op.args[2] if len(op.args) > 2 else -1
     dim = dim % source.dim()
-    if op.name == "kthvalue" and op.out.dim() < source.dim() and where.dim != dim:
-        return where.at(where.dim - (dim < where.dim))
     if where.dim != dim:
         return where
-    if op.name in ("msort", "kthvalue"):
+    if op.name == "msort":
         return op.unknown()
     if op.name == "topk" and op.out.shape[dim] < source.shape[dim]:
         return op.chooses()

@@ -1,4 +1,4 @@
-"""Rules for layers without parameters of their own, or with parameters that do not train."""
+"""Rules for layers whose parameters do not train, or that have none: convolution, pooling, LSTM."""
 
 from collections.abc import Sequence
 
@@ -17,9 +17,8 @@ from svag.variance.per_example.owners.products import joined
 _CHANNELS = frozenset(
     {f"conv{n}d" for n in (1, 2, 3)}
     | {f"conv_transpose{n}d" for n in (1, 2, 3)}
-    | {"group_norm", "instance_norm", "batch_norm", "im2col", "col2im", "fold", "unfold_"}
-    | {"grid_sampler", "grid_sample", "affine_grid_generator", "channel_shuffle"}
-    | {"local_response_norm", "convolution"}
+    | {"group_norm", "instance_norm", "batch_norm", "im2col", "col2im", "convolution"}
+    | {"grid_sampler", "affine_grid_generator", "channel_shuffle"}
 )
 
 
@@ -31,11 +30,11 @@ def _batch_first(op: Operation) -> Where:
     for tensor, where in op.pairs():
         if isinstance(where, Single):
             return op.unknown()
-        if where.dim != 0 or (tensor is not op.inputs[0] and op.name not in _TWO):
+        if where.dim != 0 or (tensor is not op.inputs[0] and op.name != "grid_sampler"):
             return op.mixes()
         if op.out.shape[0] != tensor.shape[0]:
             return op.unknown()
-    return elementwise_at_zero(op)
+    return joined(op, [where for _, where in op.pairs()])
 
 
 def _grouped_by_example(op: Operation) -> Where | None:
@@ -51,9 +50,6 @@ def _grouped_by_example(op: Operation) -> Where | None:
     return one
 
 
-_TWO = frozenset({"grid_sampler", "grid_sample"})
-
-
 @rule("layer_norm", "rms_norm", "native_layer_norm", "fused_rms_norm")
 def _over_features(op: Operation) -> Where:
     x, shape = op.inputs[0], op.given("normalized_shape", 1)
@@ -66,15 +62,14 @@ def _over_features(op: Operation) -> Where:
 
 
 _POOLS = {
-    **{f"{kind}_pool{n}d": n for kind in ("max", "avg", "lp") for n in (1, 2, 3)},
+    **{f"{kind}_pool{n}d": n for kind in ("max", "avg") for n in (1, 2, 3)},
     **{f"adaptive_{kind}_pool{n}d": n for kind in ("max", "avg") for n in (1, 2, 3)},
     **{f"max_pool{n}d_with_indices": n for n in (1, 2, 3)},
-    **{f"adaptive_max_pool{n}d_with_indices": n for n in (1, 2, 3)},
-    **{f"upsample_{kind}{n}d": n for kind in ("nearest", "_nearest_exact") for n in (1, 2, 3)},
+    **{f"upsample_nearest{kind}{n}d": n for kind in ("", "_exact") for n in (1, 2, 3)},
     **{f"{kind}_pad{n}d": n for kind in ("reflection", "replication") for n in (1, 2, 3)},
     **{"upsample_linear1d": 1, "upsample_bilinear2d": 2, "upsample_bicubic2d": 2},
     **{"upsample_trilinear3d": 3, "pixel_shuffle": 3, "pixel_unshuffle": 3, "max_unpool2d": 2},
-    **{"_upsample_bilinear2d_aa": 2, "interpolate": 1},
+    **{f"upsample_{kind}2d_aa": 2 for kind in ("bilinear", "bicubic")},
 }
 
 
@@ -83,7 +78,7 @@ def _spatial(op: Operation) -> Where:
     """Keep the examples if their dimension is before those that are pooled."""
     x = op.inputs[0]
     where = op.where(x)
-    if not isinstance(where, IS_PLACED) or op.name == "interpolate":
+    if not isinstance(where, IS_PLACED):
         return op.unknown()
     if isinstance(where, Layout | Scattered) and where.dim >= x.dim() - _POOLS[op.name]:
         return op.mixes()
@@ -117,7 +112,7 @@ def _cell(op: Operation) -> Where:
     found = [where for _, where in op.pairs()]
     if any(isinstance(w, Single) or w.dim != 0 for w in found):
         return op.unknown()
-    return elementwise_at_zero(op)
+    return joined(op, found)
 
 
 @rule("pack_padded_sequence")
@@ -131,8 +126,3 @@ def _packs(op: Operation) -> "Where | Sequence[Where]":
     if len(owners) != where.examples or sorted(owners) != list(range(where.examples)):
         return [op.unknown(), CONSTANT]
     return [Packed(op.outputs[1], owners), CONSTANT]
-
-
-def elementwise_at_zero(op: Operation) -> Where:
-    """Join the inputs' rows along the first dimension."""
-    return joined(op, [where for _, where in op.pairs()], op.out)

@@ -24,7 +24,7 @@ def _solved(op: Operation) -> Where:
         over = [batch, None]
     first = [*range(batch - a.dim() + 2, batch)]
     second = [*range(batch - b.dim() + 2, batch)]
-    return joined(op, [moved(op, a, [*first, None, None]), moved(op, b, [*second, *over])], op.out)
+    return joined(op, [moved(op, a, [*first, None, None]), moved(op, b, [*second, *over])])
 
 
 @rule("grouped_mm")
@@ -33,7 +33,7 @@ def _grouped_product(op: Operation) -> Where:
     a, b = op.inputs[:2]
     if a.dim() != 2 or b.dim() != 3 or op.where(b) is not CONSTANT:
         return op.unknown()
-    return joined(op, [moved(op, a, [0, None])], op.out)
+    return joined(op, [moved(op, a, [0, None])])
 
 
 _OF_MATRICES = (
@@ -54,16 +54,10 @@ def _of_matrices(op: Operation) -> Where:
     return where if isinstance(where, IS_PLACED) and len(op.inputs) == 1 else op.unknown()
 
 
-_TRANSFORMS = (
-    *(
-        f"fft_{kind}{n}"
-        for kind in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
-        for n in ("", 2, "n")
-    ),
-)
+_TRANSFORMS = ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
 
 
-@rule(*_TRANSFORMS)
+@rule(*(f"fft_{kind}{n}" for kind in _TRANSFORMS for n in ("", 2, "n")))
 def _transformed(op: Operation) -> Where:
     """Keep the dimensions that are not transformed."""
     x = op.given("input", 0)

@@ -1,11 +1,9 @@
 """Rules for losses and distances: where the examples are in them, and which sum over examples."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from svag.variance.per_example.owners.operation import Operation, rule, summed
+from svag.variance.per_example.owners.operation import SUMMED, Operation, rule
 from svag.variance.per_example.owners.placement import (
     Layout,
     Lost,
@@ -21,7 +19,7 @@ _LOSSES = (
     *("smooth_l1_loss", "huber_loss", "binary_cross_entropy", "kl_div", "poisson_nll_loss"),
     *("binary_cross_entropy_with_logits", "soft_margin_loss", "hinge_embedding_loss"),
     *("margin_ranking_loss", "cosine_embedding_loss", "triplet_margin_loss", "ctc_loss"),
-    *("multi_margin_loss", "multilabel_margin_loss", "cross_entropy", "gaussian_nll_loss"),
+    *("multi_margin_loss", "multilabel_margin_loss"),
 )
 _ENTRYWISE = frozenset(
     {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "kl_div"}
@@ -43,7 +41,7 @@ def _loss(op: Operation) -> Where:
         return _first_dimension(op)
     if op.out.dim() or isinstance(lined, Single | Lost):
         return lined
-    return summed(op)
+    return SUMMED
 
 
 _CLASSES = frozenset({"cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss2d"})
@@ -57,8 +55,9 @@ def _first_dimension(op: Operation) -> Where:
         return op.unknown()
     if any(w.dim != (first if t.dim() > 1 and t is op.inputs[0] else 0) for t, w in found):
         return op.mixes()
-    lined = joined(op, [w.at(0) for _, w in found], empty((found[0][0].shape[found[0][1].dim],)))
-    return lined if op.out.dim() or isinstance(lined, Lost) else summed(op)
+    tensor, where = found[0]
+    lined = joined(op, [w.at(0) for _, w in found], [tensor.shape[where.dim]])
+    return lined if op.out.dim() or isinstance(lined, Lost) else SUMMED
 
 
 def _classified(op: Operation) -> Where:
@@ -74,7 +73,7 @@ def _classified(op: Operation) -> Where:
             return op.mixes()
         else:
             found.append(where.at(where.dim - (where.dim > 1)))
-    return joined(op, found, empty(shape))
+    return joined(op, found, shape)
 
 
 def lined_up(op: Operation) -> Where:
@@ -87,20 +86,11 @@ def lined_up(op: Operation) -> Where:
         shape = torch.broadcast_shapes(*(t.shape for t, _ in op.pairs()))
     except RuntimeError:
         return op.unknown()
-    return joined(op, [_right(t, w, len(shape)) for t, w in op.pairs()], empty(shape))
+    return joined(op, [_right(t, w, len(shape)) for t, w in op.pairs()], shape)
 
 
 def _right(tensor: Tensor, where: Placed, dims: int) -> Placed:
     return where if isinstance(where, Single) else where.at(where.dim + dims - tensor.dim())
-
-
-def empty(shape: Sequence[int]) -> Tensor:
-    """Return a tensor without memory, for its shape.
-
-    Args:
-        shape: the shape.
-    """
-    return torch.empty(shape, device="meta")
 
 
 @rule("cosine_similarity", "pairwise_distance")

@@ -50,7 +50,7 @@ def note_change(tensor: Tensor) -> None:
     """
     global _changes
     _changes += 1
-    setattr(_whole(tensor), _CHANGED, (_session, _changes))
+    setattr(whole_of(tensor), _CHANGED, (_session, _changes))
 
 
 def note_alias(tensor: Tensor, origin: Tensor) -> None:
@@ -77,7 +77,8 @@ def origin_of(tensor: Tensor) -> Tensor | None:
     return None if reference is None else cast(_Reference, reference)()
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole_of(tensor: Tensor) -> Tensor:
+    """Return the tensor that a view is a view of; a tensor that is no view itself."""
     base = tensor._base if tensor._is_view() else None
     return tensor if base is None else base
 
@@ -132,7 +133,7 @@ def mark_of(tensor: Tensor) -> Where | None:
     if session != _session:
         return None
     if changes != _changes:
-        session, last = getattr(_whole(tensor), _CHANGED, (0, 0))
+        session, last = getattr(whole_of(tensor), _CHANGED, (0, 0))
         if session == _session and last > changes:
             return _REWRITTEN
     return cast(Where, where)

@@ -8,9 +8,7 @@ from torch import Tensor
 
 from svag.variance.per_example.owners.operation import Operation
 from svag.variance.per_example.owners.owner_tensors import owned_by
-from svag.variance.per_example.owners.placement import (
-    Where,
-)
+from svag.variance.per_example.owners.placement import Where
 
 
 def run_on_owners(

@@ -6,9 +6,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from svag.variance.per_example.owners.marks import (
-    is_learned,
-)
+from svag.variance.per_example.owners.marks import is_learned
 from svag.variance.per_example.owners.placement import (
     CONSTANT,
     IS_PLACED,
@@ -21,18 +19,13 @@ from svag.variance.per_example.owners.placement import (
 SUMMED = Summed("a sum over the examples")
 
 
-class _Inside:
-    """Whether a call of the model is running."""
-
-    model = False
-
-
-_INSIDE = _Inside()
+_inside_model = False
 
 
 def inside_model(answer: bool) -> None:
     """Set whether a call of the model is running."""
-    _INSIDE.model = answer
+    global _inside_model
+    _inside_model = answer
 
 
 def couples(tensor: Tensor, where: Where) -> bool:
@@ -46,7 +39,7 @@ def couples(tensor: Tensor, where: Where) -> bool:
         tensor: the tensor.
         where: its mark.
     """
-    return isinstance(where, Summed) and (_INSIDE.model or is_learned(tensor))
+    return isinstance(where, Summed) and (_inside_model or is_learned(tensor))
 
 
 @dataclass(frozen=True)
@@ -126,8 +119,3 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
-
-
-def summed(op: Operation) -> Where:
-    """Return the mark of a result that is a sum over all examples."""
-    return SUMMED

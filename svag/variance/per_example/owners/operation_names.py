@@ -48,8 +48,8 @@ def only_like(name: str, args: Sequence[Any], followed: Sequence[Tensor]) -> boo
         args: its positional arguments.
         followed: the parameters, or tensors computed from them, among the arguments.
     """
-    asks = name in LIKE_FIRST or name in FACTORIES
-    return asks and (name in FACTORIES or not any(args[0] is t for t in followed))
+    of_others = name in LIKE_FIRST and not any(args[0] is t for t in followed)
+    return name in FACTORIES or of_others
 
 
 _ELEMENTWISE = frozenset(
@@ -62,37 +62,10 @@ _ELEMENTWISE = frozenset(
     | {"arccosh", "arcsinh", "arctanh", "log_sigmoid", "logsigmoid", "hardswish", "rrelu", "prelu"}
     | {"elu", "celu", "selu", "leaky_relu", "hardsigmoid", "conj_physical"}  # no tag in torch 2.9
     | {"isclose", "isreal", "float_power", "floor_divide", "true_divide", "special_expit", "fill"}
-    | {
-        "special_erf",
-        "special_log1p",
-        "triu",
-        "tril",
-        "zero",
-        "conj",
-        "resolve_conj",
-    }
-    | {
-        "resolve_neg",
-        "bucketize",
-        "view_as_real",
-        "lerp",
-        "nan_to_num",
-        "retain_grad",
-        "fake_quantize",
-        "fake_quantize_per_tensor_affine",
-    }
-    | {
-        "complex",
-        "polar",
-        "positive",
-        "uniform",
-        "normal",
-        "exponential",
-        "clone",
-        "alias",
-        "sign",
-        "hardtanh",
-    }
+    | {"special_erf", "special_log1p", "triu", "tril", "zero", "conj", "resolve_conj"}
+    | {"resolve_neg", "bucketize", "view_as_real", "lerp", "nan_to_num", "retain_grad"}
+    | {"fake_quantize", "fake_quantize_per_tensor_affine", "complex", "polar", "positive"}
+    | {"uniform", "normal", "exponential", "clone", "alias", "sign", "hardtanh"}
 )
 
 

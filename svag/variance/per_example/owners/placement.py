@@ -55,10 +55,6 @@ class Layout(NamedTuple):
         """Return ``(B, *shape)``; ``shape`` is the tensor's with one example along ``dim``."""
         return self.examples_first(tensor).movedim(1, self.dim + 1)
 
-    def complete(self, tensor: Tensor) -> bool:
-        """Whether every row is some example's."""
-        return True
-
 
 @dataclass(frozen=True, eq=False)
 class Scattered:
@@ -118,17 +114,13 @@ class Single:
 
     example: int
     examples: int
-    dim = -1
+    dim = -1  # no dimension
 
     def examples_first(self, tensor: Tensor) -> Tensor:
         """Return ``(B, 1, *shape)``, 0 for all other examples."""
         rows = tensor.new_zeros(self.examples, *tensor.shape)
         rows = rows.index_copy(0, torch.tensor([self.example], device=tensor.device), tensor[None])
         return rows.unsqueeze(1)
-
-    def complete(self, tensor: Tensor) -> bool:
-        """Whether every row is some example's."""
-        return True
 
 
 class Mark:
@@ -179,11 +171,6 @@ class Packed(Mark):
         self.sizes, self.examples = sizes, int(sizes[0])
         self.order = np.arange(self.examples) if order is None else order
 
-    @property
-    def is_sorted(self) -> bool:
-        """Whether the sequences are in another order than the examples."""
-        return not np.array_equal(self.order, np.arange(self.examples))
-
     def steps(self) -> "Layout | Scattered":
         """Return the mark of the concatenated steps: the owner of each."""
         each = [self.order[: int(size)] for size in self.sizes]
@@ -193,14 +180,10 @@ class Packed(Mark):
         """Return the mark of the last states ``(layers, B, width)``."""
         return placed(1, self.examples, self.order)
 
-    def complete(self, tensor: Tensor) -> bool:
-        """Whether every row is some example's."""
-        return True
-
     def by_example(self, padded: Tensor) -> Tensor:
         """Turn ``(T, B, ...)`` into ``(B, T, ...)`` in the order of the examples."""
         rows = padded.transpose(0, 1)
-        if not self.is_sorted:
+        if np.array_equal(self.order, np.arange(self.examples)):
             return rows
         return rows.index_select(0, torch.from_numpy(np.argsort(self.order)).to(rows.device))
 
@@ -273,7 +256,7 @@ def same_rows(a: "Layout | Scattered", b: "Layout | Scattered", size: int) -> bo
 
 
 def with_rows_along(where: Placed, tensor: Tensor, dim: int) -> Placed:
-    """Turn the mark Single into one for the only row along a dimension; others stay.
+    """Turn a Single into the mark of its one row along a dimension of size 1; others stay.
 
     Args:
         where: mark of the tensor.
@@ -295,6 +278,20 @@ def row_selector(where: "Layout | Scattered", tensor: Tensor, example: int) -> T
     """
     owners = where.owners(tensor.shape[where.dim])
     return torch.from_numpy(np.flatnonzero(owners == example)).to(tensor.device)
+
+
+def others_zero(where: Placed, tensor: Tensor, example: int) -> Tensor:
+    """Return the tensor with 0 in all rows but one example's.
+
+    Args:
+        where: mark of the tensor.
+        tensor: the tensor.
+        example: number of the example.
+    """
+    if isinstance(where, Single):
+        return tensor if where.example == example else torch.zeros_like(tensor)
+    rows, kept = row_selector(where, tensor, example), torch.zeros_like(tensor)
+    return kept.index_copy_(where.dim, rows, tensor.index_select(where.dim, rows))
 
 
 def shape_with(shape: Sequence[int], dim: int, size: int) -> list[int]:

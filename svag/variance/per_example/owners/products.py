@@ -1,7 +1,6 @@
-"""Rules for products, attention, convolution, pooling and normalisation.
+"""Rules for products of vectors and matrices, einsum and attention.
 
-Each rule says where the examples are in the output, from the dimensions that the operation sums or
-works over.
+The examples may be along any dimension that the product does not sum over.
 """
 
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from svag.variance.per_example.owners.elementwise import elementwise, join
-from svag.variance.per_example.owners.operation import Operation, rule, summed
+from svag.variance.per_example.owners.operation import SUMMED, Operation, rule
 from svag.variance.per_example.owners.placement import (
     CONSTANT,
     IS_PLACED,
@@ -22,21 +21,26 @@ from svag.variance.per_example.owners.placement import (
 )
 
 
-def joined(op: Operation, found: Sequence["Placed | Mark | None"], out: Tensor) -> Where:
+def joined(
+    op: Operation,
+    found: Sequence["Placed | Mark | None"],
+    shape: Sequence[int] | None = None,
+) -> Where:
     """Join the marks that the inputs give the output.
 
     Args:
         op: the operation.
         found: the marks; None for an input without rows of examples.
-        out: the output.
+        shape: shape that the marks' dimensions are of; None for the output's.
     """
+    shape = op.out.shape if shape is None else shape
     result: Placed | None = None
     for where in found:
         if isinstance(where, Mark):
             return where
         if where is None:
             continue
-        both = where if result is None else join(op, result, where, out)
+        both = where if result is None else join(op, result, where, shape)
         if isinstance(both, Mark):
             return both
         result = both
@@ -70,19 +74,19 @@ def _matmul(op: Operation) -> Where:
     if op.name == "inner" and a.dim() and b.dim():
         left: list[int | None] = [*range(a.dim() - 1), None]
         right: list[int | None] = [*range(a.dim() - 1, op.out.dim()), None]
-        return joined(op, [moved(op, a, left), moved(op, b, right)], op.out)
+        return joined(op, [moved(op, a, left), moved(op, b, right)])
     if op.name in ("outer", "ger"):
-        return joined(op, [moved(op, a, [0]), moved(op, b, [1])], op.out)
+        return joined(op, [moved(op, a, [0]), moved(op, b, [1])])
     if op.name in ("dot", "vdot", "matmul") and a.dim() == b.dim() == 1:
         return _weighted(op)
     left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
-    return joined(op, [moved(op, a, left), moved(op, b, right)], op.out)
+    return joined(op, [moved(op, a, left), moved(op, b, right)])
 
 
 def _weighted(op: Operation) -> Where:
     """Sum the products of the entries of two vectors, as losses of examples and their weights."""
-    lined = elementwise(op, shape=op.inputs[0])
-    return summed(op) if isinstance(lined, Layout | Scattered) else lined
+    lined = elementwise(op, shape=op.inputs[0].shape)
+    return SUMMED if isinstance(lined, Layout | Scattered) else lined
 
 
 def _product_dims(a: int, b: int, out: int) -> tuple[list[int | None], list[int | None]]:
@@ -101,16 +105,14 @@ def _linear(op: Operation) -> Where:
     x = op.given("input", 0)
     if len(op.pairs()) > 1 or not isinstance(op.where(x), IS_PLACED):
         return op.unknown()
-    return joined(op, [moved(op, x, [*range(x.dim() - 1), None])], op.out)
+    return joined(op, [moved(op, x, [*range(x.dim() - 1), None])])
 
 
 _FACTORS = {"addmm": ("mat1", "mat2"), "addmv": ("mat", "vec")}
 
 
-@rule("addmm", "baddbmm", "addmv", "addbmm", "addr")
+@rule("addmm", "baddbmm", "addmv")
 def _add_product(op: Operation) -> Where:
-    if op.name in ("addbmm", "addr"):
-        return op.unknown()
     first, second = _FACTORS.get(op.name, ("batch1", "batch2"))
     shift, a, b = op.given("input", 0), op.given(first, 1), op.given(second, 2)
     left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
@@ -118,7 +120,7 @@ def _add_product(op: Operation) -> Where:
     if isinstance(op.where(shift), IS_PLACED):
         aligned = elementwise(op, [shift])
         found.append(aligned if aligned is not CONSTANT else None)
-    return joined(op, found, op.out)
+    return joined(op, found)
 
 
 @rule("einsum")
@@ -133,7 +135,7 @@ def _einsum(op: Operation) -> Where:
     for term, operand in zip(terms, given, strict=True):
         dims = [result.index(c) if c in result else None for c in term]
         found.append(moved(op, operand, dims))
-    return joined(op, found, op.out)
+    return joined(op, found)
 
 
 def letters(equation: str, dims: Sequence[int]) -> tuple[list[str], str]:
@@ -163,18 +165,16 @@ def matrix_letters(a: int, b: int) -> tuple[list[str], str]:
     return [left, right], spare + "m" * (a > 1) + "p" * (b > 1)
 
 
-@rule("tensordot", "cdist", "bilinear", "kron", "chain_matmul")
-def _other_products(op: Operation) -> Where:
-    if op.name == "cdist":
-        a, b = op.args[:2]
-        left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
-        right = [*right[:-2], op.out.dim() - 1, None]
-        return joined(op, [moved(op, a, left), moved(op, b, right)], op.out)
-    if op.name == "tensordot":
-        return _tensordot(op)
-    return op.unknown()
+@rule("cdist")
+def _distances(op: Operation) -> Where:
+    """Distances of rows: as a matrix product with the second factor transposed."""
+    a, b = op.args[:2]
+    left, right = _product_dims(a.dim(), b.dim(), op.out.dim())
+    right = [*right[:-2], op.out.dim() - 1, None]
+    return joined(op, [moved(op, a, left), moved(op, b, right)])
 
 
+@rule("tensordot")
 def _tensordot(op: Operation) -> Where:
     """The result has the dimensions that are not summed over, those of the first factor first."""
     a, b, dims = op.given("a", 0), op.given("b", 1), op.given("dims", 2, 2)
@@ -191,7 +191,7 @@ def _tensordot(op: Operation) -> Where:
             to.append(None if dim in summed_over else free)
             free += dim not in summed_over
         found.append(moved(op, tensor, to))
-    return joined(op, found, op.out)
+    return joined(op, found)
 
 
 @rule("scaled_dot_product_attention")
@@ -207,4 +207,4 @@ def _attention(op: Operation) -> Where:
         found.append(
             moved(op, tensor, [*batch, op.out.dim() - 2 if name == "query" else None, None])
         )
-    return joined(op, found, op.out)
+    return joined(op, found)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from svag.variance.per_example.owners.elementwise import elementwise
-from svag.variance.per_example.owners.operation import Operation, rule, summed
+from svag.variance.per_example.owners.operation import SUMMED, Operation, rule
 from svag.variance.per_example.owners.placement import (
     CONSTANT,
     IS_PLACED,
@@ -17,7 +17,7 @@ _SUMS = frozenset({"sum", "mean", "nansum", "nanmean"})
 _REDUCTIONS = _SUMS | {
     *("prod", "amax", "amin", "aminmax", "max", "min", "median", "nanmedian", "logsumexp", "norm"),
     *("std", "var", "std_mean", "var_mean", "all", "any", "argmax", "argmin", "count_nonzero"),
-    *("linalg_vector_norm", "vector_norm", "mode", "kthvalue", "quantile", "nanquantile"),
+    *("linalg_vector_norm", "mode", "kthvalue", "quantile", "nanquantile"),
 }
 
 
@@ -41,19 +41,18 @@ def _reduction(op: Operation) -> Where:
         if op.name in ("argmax", "argmin"):
             return op.chooses()
         if op.name in _SUMS or not op.out.requires_grad:
-            return summed(op)
+            return SUMMED
         return op.mixes()
     keeps = op.out.dim() == source.dim()
     return where if keeps else where.at(where.dim - sum(d < where.dim for d in reduced))
 
 
-_DIM_AT = {"norm": 2, "kthvalue": 2, "quantile": 2, "nanquantile": 2}
-_DIM_AT |= {"linalg_vector_norm": 2, "vector_norm": 2}
+_DIM_SECOND = frozenset({"norm", "linalg_vector_norm", "kthvalue", "quantile", "nanquantile"})
 
 
 def _reduced(op: Operation, dims: int) -> list[int] | None:
     """Return the dimensions that a reduction reduces; None if they cannot be determined."""
-    position = _DIM_AT.get(op.name, 1)
+    position = 2 if op.name in _DIM_SECOND else 1
     given = op.given("dim", position, op.kwargs.get("axis"))
     if op.name in ("mode", "kthvalue", "median", "nanmedian") and given is None:
         given = -1 if op.out.dim() or len(op.outputs) > 1 else None
@@ -89,23 +88,12 @@ def _drawn(op: Operation) -> Where:
     return where
 
 
-# --- along one dimension ------------------------------------------------------------------------
-
-_ALONG = {
-    **dict.fromkeys(("softmax", "log_softmax", "softmin", "cumsum", "cumprod", "cummax"), 1),
-    **dict.fromkeys(("cummin", "logcumsumexp", "special_log_softmax", "special_softmax"), 1),
-    **dict.fromkeys(("glu", "diff"), 2),
-    **dict.fromkeys(("fft", "ifft", "rfft", "irfft", "hfft", "ihfft", "fft_fft", "fft_ifft"), 2),
-    **dict.fromkeys(("fft_rfft", "fft_irfft"), 2),
-}
-
-
-@rule(*_ALONG)
+@rule("softmax", "log_softmax", "special_softmax", "special_log_softmax", "glu", "diff")
+@rule("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp")
 def _along(op: Operation) -> Where:
     """Keep the mark, unless the operation works along the examples' dimension."""
     source = op.args[0] if op.args else op.inputs[0]
-    position = 1 if op.name == "glu" else _ALONG[op.name]
-    dim = op.given("dim", position, -1)
+    dim = op.given("dim", 2 if op.name == "diff" else 1, -1)
     if not isinstance(dim, int):
         return op.unknown()
     where = op.where(source)

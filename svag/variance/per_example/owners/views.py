@@ -26,18 +26,8 @@ from svag.variance.per_example.owners.placement import (
 )
 
 _VIEWS = (
-    *(
-        "squeeze",
-        "unsqueeze",
-        "transpose",
-        "swapaxes",
-        "swapdims",
-        "permute",
-        "movedim",
-        "moveaxis",
-        "t",
-    ),
-    *("T", "mT", "H", "mH", "adjoint", "select", "narrow", "unbind", "split", "chunk"),
+    *("squeeze", "unsqueeze", "transpose", "swapaxes", "swapdims", "permute", "movedim", "t"),
+    *("moveaxis", "T", "mT", "H", "mH", "adjoint", "select", "narrow", "unbind", "split", "chunk"),
     *("tensor_split", "split_with_sizes", "hsplit", "vsplit", "dsplit", "expand", "expand_as"),
     *("broadcast_to", "diagonal", "unfold", "atleast_1d", "atleast_2d"),
     *("atleast_3d", "unsafe_split", "unsafe_chunk", "diag", "diag_embed", "narrow_copy"),
@@ -55,7 +45,7 @@ def _reshaped(op: Operation) -> Where:
         return CONSTANT if where is CONSTANT else op.unknown()
     if isinstance(where, Single):
         return where
-    if isinstance(where, Layout) and isinstance(op.out, Tensor):
+    if isinstance(where, Layout):
         found = _through_reshape(source.shape, where, op.out.shape)
         if found is not None:
             return found
@@ -139,11 +129,7 @@ def _reach(tensor: Tensor) -> int:
 def _broadcast_tensors(op: Operation) -> "Where | Sequence[Where]":
     """Each output is one input, expanded."""
     given = op.args[0] if isinstance(op.args[0], list | tuple) else op.args
-    found: list[Where] = []
-    for tensor, out in zip(given, op.outputs, strict=True):
-        one = Operation(op.func, op.name, op.args, op.kwargs, op.inputs, op.states, [out])
-        found.append(elementwise(one, [tensor]))
-    return found
+    return [elementwise(op, [tensor], op.out.shape) for tensor in given]
 
 
 @rule("tril", "triu")

@@ -87,7 +87,7 @@ def _marked(op: Operation, target: Tensor, parts: Sequence[Any]) -> Where:
 
 
 def _by_mask(op: Operation, target: Tensor, parts: Any) -> Where:
-    """Write where a mask of the mini-batch is true; the mask's owners are those of the target."""
+    """Return the mark of a constant, for writing where a mask is true: that of the mask, if any."""
     mask = parts[0] if len(parts) == 1 else None
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() > target.dim():
         return CONSTANT
@@ -125,7 +125,7 @@ def _added_by_mask(op: Operation, target: Tensor, parts: Any, values: Tensor) ->
     found = _overwritten(op, target, parts, values)
     if not isinstance(where, Layout | Scattered) or not isinstance(found, Layout | Scattered):
         return found
-    return join(op, where, found, target)
+    return join(op, where, found, target.shape)
 
 
 @rule("index_add")
@@ -137,11 +137,9 @@ def _index_add(op: Operation) -> Where:
 @rule("index_copy")
 def _index_copy(op: Operation) -> Where:
     target, dim, index = op.args[0], op.given("dim", 1), op.given("index", 2)
-    parts = (*[slice(None)] * (dim % target.dim()), index)
-    values = op.given("source", 3)
     if dim % target.dim() != 0:
         return op.unknown()
-    return _overwritten(op, target, parts, values)
+    return _overwritten(op, target, (index,), op.given("source", 3))
 
 
 def _added(op: Operation, target: Tensor, dim: int, index: Tensor, values: Tensor) -> Where:
@@ -156,7 +154,7 @@ def _added(op: Operation, target: Tensor, dim: int, index: Tensor, values: Tenso
         return op.unknown()
     if isinstance(given, Layout | Scattered) and given.dim != dim:
         if isinstance(where, IS_PLACED):
-            return join(op, given, where, target)
+            return join(op, given, where, target.shape)
         return given
     if isinstance(where, Layout | Scattered) and where.dim != dim:
         return op.mixes()

@@ -19,11 +19,11 @@ from svag.variance.per_example.owners.placement import CONSTANT, IS_PLACED, Sing
 from svag.variance.per_example.recording.recorder import Recorder
 from svag.variance.per_example.recording.sources import Source
 from svag.variance.per_example.recording.taps import Site, Tap, Use
-from svag.variance.per_example.structures import replaced, tensors_in
+from svag.variance.per_example.structures import called_with, tensors_in
 
 Call = Callable[..., Any]
 
-RANDOM = frozenset({"dropout", "alpha_dropout", "feature_dropout", "bernoulli", "rand_like"})
+_RANDOM = frozenset({"dropout", "alpha_dropout", "feature_dropout", "bernoulli", "rand_like"})
 
 
 def derive(
@@ -42,10 +42,7 @@ def derive(
         The result of the operation.
     """
     stand_ins = _stand_ins(recorder, used)
-    state = torch.random.get_rng_state() if plain_name(func) in RANDOM else None
-    out = func(*args, **kwargs)
-    if state is not None:
-        torch.random.set_rng_state(state)
+    out = _run_first(func, args, kwargs)
     if recorder.verification is not None:
         recorder.verification.note_precision(list(tensors_in((out,))))
     params, leaves = _origin(recorder, used)
@@ -54,7 +51,7 @@ def derive(
         mark(out, CONSTANT)
         recorder.derive(out, Source(params, leaves, lambda: _normed(leaves, norm), norm))
         return out
-    again = run_again(func, replaced(args, stand_ins), replaced(kwargs, stand_ins))
+    again = run_again(func, args, kwargs, stand_ins)
     for ours, computed in zip(tensors_in((out,)), tensors_in((again,)), strict=True):
         mark(ours, CONSTANT)
         if computed.requires_grad:
@@ -81,8 +78,10 @@ def derive_in_place(
     """
     target = args[0]
     base = target._base if target._is_view() and target._base is not None else target
-    _refuse_parameter(recorder, func, base)
-    every = [*used, base] if recorder.source_of(base) is not None else used
+    source = recorder.source_of(base)
+    if source is not None and source.is_parameter:
+        raise PerExampleError(_unclear(recorder, func, base))
+    every = used if source is None else [*used, base]
     stand_ins = _stand_ins(recorder, every)
     whole = torch.empty_strided(base.shape, base.stride(), dtype=base.dtype, device=base.device)
     whole = whole.copy_(stand_ins.get(id(base), base.detach()))
@@ -91,11 +90,8 @@ def derive_in_place(
     if target is not base:
         stand_ins[id(target)] = whole.as_strided(target.shape, target.stride(), offset)
     params, leaves = _origin(recorder, every)
-    state = torch.random.get_rng_state() if plain_name(func) in RANDOM else None
-    out = func(*args, **kwargs)
-    if state is not None:
-        torch.random.set_rng_state(state)
-    run_again(func, replaced(args, stand_ins), replaced(kwargs, stand_ins))
+    out = _run_first(func, args, kwargs)
+    run_again(func, args, kwargs, stand_ins)
     for ours in (base, target):
         mark(ours, CONSTANT)
         recorder.derive(ours, Source(params, leaves, _held(stand_ins[id(ours)])))
@@ -107,8 +103,9 @@ def fill_in_place(
 ) -> Any:
     """Run an operation that writes rows of the mini-batch into a tensor computed from parameters.
 
-    As ``h = token.expand(B, T, D).clone(); h[mask] = x[mask]``. The examples are where the rows
-    written put them; the tensor's old entries, those that are left, belong to the same examples.
+    As ``h = token.expand(B, T, D).clone(); h[mask] = x[mask]``. The written rows say which example
+    each row of the tensor belongs to. The entries that are left there come from the parameters, and
+    belong to the same example.
 
     Args:
         recorder: the open context's recorder.
@@ -125,11 +122,9 @@ def fill_in_place(
             or a view, or it is not clear which rows belong to which example.
     """
     target = args[0]
-    source = recorder.source_of(target)
-    _refuse_parameter(recorder, func, target)
-    if source is None or len(used) > 1 or target._is_view():
-        raise PerExampleError(_unclear(recorder, func, target))
-    label = _unclear(recorder, func, target)
+    source, unclear = recorder.source_of(target), _unclear(recorder, func, target)
+    if source is None or source.is_parameter or len(used) > 1 or target._is_view():
+        raise PerExampleError(unclear)
     site = Site(recorder, [Use(source, _rows_left, replaces=False)], Single(0, recorder.examples))
     before = Tap.apply(site, 0, target)  # type: ignore[no-untyped-call]
     assert before is target
@@ -139,7 +134,7 @@ def fill_in_place(
     follow(func, args, kwargs, tensors, [target])
     where = mark_of(target)
     if not isinstance(where, IS_PLACED):
-        raise PerExampleError(label)
+        raise PerExampleError(unclear)
     site.uses = [Use(source, _rows_of(where), replaces=False)]
     site.where = where
     return out
@@ -158,6 +153,15 @@ def _rows_of(where: Any) -> Callable[[Tensor], Contributions]:
     return rows
 
 
+def _run_first(func: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Run an operation so that running it again draws the same random numbers."""
+    state = torch.random.get_rng_state() if plain_name(func) in _RANDOM else None
+    out = func(*args, **kwargs)
+    if state is not None:
+        torch.random.set_rng_state(state)
+    return out
+
+
 def _stand_ins(recorder: Recorder, used: Sequence[Tensor]) -> dict[int, Tensor]:
     """Return what stands for each tensor in the graph that starts at copies of the parameters."""
     sources = {id(t): recorder.source_of(t) for t in used}
@@ -174,23 +178,18 @@ def _origin(
     return params, leaves
 
 
-def run_again(func: Call, args: Any, kwargs: Any) -> Any:
-    """Run an operation for its graph.
+def run_again(func: Call, args: Any, kwargs: Any, by_id: Mapping[int, Tensor]) -> Any:
+    """Run an operation a second time on other tensors, to get the graph from those to its result.
 
     Args:
         func: the operation.
         args: its positional arguments.
         kwargs: its keyword arguments.
+        by_id: the tensors to use, by id of the argument that each replaces.
     """
-    # Also inside a checkpoint, which would run its part again for what is saved here.
+    # A checkpoint around it must not take what is saved here for its own, and recompute it.
     with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
-        return func(*args, **kwargs)
-
-
-def _refuse_parameter(recorder: Recorder, func: Call, target: Tensor) -> None:
-    source = recorder.source_of(target)
-    if source is not None and any(target is p for p in source.params):
-        raise PerExampleError(_unclear(recorder, func, target))
+        return called_with(func, args, kwargs, by_id)
 
 
 def _unclear(recorder: Recorder, func: Call, target: Tensor) -> str:
@@ -207,7 +206,7 @@ def _held(computed: Tensor) -> Callable[[], Tensor]:
 def _normed(leaves: Sequence[Tensor], dim: int) -> Tensor:
     """Return the weight norm of two leaves, for operations on it."""
     with torch._C.DisableTorchFunction(), torch.enable_grad():
-        return run_again(torch._weight_norm, (*leaves, dim), {})  # type: ignore[no-any-return]
+        return run_again(torch._weight_norm, (*leaves, dim), {}, {})  # type: ignore[no-any-return]
 
 
 def _weight_norm_of(

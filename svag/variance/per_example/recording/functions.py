@@ -53,15 +53,10 @@ _RESHAPING = frozenset(
 
 def replaces_data(func: Call) -> bool:
     """Whether the operation is ``tensor.data = other``."""
-    return bool(func == _SET_DATA)
+    return bool(func == SET_DATA)
 
 
-_SET_DATA = vars(torch._C.TensorBase)["data"].__set__
-
-
-def is_transformed(tensor: Tensor) -> bool:
-    """Whether a tensor is wrapped by torch.vmap or another transformation."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+SET_DATA = vars(torch._C.TensorBase)["data"].__set__
 
 
 def asked_in_place(func: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:

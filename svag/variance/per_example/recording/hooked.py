@@ -1,8 +1,8 @@
 """Hooks on tensors that are changed in place afterwards, and gradients of tensors inside the model.
 
-autograd drops the hooks of a view if it is changed in place, and keeps those of other tensors. So a
-tensor with hooks must be a view if it is one without svag. Where this cannot be had, the change is
-refused.
+When a tensor is changed in place, autograd drops its hooks if it is a view, else it keeps them.
+svag returns views for some tensors that are none without it, and the other way round. A change of
+such a tensor is refused once it has a hook.
 """
 
 import weakref
@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from svag.errors import PerExampleError
+from svag.variance.per_example.owners.marks import whole_of
 
 NOTED = frozenset({Tensor.register_hook, Tensor.retain_grad})
 """Operations that :func:`note_hook` and :class:`Retained` record."""
@@ -31,7 +32,7 @@ def view_differs(tensor: Tensor) -> None:
 
 
 def note_hook(func: Callable[..., Any], args: Sequence[Any]) -> bool:
-    """Record a hook on such a tensor; return whether it is one.
+    """Record a hook on a tensor of :func:`view_differs`; return whether it is one.
 
     Args:
         func: the operation.
@@ -39,7 +40,7 @@ def note_hook(func: Callable[..., Any], args: Sequence[Any]) -> bool:
     """
     if func is not Tensor.register_hook or not getattr(args[0], _APART, False):
         return False
-    setattr(_whole(args[0]), _HOOKED, True)
+    setattr(whole_of(args[0]), _HOOKED, True)
     return True
 
 
@@ -53,7 +54,7 @@ def refuse_change(name: str, tensor: Any) -> None:
     Raises:
         PerExampleError: it has a hook.
     """
-    if isinstance(tensor, Tensor) and getattr(_whole(tensor), _HOOKED, False):
+    if isinstance(tensor, Tensor) and getattr(whole_of(tensor), _HOOKED, False):
         raise PerExampleError(
             f"{name} changes a tensor of shape {tuple(tensor.shape)} in place that has a hook "
             "(register_hook) and comes from the model or from a recurrent layer. autograd drops "
@@ -83,8 +84,3 @@ class Retained:
         finally:
             for tensor, grad in zip(tensors, before, strict=True):
                 tensor.grad = grad
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    base = tensor._base if tensor._is_view() else None
-    return tensor if base is None else base

@@ -9,7 +9,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from svag.errors import PerExampleError
-from svag.variance.per_example.owners.following import follow, state_of, take_mark
+from svag.variance.per_example.owners.following import follow, is_transformed, state_of, take_mark
 from svag.variance.per_example.owners.marks import (
     mark,
     mark_learned,
@@ -39,7 +39,6 @@ from svag.variance.per_example.recording.functions import (
     handles,
     is_composite,
     is_in_place,
-    is_transformed,
     name_of,
     replaces_data,
     reshapes_in_place,
@@ -185,7 +184,7 @@ class Interception(TorchFunctionMode):
         if torch._C._current_graph_task_id() != -1:
             for tensor in tensors:
                 recall(tensor)
-        followed = [t for t in tensors if self.recorder.source_of(t) is not None]
+        followed = self.recorder.followed(tensors)
         if not followed:
             return self._plain(func, args, kwargs, tensors)
         refuse_selective(func)
@@ -219,7 +218,7 @@ class Interception(TorchFunctionMode):
         if verified and _may_sum(plain_name(func), placed):
             return self._cut(func, args, kwargs)
         given = args
-        if placed and reshapes_in_place(func):  # rules need the shape before
+        if placed and reshapes_in_place(func):  # rules compare with the old shape
             given = args[0].detach(), *args[1:]
             mark(given[0], state_of(args[0]))
             tensors = [given[0], *tensors[1:]]
@@ -238,7 +237,7 @@ class Interception(TorchFunctionMode):
         return out
 
     def _cut(self, func: Call, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Run an operation that may sum over examples on aliases, whose gradients can be read."""
+        """Run an operation that may sum over examples on aliases, to verify from there."""
         aliases: dict[int, Tensor] = {}
         cuts: list[tuple[Tensor | GradientEdge, Placed]] = []
         for tensor in tensors_in((*args, *kwargs.values())):

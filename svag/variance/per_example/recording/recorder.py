@@ -5,7 +5,7 @@ every operation that uses a parameter.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -31,6 +31,12 @@ class Recorder:
         kept: names of parameters whose c_k are kept.
         squares: whether to keep sum_k c_k^2 of every parameter.
         check: whether contributions must add up to the gradient in passes that are not verified.
+
+    Attributes:
+        silent: whether nothing is recorded, in forward and backward passes that svag itself runs.
+        fixed: whether the backward pass starts at functions of parameters alone, as a penalty.
+        inside: whether a call of the model is running.
+        used_outside: whether a parameter was used after the model, as in a loss.
     """
 
     def __init__(
@@ -103,6 +109,10 @@ class Recorder:
                 "or use svag.micro_batch_variance"
             )
         return cast(Source, source)
+
+    def followed(self, tensors: Iterable[Tensor]) -> list[Tensor]:
+        """Return those that are followed parameters or were computed from parameters alone."""
+        return [t for t in tensors if self.source_of(t) is not None]
 
     def replaces(self, source: Source | None) -> bool:
         """Whether a closed form may replace autograd's gradient by its own sum.
@@ -201,7 +211,7 @@ class Recorder:
                 self._terms.setdefault(id(param), []).append(term)
 
     def begin_pass(self) -> None:
-        """Discard contributions of an earlier backward pass without parameters (autograd.grad)."""
+        """At the first gradient of a backward pass, discard what is left of an earlier one."""
         task = torch._C._current_graph_task_id()
         if task != self._pass:
             self._pass = task

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from svag.errors import PerExampleError
 from svag.variance.per_example.checks.verification import Verification
 from svag.variance.per_example.contributions.base import Contributions
-from svag.variance.per_example.owners.placement import Packed, Placed
+from svag.variance.per_example.owners.placement import Packed, Placed, Scattered
 from svag.variance.per_example.recording.sources import Source
 
 Factory = Callable[..., Contributions]
@@ -106,7 +106,7 @@ class Site:
         """Make the contributions and yield the sums of those that replace."""
         recorder = self.recorder
         recorder.refuse_reentrant(self)
-        if not self.where.complete(delta):
+        if isinstance(self.where, Scattered) and not self.where.complete(delta):
             raise PerExampleError(
                 f"{recorder.label_of(self)} was used on rows that belong to no example, such as "
                 "unused rows of a buffer, and their gradient is not 0; give the layer only rows "
