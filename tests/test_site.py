@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from svag.theory.figures import explorer
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 REFERENCE = {page.stem: page.read_text() for page in sorted((DOCS / "reference").glob("*.md"))}
@@ -156,6 +158,7 @@ def test_the_gallery_runs(
 ) -> None:
     pyplot = pytest.importorskip("matplotlib.pyplot")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(explorer.compute.__kwdefaults__, "steps", 20)  # a fifth of `make docs`
     pyplot.switch_backend("agg")
     runpy.run_path(str(script), run_name="__main__")
     drawn = [pyplot.figure(number).axes for number in pyplot.get_fignums()]

@@ -50,7 +50,10 @@ class ObjectiveTrainer:
         self._states = states or {}
 
     def start_loss(self) -> float:
-        """Return the mean loss on the held batches; inf if it is not finite."""
+        """Return the mean loss on the held batches at the current point; inf if not finite."""
+        return self._held_loss()
+
+    def _held_loss(self) -> float:
         mean = float(np.mean([self._objective.loss(batch) for batch in self._held]))
         return mean if math.isfinite(mean) else math.inf
 
@@ -80,7 +83,7 @@ class ObjectiveTrainer:
                         carried = objective.state_after()
                         self._sampling.note_state()
                     optimizer.step()
-                return self.start_loss(), steps
+                return self._held_loss(), steps
         finally:
             torch._foreach_copy_(params, self._start)
 
