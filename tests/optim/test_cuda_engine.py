@@ -8,6 +8,7 @@ kernel is typed right and loads 16 bytes at once, is seen by compiling for an H1
 
 import copy
 import importlib
+import itertools
 import re
 import sys
 from collections.abc import Iterator
@@ -168,9 +169,12 @@ def test_the_start_is_debiased_to_rounding(engine, case, beta):
 
 # The square of 1e-4 is a variance beside a gradient of float16, and nothing in float16.
 ODD = [torch.nan, torch.inf, -torch.inf, 0.0, 1e-30, -1e-30, 1e30, 1e-40, 1e-4, 3.0]
-DTYPES = (torch.float32, torch.float64, *HALF)
-# As numbers are stored, and what they are made into, do not meet.
-TWINS = [(c, d) for d in DTYPES for c in (CASES + WITHIN_BATCH if d is DTYPES[0] else TWICE)]
+# As numbers are stored, and what they are made into, do not meet: of halves, each set of averages.
+TWINS: list[tuple[Case, torch.dtype]] = [
+    *((case, torch.float32) for case in CASES + WITHIN_BATCH),
+    *((case, torch.float64) for case in TWICE),
+    *itertools.product(named("sgd", "m-svag", "adam-amsgrad", "m-svag/batch"), HALF),
+]
 
 
 def groups_of(case: Case) -> list[dict[str, Any]]:
