@@ -155,7 +155,7 @@ def _equivalence(analysis: Analysis, claims: Claims) -> str:
         names = " and ".join(_HALVES[half] for half in undecided)
         power = (
             f"if a half had no effect at all, {100 * claims.power:.0f} % of studies with errors as "
-            f"large as here would show it (equal within {margin})"
+            f"large as here would find it equal within {margin}; with more seeds, more would"
         )
         known = f"whether {names} make{'s' * (len(undecided) == 1)} a difference is not decided; "
         parts.append(power if claims.finding == "open" else known + power)

@@ -76,7 +76,7 @@ def test_not_decided_is_not_no_effect():
     text = verdict(analysed(0.80, 0.80, 0.81, 0.81, noise=0.04, seeds=3))
     assert "it is not decided whether either half of Adam makes a difference" in text
     assert "equal within" in text
-    assert "% of studies with errors as large as here would show it (equal within" in text
+    assert "% of studies with errors as large as here would find it equal within" in text
 
 
 def test_the_smallest_effect_that_was_given():
