@@ -102,9 +102,8 @@ class Watch(torch.autograd.Function):
         start, (out, *last) = rest[:n], rest[n:]
         ctx.kind, ctx.site, ctx.weights, ctx.packed, ctx.n = kind, site, weights, packed, n
         ctx.save_for_backward(x, out, *start)
-        return tuple(
-            t.clone() for t in (out, *last)
-        )  # these can be changed in place, views could not
+        # autograd refuses changes in place of views that a function returns.
+        return tuple(t.clone() for t in (out, *last))
 
     @staticmethod
     @once
